@@ -1,0 +1,179 @@
+"""torchvision encoders without their head, the projection head, and safetensors in and out.
+
+In: an architecture's name and where its weights come from. Out: a module (B,3,S,S) → h (B,D).
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+HEADS = ("fc.", "classifier.", "head.", "heads.")
+
+
+class EncoderError(ValueError):
+    """An architecture or weights that cannot be had: what, where it was looked for, what to do."""
+
+
+def build(arch: str) -> tuple[nn.Module, int]:
+    """A torchvision classification model without its head.
+
+    Returns the module, (B,3,S,S) → (B,D), and D. Weights are random, drawn from torch's global
+    generator (see `seeded`). Raises `EncoderError` for a name that torchvision does not have.
+    """
+    if arch not in torchvision.models.list_models(module=torchvision.models):
+        raise EncoderError(
+            f"unknown encoder arch {arch!r}; torchvision has resnet18, resnet50, squeezenet1_1, ..."
+        )
+    model = torchvision.models.get_model(arch, weights=None)
+    name = next((n for n in ("fc", "classifier", "head", "heads") if hasattr(model, n)), None)
+    if name is None or hasattr(model, "AuxLogits") or hasattr(model, "aux1"):
+        raise EncoderError(f"encoder arch {arch!r} has no head that can be taken off; use a ResNet, say")
+    head = getattr(model, name)
+    linear = [m for m in head.modules() if isinstance(m, nn.Linear)]
+    if linear:
+        # What stands before the head's first linear layer (ConvNeXt's LayerNorm) belongs to the features.
+        before = (
+            list(head.children())[: list(head.children()).index(linear[0])] if list(head.children()) else []
+        )
+        kept = [m for m in before if not isinstance(m, nn.Dropout)]
+        setattr(model, name, nn.Sequential(*kept) if kept else nn.Identity())
+        return model, linear[0].in_features
+    conv = next(m for m in head.modules() if isinstance(m, nn.Conv2d))  # SqueezeNet's head is a convolution
+    setattr(model, name, nn.AdaptiveAvgPool2d(1))
+    return model, conv.in_channels
+
+
+def initial(arch: str, weights: str, *, seed: int, root: Path) -> tuple[nn.Module, int]:
+    """The encoder that pretraining starts from, in eval mode, and its D.
+
+    `weights`: `none` (random from `seed`), a name of torchvision's Multi-Weight API (`IMAGENET1K_V2`),
+    or the path, relative to `root`, of a safetensors or state-dict file with torchvision's names.
+    Raises `EncoderError` when the weights are not to be had or do not fit.
+    """
+    with seeded(seed):
+        model, width = build(arch)
+    if weights != "none":
+        named = torchvision.models.get_model_weights(arch).__members__
+        if weights in named:
+            state = _published(arch, named[weights])
+        else:
+            state = _read(root / weights, known=", ".join(named) or "no published weights")
+        _fill(model, state, source=weights)
+    return model.eval(), width
+
+
+def load(path: Path) -> tuple[nn.Module, int]:
+    """The encoder that `save` wrote, in eval mode, and its D. Raises `EncoderError` if it is not one."""
+    try:
+        with safe_open(path, "pt") as file:
+            meta = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    except (OSError, SafetensorError) as error:
+        raise EncoderError(f"{path} is not a readable encoder: {error}") from None
+    if "arch" not in meta:
+        raise EncoderError(f"{path} does not say its architecture; write it with `satclr pretrain`")
+    model, width = build(meta["arch"])
+    _fill(model, state, source=str(path))
+    return model.eval(), width
+
+
+def metadata(path: Path) -> dict[str, Any]:
+    """What `save` wrote beside the tensors."""
+    with safe_open(path, "pt") as file:
+        return {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+
+
+def save(model: nn.Module, path: Path, *, arch: str, width: int, **facts: Any) -> None:
+    """Write the encoder's state and, as JSON texts, what is needed to use it (arch stays plain)."""
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    meta = {"arch": arch, "feature_dim": str(width), **{k: json.dumps(v) for k, v in facts.items()}}
+    save_file(state, path, metadata=meta)
+
+
+def projection_head(width: int, *, hidden: int | None, out: int, batch_norm: bool) -> nn.Sequential:
+    """The map h (B,D) → z (B,out): linear, [BatchNorm,] ReLU, linear[, BatchNorm].
+
+    With BatchNorm as in SimCLR's published code, without as in the paper's notebook.
+    """
+    hidden = hidden or width
+    layers: list[nn.Module] = [nn.Linear(width, hidden, bias=not batch_norm)]
+    layers += [nn.BatchNorm1d(hidden)] * batch_norm + [nn.ReLU(inplace=True)]
+    layers += [nn.Linear(hidden, out, bias=not batch_norm)] + [nn.BatchNorm1d(out)] * batch_norm
+    return nn.Sequential(*layers)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Put torch's global CPU generator at `seed` inside, as it was before outside."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _published(arch: str, weights: Any) -> Mapping[str, torch.Tensor]:
+    file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
+    try:
+        state: Mapping[str, torch.Tensor] = weights.get_state_dict(progress=True, check_hash=True)
+    except (urllib.error.URLError, OSError) as error:
+        reason = getattr(error, "reason", error)
+        raise EncoderError(
+            f"the weights {weights.name} of {arch} are neither on disk nor to be downloaded ({reason}). "
+            f"Put {weights.url.rsplit('/', 1)[-1]} from torchvision into {file.parent}, "
+            "or set pretrain.weights to a local file or to none"
+        ) from None
+    except RuntimeError as error:  # a wrong hash
+        raise EncoderError(f"{file} is damaged ({error}); delete it and run again") from None
+    return state
+
+
+def _read(path: Path, *, known: str) -> Mapping[str, torch.Tensor]:
+    """Tensors by name from a file that cannot run code: safetensors, or torch's weights-only format."""
+    if not path.is_file():
+        raise EncoderError(
+            f"pretrain.weights: {path} does not exist; give none, the path of a file, or one of: {known}"
+        )
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - whatever a damaged or hostile file provokes
+        raise EncoderError(
+            f"pretrain.weights: {path} is not a safetensors or weights-only state-dict file "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'})"
+        ) from None
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise EncoderError(f"pretrain.weights: {path} holds no state dict (a mapping of names to tensors)")
+    return state
+
+
+def _fill(model: nn.Module, state: Mapping[str, torch.Tensor], *, source: str) -> None:
+    """Load `state` into `model`, its own head left out; everything else must fit exactly."""
+    own = model.state_dict()
+    given = {k: v for k, v in state.items() if k in own or not k.startswith(HEADS)}
+    missing = [k for k in own if k not in given and not k.endswith("num_batches_tracked")]
+    unknown = [k for k in given if k not in own]
+    wrong = [f"{k} {tuple(given[k].shape)} for {tuple(own[k].shape)}" for k in own if k in given
+             and given[k].shape != own[k].shape]  # fmt: skip
+    broken = [k for k, v in given.items() if v.is_floating_point() and not v.isfinite().all()]
+    for problem, names in (("lacks", missing), ("has unknown", unknown), ("has other shapes:", wrong),
+                           ("is not finite in", broken)):  # fmt: skip
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise EncoderError(
+                f"weights {source} do not fit the encoder: it {problem} {', '.join(names[:3])}{more}"
+            )
+    model.load_state_dict(given, strict=False)

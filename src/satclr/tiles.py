@@ -1,0 +1,145 @@
+"""The tile store: every tile decoded once into one uint8 memory map, with its index.
+
+In: build/<profile>/ as `prepare` wrote it. Out: `Store`, and batches of tiles ahead of need.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, UnidentifiedImageError
+
+SPLITS = ("train", "val", "test")
+MAX_PIXELS = 64_000_000  # a larger picture is no tile, and may be a decompression bomb
+
+Tiles = npt.NDArray[np.uint8]
+
+
+class TileError(ValueError):
+    """A tile or a store that cannot be read: which, why, and what to do."""
+
+
+def decode(source: bytes | Path, tile_px: int) -> Tiles:
+    """One image file as RGB of side `tile_px`: (tile_px, tile_px, 3) uint8.
+
+    Another size is resized (bicubic, antialiased). Raises `TileError` with the reason for anything that is
+    not a whole picture.
+    """
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise TileError(f"{image.width}×{image.height} pixels is no tile")
+            if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+                raise TileError(f"mode {image.mode}: 8 bits a channel are needed; rescale it first")
+            if (frames := getattr(image, "n_frames", 1)) > 1:
+                raise TileError(f"{frames} frames: one picture a file is needed")
+            picture = image.convert("RGB")
+    except UnidentifiedImageError:
+        raise TileError("not an image") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, EOFError) as error:
+        if isinstance(error, TileError | FileNotFoundError):
+            raise
+        raise TileError(str(error) or type(error).__name__) from None
+    if picture.size != (tile_px, tile_px):
+        picture = picture.resize((tile_px, tile_px), Image.Resampling.BICUBIC)
+    return np.asarray(picture)
+
+
+@dataclass(frozen=True)
+class Store:
+    """One profile's tiles in index order: N tiles of H×H pixels, K labels."""
+
+    folder: Path
+    pixels: Tiles  # (N,H,H,3) memory map
+    names: list[str]
+    categories: list[str]
+    splits: npt.NDArray[np.str_]  # (N,)
+    groups: list[str]
+    labels: list[str]  # K names
+    targets: npt.NDArray[np.uint8]  # (N,K)
+    stats: dict[str, Any]  # stats.json
+
+    def rows(self, split: str) -> npt.NDArray[np.int64]:
+        """The rows of train, val or test, in index order."""
+        return np.flatnonzero(self.splits == split)
+
+    @cached_property
+    def digest(self) -> str:
+        """Stands for every pixel, label and split of the store."""
+        return str(self.stats["digest"])
+
+    def statistics(self, name: str) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation a channel (pixels in [0,1]): train, imagenet or released."""
+        entry = self.stats["normalization"][name]
+        return list(entry["mean"]), list(entry["std"])
+
+
+def open_store(folder: Path) -> Store:
+    """Open build/<profile>. Raises `TileError` when prepare has not run or its files do not fit together."""
+    try:
+        stats = json.loads((folder / "stats.json").read_text(encoding="utf-8"))
+        pixels = np.load(folder / "tiles.npy", mmap_mode="r", allow_pickle=False)
+        with (folder / "index.csv").open(encoding="utf-8", newline="") as file:
+            index = list(csv.DictReader(file))
+    except FileNotFoundError as error:
+        raise TileError(
+            f"{error.filename} does not exist; run `satclr prepare --profile {folder.name}` first"
+        ) from None
+    except (ValueError, OSError) as error:
+        raise TileError(f"the store in {folder} is damaged ({error}); run prepare again") from None
+    if len(index) != len(pixels):
+        raise TileError(
+            f"the store in {folder} has {len(pixels)} tiles but {len(index)} rows; run prepare again"
+        )
+    column = {label: k for k, label in enumerate(stats["labels"])}
+    targets = np.zeros((len(index), len(column)), np.uint8)
+    for i, row in enumerate(index):
+        for label in filter(None, row["labels"].split("|")):
+            targets[i, column[label]] = 1
+    return Store(
+        folder=folder,
+        pixels=pixels,
+        names=[row["tile"] for row in index],
+        categories=[row["category"] for row in index],
+        splits=np.array([row["split"] for row in index]),
+        groups=[row["group"] for row in index],
+        labels=list(column),
+        targets=targets,
+        stats=stats,
+    )
+
+
+def stream(
+    store: Store, batches: Sequence[npt.NDArray[np.int64]], device: torch.device
+) -> Iterator[tuple[npt.NDArray[np.int64], torch.Tensor]]:
+    """(rows, tiles) for each batch of rows, read one batch ahead of need.
+
+    Tiles are uint8 (B,H,H,3) on `device`; on a GPU they travel from pinned memory while it works.
+    """
+
+    def read(rows: npt.NDArray[np.int64]) -> torch.Tensor:
+        tiles = torch.from_numpy(store.pixels[rows])
+        return tiles.pin_memory() if device.type == "cuda" else tiles
+
+    with ThreadPoolExecutor(1, thread_name_prefix="tiles") as pool:
+        ahead = [pool.submit(read, rows) for rows in batches[:1]]
+        for i, rows in enumerate(batches):
+            if i + 1 < len(batches):
+                ahead.append(pool.submit(read, batches[i + 1]))
+            yield rows, ahead.pop(0).result().to(device, non_blocking=True)
+
+
+def split_batches(rows: npt.NDArray[np.int64], size: int) -> list[npt.NDArray[np.int64]]:
+    """`rows` cut into batches of `size`; the last may be smaller."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
