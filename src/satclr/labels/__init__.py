@@ -1,0 +1,9 @@
+"""Label tables: read by column name, under canonical names, and audited.
+
+In: a folder of `<category>.csv` tables, one row a tile, one 0/1 column a label. Out: `Labels`, and an
+`Audit` of what is wrong with them. Command: `satclr audit LABELS_DIR`.
+"""
+
+from satclr.labels.tables import LabelError, Labels, canonical, read
+
+__all__ = ["LabelError", "Labels", "canonical", "read"]
