@@ -177,3 +177,24 @@ def _fill(model: nn.Module, state: Mapping[str, torch.Tensor], *, source: str) -
                 f"weights {source} do not fit the encoder: it {problem} {', '.join(names[:3])}{more}"
             )
     model.load_state_dict(given, strict=False)
+
+
+def device() -> torch.device:
+    """The GPU when there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(where: torch.device, precision: str) -> torch.autocast:
+    """A context in which the encoder's arithmetic has `precision` (float32 or bfloat16)."""
+    return torch.autocast(where.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def forget_running_statistics(model: nn.Module) -> None:
+    """Make every BatchNorm normalise by the batch at hand, in eval mode too (the notebook's encoders)."""
+    for module in batch_norms(model):
+        module.running_mean = module.running_var = module.num_batches_tracked = None
+
+
+def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The model's BatchNorm layers."""
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]  # noqa: SLF001
