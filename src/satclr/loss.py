@@ -1,0 +1,193 @@
+"""Contrastive objectives: projections z (and labels) in, a scalar loss with gradients out.
+
+Every loss here is one sum over pairs of rows, with its own weights W and with S = x xᵀ/τ, x = normalise(z):
+
+    loss = Σᵢⱼ Wᵢⱼ (logΣ_{l≠i} exp Sᵢₗ − Sᵢⱼ)
+
+Both loss and gradient are accumulated over blocks of rows, so that memory grows with M·D and not with M².
+Matrix products are float32 or better whatever the dtype of z and whatever autocast asks for.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import normalize
+
+Positives = Literal["any", "all", "jaccard"]
+_BLOCK_ELEMENTS = 2**22  # of S at a time: 16 MiB in float32; larger blocks are no faster
+
+
+def nt_xent(z: Tensor, temperature: float) -> Tensor:
+    """NT-Xent: each view must find its tile's other view among the 2B-1 others.
+
+    z: (2B,D) unnormalised projections, rows i and i+B are the views of tile i; temperature > 0.
+    Returns the mean over the 2B anchors, a scalar in float32 (float64 for float64 z).
+    Raises ValueError when z is no floating (2B,D) matrix or temperature is not positive.
+    Source: SimCLR eq. 1, arXiv:2002.05709.
+    """
+    _check(z, temperature)
+    rows = len(z)
+    if rows % 2:
+        raise ValueError(
+            f"nt_xent got z with {rows} rows; it needs an even number, both views of each tile: cat([z1, z2])"
+        )
+
+    def weights(start: int, stop: int) -> Tensor:
+        anchor = torch.arange(start, stop, device=z.device)
+        partner = (anchor + rows // 2) % rows
+        block = torch.zeros(stop - start, rows, dtype=_dtype(z), device=z.device)
+        block.scatter_(1, partner[:, None], 1 / rows)
+        return block
+
+    return _contrast(z, weights, temperature)
+
+
+def supcon(z: Tensor, targets: Tensor, temperature: float, positives: Positives) -> Tensor:
+    """Supervised contrastive loss: each anchor must find the rows whose labels are like its own.
+
+    z: (M,D) unnormalised projections; targets: (M,K) of 0 and 1, every view with its tile's labels;
+    temperature > 0; positives of an anchor are the other rows that
+      "any"      share a label with it,
+      "all"      have the same set of labels,
+      "jaccard"  share a label, weighted by |yᵢ∩yⱼ|/|yᵢ∪yⱼ| and normalised by the sum of the weights.
+    Returns the mean, over the anchors that have a positive, of the (weighted) mean of -log p over their
+    positives: a scalar in float32 (float64 for float64 z); 0, with a zero gradient, when no anchor has one.
+    A row without labels is a negative only: the two views of an unlabelled tile are no anchors, and nothing
+    draws them together.
+    Raises ValueError on wrong shapes, targets other than 0 and 1 (bool targets spare the check, which waits
+    for the device), temperature <= 0 or another word for positives.
+    Source: Khosla et al. 2020, L_out, arXiv:2004.11362.
+    """
+    _check(z, temperature)
+    labels = _labels(z, targets)
+    labelled = labels.any(1)
+    if positives == "all":
+        _, group, sizes = torch.unique(labels, dim=0, return_inverse=True, return_counts=True)
+        anchors = labelled & (sizes[group] > 1)
+
+        def likeness(start: int, stop: int) -> Tensor:
+            same: Tensor = (group[start:stop, None] == group) & labelled
+            return same.to(_dtype(z))
+
+    elif positives in {"any", "jaccard"}:
+        y = labels.to(_dtype(z))
+        anchors = (labels & (labels.sum(0) > 1)).any(1)
+        sizes = y.sum(1)
+
+        def likeness(start: int, stop: int) -> Tensor:
+            shared = y[start:stop] @ y.T
+            if positives == "any":
+                return shared.clamp_(max=1)
+            union = (sizes[start:stop, None] + sizes).sub_(shared)
+            return shared.div_(union.clamp_(min=1))
+
+    else:
+        raise ValueError(f'supcon got positives={positives!r}; it knows "any", "all" and "jaccard"')
+    count = anchors.sum().clamp(min=1)
+
+    def weights(start: int, stop: int) -> Tensor:
+        block = likeness(start, stop)
+        block.diagonal(start).zero_()
+        total = block.sum(1, keepdim=True)
+        return block.div_(torch.where(total > 0, total * count, 1))
+
+    return _contrast(z, weights, temperature)
+
+
+def mulsupcon(z: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """MulSupCon: each label of an anchor is a supervised contrastive task of its own.
+
+    z: (M,D) unnormalised projections; targets: (M,K) of 0 and 1, every view with its tile's labels;
+    temperature > 0. For each label of each anchor the mean of -log p over the other rows with that label
+    (nothing where there is no other), summed and divided by the number of ones in targets. Rows without
+    labels are negatives only. Returns a scalar in float32 (float64 for float64 z); 0, with a zero gradient,
+    when no label stands on two rows.
+    Raises ValueError on wrong shapes, targets other than 0 and 1 (bool targets spare the check, which waits
+    for the device) or temperature <= 0.
+    Source: Zhang & Wu, "Multi-Label Supervised Contrastive Learning", AAAI 2024.
+    """
+    _check(z, temperature)
+    y = _labels(z, targets).to(_dtype(z))
+    others = (y.sum(0) - 1).clamp(min=1)
+    per_label = y / (others * y.sum().clamp(min=1))
+
+    def weights(start: int, stop: int) -> Tensor:
+        block = per_label[start:stop] @ y.T
+        block.diagonal(start).zero_()
+        return block
+
+    return _contrast(z, weights, temperature)
+
+
+_Weights = Callable[[int, int], Tensor]
+
+
+def _contrast(z: Tensor, weights: _Weights, temperature: float) -> Tensor:
+    """Σᵢⱼ Wᵢⱼ (lseᵢ − Sᵢⱼ); weights(start, stop) gives rows of W with a zero diagonal, (stop-start, M)."""
+    with torch.autocast(z.device.type, enabled=False):
+        x = normalize(z.to(_dtype(z)), dim=1)
+        loss: Tensor = _Contrast.apply(x, weights, temperature)
+        return loss
+
+
+class _Contrast(torch.autograd.Function):
+    """The gradient is a by-product of the forward pass: S is computed once and never kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weights: _Weights, temperature: float) -> Tensor:
+        rows = len(x)
+        step = max(1, _BLOCK_ELEMENTS // rows)
+        loss = x.new_zeros(())
+        grad = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+        for start in range(0, rows, step):
+            stop = min(start + step, rows)
+            S = (x[start:stop] / temperature) @ x.T
+            W = weights(start, stop)
+            row_weight = W.sum(1)
+            pull = torch.linalg.vecdot(W, S)
+            S.diagonal(start).fill_(-math.inf)
+            lse = S.logsumexp(1)
+            loss += (row_weight * lse - pull).sum()
+            if grad is not None:
+                slope = S.sub_(lse[:, None]).exp_().mul_(row_weight[:, None]).sub_(W)
+                grad[start:stop].addmm_(slope, x, alpha=1 / temperature)
+                grad.addmm_(slope.T, x[start:stop], alpha=1 / temperature)
+        if grad is not None:
+            ctx.save_for_backward(grad)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        (grad,) = ctx.saved_tensors
+        return grad * upstream, None, None
+
+
+def _dtype(z: Tensor) -> torch.dtype:
+    return torch.promote_types(z.dtype, torch.float32)
+
+
+def _check(z: Tensor, temperature: float) -> None:
+    if z.ndim != 2 or len(z) < 2 or not z.is_floating_point():
+        raise ValueError(
+            f"z is {z.dtype} of shape {tuple(z.shape)}; it must be floating projections (rows, D), rows >= 2"
+        )
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature is {temperature}; it must be a finite number > 0, such as 0.5")
+
+
+def _labels(z: Tensor, targets: Tensor) -> Tensor:
+    if targets.ndim != 2 or len(targets) != len(z):
+        raise ValueError(
+            f"targets have shape {tuple(targets.shape)} for z of shape {tuple(z.shape)}; "
+            "they need one row per row of z: repeat each tile's labels for its views"
+        )
+    labels = targets.bool()
+    if targets.dtype != torch.bool and not torch.equal(labels.to(targets.dtype), targets):
+        row, label = (int(i) for i in (labels.to(targets.dtype) != targets).nonzero()[0])
+        raise ValueError(f"targets[{row}, {label}] is {targets[row, label].item()}; targets are 0 or 1")
+    return labels.to(z.device)

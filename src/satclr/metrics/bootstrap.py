@@ -1,0 +1,96 @@
+"""How far a mAP, or a difference of two, would move with other test tiles and other seeds.
+
+A resample is a count for every tile. Scores are sorted once; a resample then costs one gather and two
+cumulative sums a label, and equals average precision over the rows repeated that often, ties included.
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from satclr.metrics.inputs import Bools, Floats, checked
+from satclr.metrics.precision import nan_mean
+
+Counts = NDArray[np.int32]
+
+
+def bootstrap(scores: ArrayLike, targets: ArrayLike, *, resamples: int, seed: int) -> Floats:
+    """Macro mAP on each of `resamples` draws of N tiles with replacement: (resamples,).
+
+    scores: (N,K) finite; targets: (N,K) of 0 and 1. A label that loses all its positives in a resample is
+    left out of that resample's mean. The same seed draws the same tiles.
+    Raises ValueError as `average_precision` does, and on resamples < 1.
+    """
+    return paired_bootstrap([scores], targets, resamples=resamples, seed=seed)[:, 0]
+
+
+def paired_bootstrap(
+    scores_by_arm: Sequence[ArrayLike], targets: ArrayLike, *, resamples: int, seed: int
+) -> Floats:
+    """Macro mAP of every arm on the same resamples: (resamples, arms); a contrast is a difference of columns.
+
+    scores_by_arm: A arrays (N,K); the rest as `bootstrap`.
+    """
+    return nan_mean(
+        paired_bootstrap_average_precision(scores_by_arm, targets, resamples=resamples, seed=seed)
+    )
+
+
+def paired_bootstrap_average_precision(
+    scores_by_arm: Sequence[ArrayLike], targets: ArrayLike, *, resamples: int, seed: int
+) -> Floats:
+    """AP of every arm and label on the same resamples: (resamples, arms, K), nan where positives are lost."""
+    if not scores_by_arm:
+        raise ValueError("scores_by_arm is empty; give one array (tiles, labels) for each arm")
+    pairs = [checked(scores, targets) for scores in scores_by_arm]
+    counts = draw_counts(len(pairs[0][0]), resamples=resamples, seed=seed)
+    return np.stack([resampled_average_precision(s, t, counts) for s, t in pairs], axis=1)
+
+
+def draw_counts(tiles: int, *, resamples: int, seed: int) -> Counts:
+    """How often each resample of `tiles` tiles, drawn with replacement, holds each: (tiles, resamples)."""
+    if resamples < 1:
+        raise ValueError(f"resamples is {resamples}; a bootstrap needs at least 1, and 1000 for an interval")
+    rng = np.random.default_rng(seed)
+    counts = np.empty((resamples, tiles), dtype=np.int32)
+    for row in counts:
+        row[:] = np.bincount(rng.integers(tiles, size=tiles), minlength=tiles)
+    return np.ascontiguousarray(counts.T)
+
+
+def resampled_average_precision(scores: ArrayLike, targets: ArrayLike, counts: Counts) -> Floats:
+    """AP of each label with tile n repeated counts[n, r] times: (R,K), nan where no positive is left.
+
+    scores, targets: (N,K); counts: (N,R), integers >= 0.
+    """
+    s, t = checked(scores, targets)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        columns = threads.map(lambda k: _resampled_label(s[:, k], t[:, k], counts), range(s.shape[1]))
+        return np.stack(list(columns), axis=1)
+
+
+def _resampled_label(scores: Floats, positive: Bools, counts: Counts) -> Floats:
+    """AP of one label, (R,): only thresholds at which a positive stands add to it."""
+    order = np.argsort(-scores, kind="stable")
+    ranked, hit = scores[order], np.flatnonzero(positive[order])
+    if not len(hit):
+        return np.full(counts.shape[1], np.nan)
+    # thresholds that hold positives: where each one's tiles end, and which positive is its first
+    end, first = np.unique(np.searchsorted(-ranked, -ranked[hit], side="right"), return_index=True)
+    start = np.concatenate([[0], end[:-1]])
+    result = np.empty(counts.shape[1])
+    for columns in _blocks(counts.shape[1]):
+        block = counts[:, columns]
+        seen = np.add.reduceat(block[order[: end[-1]]], start, axis=0).cumsum(0)
+        gained = np.add.reduceat(block[order[hit]], first, axis=0)
+        found = gained.cumsum(0)
+        total = (gained * (found / np.maximum(seen, 1))).sum(0)
+        result[columns] = np.where(found[-1] > 0, total / np.maximum(found[-1], 1), np.nan)
+    return result
+
+
+def _blocks(resamples: int, width: int = 64) -> list[slice]:
+    return [slice(start, start + width) for start in range(0, resamples, width)]
