@@ -12,11 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torchvision
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+
+from satclr import views
 
 HEADS = ("fc.", "classifier.", "head.", "heads.")
 
@@ -89,9 +93,9 @@ def load(path: Path) -> tuple[nn.Module, int]:
 
 
 def metadata(path: Path) -> dict[str, Any]:
-    """What `save` wrote beside the tensors."""
+    """What `save` wrote beside the tensors and the architecture."""
     with safe_open(path, "pt") as file:
-        return {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+        return {k: json.loads(v) for k, v in (file.metadata() or {}).items() if k != "arch"}
 
 
 def save(model: nn.Module, path: Path, *, arch: str, width: int, **facts: Any) -> None:
@@ -99,6 +103,35 @@ def save(model: nn.Module, path: Path, *, arch: str, width: int, **facts: Any) -
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     meta = {"arch": arch, "feature_dim": str(width), **{k: json.dumps(v) for k, v in facts.items()}}
     save_file(state, path, metadata=meta)
+
+
+class Frozen:
+    """An encoder that does not learn, with the evaluation view that belongs to it.
+
+    Eval mode: a tile's features depend on that tile alone and no buffer moves. `batch_norm="batch"` is the
+    notebook's way: BatchNorm normalises by the batch at hand, so they depend on its other tiles.
+    """
+
+    def __init__(self, path: Path, *, precision: str = "float32", batch_norm: str = "frozen") -> None:
+        model, self.width = load(path)
+        facts = metadata(path)
+        self.mean, self.std, self.crop_px = tuple(facts["mean"]), tuple(facts["std"]), facts["crop_px"]
+        self.precision = precision
+        self.device = device()
+        if batch_norm == "batch":
+            forget_running_statistics(model)
+        self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @torch.inference_mode()
+    def __call__(self, batch: torch.Tensor) -> npt.NDArray[np.float32]:
+        """Features (B,D) of tiles (B,H,H,3) uint8."""
+        x = views.evaluation_view(
+            batch.to(self.device), crop_px=self.crop_px, mean=self.mean, std=self.std, dtype=torch.float32
+        )
+        with autocast(self.device, self.precision):
+            h: torch.Tensor = self.model(x)
+        features: npt.NDArray[np.float32] = h.float().cpu().numpy()
+        return features
 
 
 def projection_head(width: int, *, hidden: int | None, out: int, batch_norm: bool) -> nn.Sequential:

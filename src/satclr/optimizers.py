@@ -53,12 +53,12 @@ def build(model: nn.Module, how: Pretrain) -> torch.optim.Optimizer:
     """The optimizer that `how` names, over all of `model`; fused where torch has it."""
     if how.optimizer == "lars":
         return Lars(model.parameters(), lr=how.learning_rate, weight_decay=how.weight_decay)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[how.optimizer]
+    kind = torch.optim.Adam if how.optimizer == "adam" else torch.optim.AdamW
     return kind(model.parameters(), lr=how.learning_rate, weight_decay=how.weight_decay, fused=True)
 
 
 def learning_rate(how: Pretrain, step: int, steps_per_epoch: int) -> float:
-    """The rate of the `step`-th step (from 0): constant, or linear warm-up then cosine to 0 (SGDR, 1608.03983)."""
+    """The rate of the `step`-th step (from 0): constant, or linear warm-up then cosine to 0."""
     if how.schedule == "constant":
         return how.learning_rate
     warmup, total = how.warmup_epochs * steps_per_epoch, how.epochs * steps_per_epoch

@@ -79,7 +79,9 @@ def fingerprint(settings: Settings, seed: int, store_digest: str) -> str:
     """Stands for all that the encoder depends on: parameters, tiles and the code of the stage."""
     code = hashlib.sha256()
     for name in CODE:
-        code.update(Path(__file__).with_name(name).read_bytes())
+        path = Path(__file__).with_name(name)
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            code.update(file.read_bytes())
     facts = {
         "views": settings.views.model_dump(mode="json"),
         "pretrain": settings.pretrain.model_dump(mode="json"),
@@ -194,7 +196,7 @@ def _step(
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     optimizer.step()
     return loss.detach()
 
@@ -234,8 +236,8 @@ def _settle(
             step = state.step - len(pending) + i + 1
             names = ", ".join(store.names[row] for row in rows[:5])
             raise RunError(
-                f"the loss is {value} in epoch {epoch + 1}, step {step}; its {len(rows)} tiles begin with {names}. "
-                "Lower learning_rate or raise temperature; the last checkpoint is kept"
+                f"the loss is {value} in epoch {epoch + 1}, step {step}; its {len(rows)} tiles begin with "
+                f"{names}. Lower learning_rate or raise temperature; the last checkpoint is kept"
             )
     state.partial += values
     pending.clear()

@@ -24,6 +24,7 @@ SPLITS = ("train", "val", "test")
 MAX_PIXELS = 64_000_000  # a larger picture is no tile, and may be a decompression bomb
 
 Tiles = npt.NDArray[np.uint8]
+Channels = tuple[float, float, float]  # red, green, blue
 
 
 class TileError(ValueError):
@@ -79,10 +80,10 @@ class Store:
         """Stands for every pixel, label and split of the store."""
         return str(self.stats["digest"])
 
-    def statistics(self, name: str) -> tuple[list[float], list[float]]:
+    def statistics(self, name: str) -> tuple[Channels, Channels]:
         """Mean and standard deviation a channel (pixels in [0,1]): train, imagenet or released."""
         entry = self.stats["normalization"][name]
-        return list(entry["mean"]), list(entry["std"])
+        return tuple(entry["mean"]), tuple(entry["std"])
 
 
 def open_store(folder: Path) -> Store:
@@ -118,6 +119,19 @@ def open_store(folder: Path) -> Store:
         targets=targets,
         stats=stats,
     )
+
+
+def load_features(path: Path, store: Store) -> npt.NDArray[np.float32]:
+    """Features (N,D) that `embed` wrote. Raises `TileError` if they are not this store's."""
+    try:
+        features: npt.NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise TileError(f"{path} does not exist; run `satclr embed` first") from None
+    if len(features) != len(store.names):
+        raise TileError(
+            f"{path} has features of {len(features)} tiles, the store has {len(store.names)}; run embed again"
+        )
+    return features
 
 
 def stream(

@@ -1,0 +1,132 @@
+"""The linear probe: features → models/<profile>/<arm>/probe.safetensors and its curves.
+
+In: features.npy, the store's labels. Out: the linear layer of the chosen epoch; probe.csv with training and
+validation loss and validation mAP an epoch.
+
+    satclr probe --profile sample --arm simclr --seed 0
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the field's name for it
+
+from satclr import encoder as enc
+from satclr import metrics, progress, randomness, tiles
+from satclr.params import Settings
+
+Log = Callable[[int, Mapping[str, float]], None]
+Encode = Callable[[npt.NDArray[np.int64]], Tensor]  # rows of the store → features (B,D)
+COLUMNS = ("epoch", "train_loss", "val_loss", "val_mAP")
+
+
+def run(
+    store: tiles.Store,
+    *,
+    features: Path,
+    encoder: Path,
+    out: Path,
+    curve: Path,
+    settings: Settings,
+    seed: int,
+    log: Log,
+) -> None:
+    """Train one linear layer, D features → K labels, by binary cross-entropy; keep one epoch's.
+
+    `log(epoch, metrics)` hears of each epoch as it ends. Raises `tiles.TileError` when the features are not
+    those of this store.
+    """
+    cached = tiles.load_features(features, store)
+    frozen = enc.Frozen(encoder, precision=settings.embed.precision, batch_norm=settings.probe.batch_norm)
+
+    def encode(rows: npt.NDArray[np.int64]) -> Tensor:
+        if settings.probe.batch_norm == "frozen":
+            return torch.from_numpy(cached[rows])
+        return torch.from_numpy(frozen(torch.from_numpy(store.pixels[rows])))  # features depend on the batch
+
+    epochs, kept = [], None
+    layer = _layer(cached.shape[1], len(store.labels), randomness.derive(seed, "probe"))
+    with progress.bar("probe", settings.probe.epochs) as advance:
+        for measured in train(layer, store, encode, cached, settings=settings, seed=seed):
+            epochs.append(measured)
+            log(len(epochs), measured)
+            if kept is None or _better(epochs, settings.probe.select):
+                kept = {name: value.detach().clone() for name, value in layer.state_dict().items()}
+                best_epoch = len(epochs)
+            advance(1)
+    if kept is None:
+        raise ValueError("probe.epochs is 0")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    curve.parent.mkdir(parents=True, exist_ok=True)
+    facts = enc.metadata(encoder) | {"labels": store.labels, "best_epoch": best_epoch}
+    _save(out, kept, val_mAP=epochs[best_epoch - 1]["val_mAP"], **facts)
+    with curve.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows([i, *(row[name] for name in COLUMNS[1:])] for i, row in enumerate(epochs, 1))
+
+
+def train(
+    layer: nn.Linear,
+    store: tiles.Store,
+    encode: Encode,
+    cached: npt.NDArray[np.float32],  # (N,D)
+    *,
+    settings: Settings,
+    seed: int,
+) -> Iterator[dict[str, float]]:
+    """Train `layer` in place; yields train_loss, val_loss and val_mAP after each epoch."""
+    how = settings.probe
+    targets = torch.from_numpy(store.targets).float()
+    train_rows, val_rows = store.rows("train"), store.rows("val")
+    val_features, val_targets = torch.from_numpy(cached[val_rows]), targets[val_rows]
+    optimizer = torch.optim.Adam(layer.parameters(), lr=how.learning_rate, fused=True)
+    for epoch in range(how.epochs):
+        order = train_rows[randomness.permutation(len(train_rows), seed, "probe order", epoch).numpy()]
+        losses = []
+        for rows in tiles.split_batches(order, how.batch_size):
+            loss = F.binary_cross_entropy_with_logits(layer(encode(rows)), targets[rows])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item() * len(rows))
+        with torch.inference_mode():
+            logits = layer(val_features)
+            val_loss = F.binary_cross_entropy_with_logits(logits, val_targets).item()
+        zero = settings.evaluate.undefined_ap == "zero"
+        ap = metrics.average_precision(logits.numpy(), val_targets.numpy())
+        yield {
+            "train_loss": math.fsum(losses) / len(order),
+            "val_loss": val_loss,
+            "val_mAP": metrics.mean_average_precision(np.nan_to_num(ap) if zero else ap),
+        }
+
+
+def _layer(width: int, labels: int, seed: int) -> nn.Linear:
+    with enc.seeded(seed):
+        return nn.Linear(width, labels)
+
+
+def _better(epochs: list[dict[str, float]], select: str) -> bool:
+    """Whether the latest epoch is the one to keep so far (on a tie the earlier one stays)."""
+    if select == "best":
+        return epochs[-1]["val_mAP"] > max(row["val_mAP"] for row in epochs[:-1])
+    return select == "last"
+
+
+def _save(path: Path, state: Mapping[str, Tensor], **facts: Any) -> None:
+    part = path.with_name(path.name + ".part")
+    tensors = {name: value.contiguous() for name, value in state.items()}
+    save_file(tensors, part, metadata={name: json.dumps(value) for name, value in facts.items()})
+    part.replace(path)
