@@ -4,6 +4,8 @@ In: a folder of `<category>.csv` tables, one row a tile, one 0/1 column a label.
 `Audit` of what is wrong with them. Command: `satclr audit LABELS_DIR`.
 """
 
+from satclr.labels.audit import Audit, audit, flagged_rows, render
+from satclr.labels.checks import Finding
 from satclr.labels.tables import LabelError, Labels, canonical, read
 
-__all__ = ["LabelError", "Labels", "canonical", "read"]
+__all__ = ["Audit", "Finding", "LabelError", "Labels", "audit", "canonical", "flagged_rows", "read", "render"]

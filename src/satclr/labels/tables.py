@@ -220,7 +220,7 @@ def _common_names(tables: list[_Table]) -> tuple[str, ...]:
             other = next(t.path.name for t in tables if missing[0] in t.columns)
             raise LabelError(
                 f"{table.path}: no column {missing[0]!r}, which {other} has"
-                f"{f' (and {len(missing) - 1} more)' if missing[1:] else ''}; all tables need the same labels",
+                f"{f' and {len(missing) - 1} more' if missing[1:] else ''}; tables need the same labels",
             )
     return tuple(sorted(everything))
 

@@ -1,0 +1,164 @@
+"""What is known about published data sets: their documented labels, their releases, what became of them.
+
+All of it is data: `data/<name>.json`, one file a data set. Nothing here is needed to audit another one.
+"""
+
+import csv
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from satclr.labels.tables import LabelError, Labels, canonical
+
+DOCUMENTS = ("category_labels.csv", "Categories_names.xlsx")
+
+
+@dataclass(frozen=True)
+class Release:
+    """A published state of the label tables.
+
+    tables: each category's digest. corrupt_rows: each damaged category's number of wrong rows.
+    """
+
+    name: str
+    advice: str
+    tables: Mapping[str, str]
+    corrupt_rows: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Known:
+    """A published data set.
+
+    max_labels: the most labels its authors document for a tile. documented: the labels that go with each
+    category. undocumented: those that its sound release has besides. namesakes: the label that a category's
+    name stands for, where spelling does not tell.
+    """
+
+    name: str
+    source: str
+    max_labels: int | None
+    labels: frozenset[str]
+    categories: frozenset[str]
+    documented: Mapping[str, frozenset[str]]
+    undocumented: Mapping[str, frozenset[str]]
+    namesakes: Mapping[str, str]
+    releases: tuple[Release, ...]
+
+
+def recognise(labels: Labels) -> Known | None:
+    """The known data set that has exactly these labels and no other category than these."""
+    for known in _all():
+        if known.labels == set(labels.names) and known.categories >= set(labels.columns):
+            return known
+    return None
+
+
+def digests(labels: Labels) -> dict[str, str]:
+    """Digest each category's table by what it says: not by encoding, line ends, row or column order."""
+    order = np.lexsort((labels.tiles, labels.categories))
+    categories = np.asarray(labels.categories)[order]
+    starts = np.flatnonzero(np.r_[True, categories[1:] != categories[:-1]])
+    result = {}
+    for rows in np.split(order, starts[1:]):
+        digest = hashlib.sha256("\n".join([*labels.names, *(labels.tiles[i] for i in rows)]).encode())
+        digest.update(np.packbits(labels.targets[rows], axis=1).tobytes())
+        result[labels.categories[rows[0]]] = digest.hexdigest()[:16]
+    return result
+
+
+def documented(folder: Path, labels: Labels) -> tuple[str, dict[str, frozenset[str]]] | None:
+    """The data set's own table of the labels that go with each category, and its name; None without one.
+
+    Looked for in `folder` and the one above. Category spellings are matched leniently: case, blanks and
+    underscores do not count, and a name may be the beginning of the category that no other name fits.
+    """
+    for path in (where / name for where in (folder, folder.parent) for name in DOCUMENTS):
+        if path.is_file():
+            found = _collect(_cells(path), labels)
+            if found:
+                return path.name, found
+    return None
+
+
+def squash(name: str) -> str:
+    """A name without case, blanks, underscores and punctuation."""
+    return re.sub(r"[\W_]+", "", canonical(name.replace("_", " ")).casefold())
+
+
+@cache
+def _all() -> tuple[Known, ...]:
+    folder = files("satclr.labels").joinpath("data")
+    return tuple(
+        _parse(json.loads(entry.read_text(encoding="utf-8")))
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)
+        if entry.name.endswith(".json")
+    )
+
+
+def _parse(raw: dict[str, Any]) -> Known:
+    def sets(key: str) -> dict[str, frozenset[str]]:
+        return {category: frozenset(names) for category, names in raw.get(key, {}).items()}
+
+    return Known(
+        name=raw["name"],
+        source=raw["source"],
+        max_labels=raw.get("max_labels"),
+        labels=frozenset(raw["labels"]),
+        categories=frozenset(raw["categories"]),
+        documented=sets("documented"),
+        undocumented=sets("undocumented"),
+        namesakes=raw.get("namesakes", {}),
+        releases=tuple(Release(**release) for release in raw.get("releases", ())),
+    )
+
+
+def _cells(path: Path) -> Iterator[list[str]]:
+    if path.suffix == ".csv":
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield from csv.reader(file)
+        return
+    import openpyxl
+
+    try:
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+    except Exception as error:  # openpyxl raises whatever its parsers raise
+        raise LabelError(f"{path}: not a readable spreadsheet ({error}); fetch it again") from error
+    for sheet in book.worksheets:
+        for row in sheet.iter_rows(values_only=True):
+            yield ["" if cell is None else str(cell) for cell in row]
+
+
+def _collect(rows: Iterable[list[str]], labels: Labels) -> dict[str, frozenset[str]]:
+    """Gather (category, labels) from rows that may be long, wide, comma-separated or merged downwards."""
+    known = set(labels.names)
+    gathered: dict[str, set[str]] = {}
+    category = ""
+    for row in rows:
+        texts = [cell.strip() for cell in row]
+        words = [text for text in texts if text and not text.replace(".", "").isdigit()]
+        if not words:
+            continue
+        if texts[0] or len(words) > 1 or canonical(words[0]) not in known:
+            category, *words = words
+        names = {canonical(name) for word in words for name in re.split(r"[,;、，]", word)}
+        gathered.setdefault(category, set()).update(names & known)
+    return _match({category: names for category, names in gathered.items() if names}, labels.columns)
+
+
+def _match(gathered: Mapping[str, Iterable[str]], categories: Iterable[str]) -> dict[str, frozenset[str]]:
+    keys = {squash(category): category for category in categories}
+    matched = {keys[squash(c)]: frozenset(names) for c, names in gathered.items() if squash(c) in keys}
+    for found, names in gathered.items():
+        begun = [c for key, c in keys.items() if key.startswith(squash(found)) and c not in matched]
+        if squash(found) not in keys and len(begun) == 1:
+            matched[begun[0]] = frozenset(names)
+    return matched
