@@ -1,0 +1,231 @@
+"""Arm runs from stage outputs: one flat run for each arm and seed, logged once whatever is rerun."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from satclr.tracking import model, outputs
+from satclr.tracking.outputs import Outputs
+from satclr.tracking.store import Store, TrackingError, log, open_store, owner, sweep, tag_value
+
+FIGURES = ("*.png", "*.svg", "*.html", "*.json", "*.csv")
+
+
+def publish(
+    root: Path,
+    *,
+    profile: str,
+    arm: str,
+    seed: int,
+    params: Mapping[str, Any],
+    fingerprint: str,
+    figures: Iterable[Path] = (),
+) -> str:
+    """Return the id of the arm run of these outputs; log it first where the store has none.
+
+    The same outputs and parameters (by digest) are never logged twice. Other runs of the arm and seed are
+    marked superseded, and the live runs of its stages become its children.
+    Raises `TrackingError` naming a missing output.
+    """
+    found = outputs.read(root, profile=profile, arm=arm, seed=seed, params=params)
+    store = open_store(root, profile)
+    sweep(store)
+    run_id = _finished(store, found.digest)
+    if run_id is None:
+        run_id = _log(store, root, found, params=params, fingerprint=fingerprint, figures=figures)
+    _supersede(store, found, run_id)
+    _adopt(store, found, run_id)
+    return run_id
+
+
+def sync(root: Path, arms: Iterable[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
+    """Publish every arm and seed whose outputs are here; return run ids, and what was left out and why.
+
+    Each of `arms` holds the keyword arguments of `publish`.
+    """
+    run_ids, missing = [], []
+    for arm in arms:
+        try:
+            run_ids.append(publish(root, **arm))
+        except TrackingError as error:
+            if "does not exist" not in str(error):
+                raise
+            missing.append(f"{arm['arm']}-s{arm['seed']}: {error}")
+    return run_ids, missing
+
+
+def publish_report(root: Path, profile: str, folder: Path) -> str:
+    """Return the id of the run `compare` of a report: its contrasts as metrics, its files as artifacts."""
+    files = sorted(
+        {file for pattern in FIGURES for file in folder.glob(pattern)} - set(folder.glob("promotions.csv"))
+    )
+    files = [file for file in files if file.name not in {"champion.json"}]
+    digest = hashlib.sha256(
+        b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)
+    ).hexdigest()
+    store = open_store(root, profile)
+    run_id = _finished(store, digest)
+    if run_id is None:
+        report = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
+        tags = {"satclr.kind": "compare", "satclr.profile": profile, "satclr.digest": digest}
+        run_id = _create(store, "compare", {**tags, "mlflow.note.content": _contrasts(report)})
+        now_ms = int(time.time() * 1000)
+        log(store, run_id, metrics=[(key, value, now_ms, 0) for key, value in _report_numbers(report)])
+        for file in files:
+            store.client.log_artifact(run_id, str(file), "report")
+        store.client.set_terminated(run_id)
+    query = "tags.`satclr.kind` = 'compare' and tags.`satclr.state` = 'current'"
+    _replace(store, query, run_id)
+    return run_id
+
+
+def _log(
+    store: Store,
+    root: Path,
+    found: Outputs,
+    *,
+    params: Mapping[str, Any],
+    fingerprint: str,
+    figures: Iterable[Path],
+) -> str:
+    run_id = _create(store, found.name, _tags(root, found, fingerprint))
+    try:
+        _log_data(store, root, found, run_id)
+        model_id = model.log_model(found, run_id)
+        now_ms = int(time.time() * 1000)
+        points = [(key, value, now_ms, step) for key, value, step in outputs.points(found)]
+        log(store, run_id, params=params, metrics=points, model_id=model_id)
+        for name in outputs.RESULTS:
+            store.client.log_artifact(run_id, str(found.results / name), "results")
+        for figure in figures:
+            store.client.log_artifact(run_id, str(figure), "figures")
+    except BaseException:
+        store.client.set_terminated(run_id, "FAILED")
+        raise
+    store.client.set_terminated(run_id)
+    return run_id
+
+
+def _create(store: Store, name: str, tags: Mapping[str, str]) -> str:
+    run = store.client.create_run(store.experiment_id, run_name=name, tags={**tags, **owner()})
+    return str(run.info.run_id)
+
+
+def _tags(root: Path, found: Outputs, fingerprint: str) -> dict[str, str]:
+    commit, dirty = outputs.git(root)
+    md5 = outputs.data_md5(root, found.profile)
+    stage = f"evaluate@{found.profile}-{found.arm}-{found.seed}"
+    note = [
+        outputs.headline(found),
+        "",
+        "| | |",
+        "| --- | --- |",
+        f"| DVC stage | `{stage}` |",
+        f"| commit | `{commit or 'none'}`{' with changes' if dirty else ''} |",
+        f"| data | `data/{found.profile}` md5 `{md5 or 'unknown'}` |",
+        f"| fingerprint | `{fingerprint}` |",
+    ]
+    return {
+        "satclr.kind": "arm",
+        "satclr.arm": found.arm,
+        "satclr.seed": str(found.seed),
+        "satclr.profile": found.profile,
+        "satclr.fingerprint": fingerprint,
+        "satclr.digest": found.digest,
+        "satclr.files": found.files,
+        "satclr.dvc_stage": stage,
+        "satclr.data_md5": md5 or "unknown",
+        "satclr.git_dirty": str(dirty).lower(),
+        "mlflow.note.content": "\n".join(note),
+        "mlflow.user": getpass.getuser(),
+        "mlflow.source.name": f"satclr evaluate ({stage})",
+        "mlflow.source.type": "LOCAL",
+        **({"mlflow.source.git.commit": commit} if commit else {}),
+    }
+
+
+def _log_data(store: Store, root: Path, found: Outputs, run_id: str) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    md5 = outputs.data_md5(root, found.profile)
+    data = Dataset(
+        name=found.profile,
+        digest=md5 or "unknown",
+        source_type="local",
+        source=json.dumps({"uri": f"data/{found.profile}", "dvc_md5": md5}),
+        profile=json.dumps({"test_tiles": found.metrics["test_tiles"]}),
+    )
+    store.client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
+
+
+def _finished(store: Store, digest: str) -> str | None:
+    """Return the run of a digest; one whose logging was cut short is deleted, to be logged anew."""
+    query = f"tags.`satclr.digest` = {tag_value(digest)}"
+    for run in store.client.search_runs([store.experiment_id], query):
+        if run.info.status == "FINISHED":
+            return str(run.info.run_id)
+        if run.info.status != "RUNNING":
+            store.client.delete_run(run.info.run_id)
+    return None
+
+
+def _supersede(store: Store, found: Outputs, run_id: str) -> None:
+    query = (
+        f"tags.`satclr.kind` = 'arm' and tags.`satclr.arm` = {tag_value(found.arm)}"
+        f" and tags.`satclr.seed` = '{found.seed}' and tags.`satclr.state` = 'current'"
+    )
+    _replace(store, query, run_id)
+
+
+def _replace(store: Store, query: str, run_id: str) -> None:
+    """Make a run the current one of a query, and the others superseded; it may have been superseded itself."""
+    client = store.client
+    for run in client.search_runs([store.experiment_id], query):
+        if run.info.run_id != run_id:
+            name = run.info.run_name
+            log(store, run.info.run_id, tags={"satclr.state": "superseded", "satclr.superseded_by": run_id})
+            client.update_run(run.info.run_id, name=f"{name} (superseded)")
+    tags = client.get_run(run_id).data.tags
+    if tags.get("satclr.state") != "current":
+        client.set_tag(run_id, "satclr.state", "current")
+        if "satclr.superseded_by" in tags:
+            client.delete_tag(run_id, "satclr.superseded_by")
+            client.update_run(run_id, name=tags["mlflow.runName"].removesuffix(" (superseded)"))
+
+
+def _adopt(store: Store, found: Outputs, run_id: str) -> None:
+    query = (
+        f"tags.`satclr.kind` = 'live' and tags.`satclr.arm` = {tag_value(found.arm)}"
+        f" and tags.`satclr.seed` = '{found.seed}'"
+    )
+    for run in store.client.search_runs([store.experiment_id], query):
+        if "mlflow.parentRunId" not in run.data.tags:
+            store.client.set_tag(run.info.run_id, "mlflow.parentRunId", run_id)
+
+
+def _report_numbers(report: Mapping[str, Any]) -> list[tuple[str, float]]:
+    rows = []
+    for arm, entry in report["arms"].items():
+        rows += [(f"test_mAP/{arm}", entry["test_mAP"]), (f"val_mAP/{arm}", entry["val_mAP"])]
+    for contrast in report["contrasts"]:
+        name = f"{contrast['arm']} - {contrast['against']}"
+        low, high = contrast["ci95"]
+        rows += [(f"delta_mAP/{name}", contrast["delta_mAP"]), (f"delta_mAP_lo/{name}", low)]
+        rows += [(f"delta_mAP_hi/{name}", high), (f"p_value/{name}", contrast["p_value"])]
+    return [(key, float(value)) for key, value in rows if value is not None]
+
+
+def _contrasts(report: Mapping[str, Any]) -> str:
+    lines = ["| arm | against | Δ test mAP | 95% interval | p |", "| --- | --- | --- | --- | --- |"]
+    for c in report["contrasts"]:
+        low, high = c["ci95"]
+        lines.append(
+            f"| {c['arm']} | {c['against']} | {c['delta_mAP']:+.4f} | {low:+.4f} to {high:+.4f} | {c['p_value']:.4g} |"
+        )
+    return "\n".join(lines)

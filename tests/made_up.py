@@ -1,0 +1,179 @@
+"""Stage outputs as the stages write them, made up: a small encoder, a probe, scores and curves."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import satclr
+
+LABELS = ["airplane", "parking lot", "swimming pool", "ship/boat", "tennis court"]
+TILE_PX, CROP_PX = 32, 24
+MEAN, STD = [0.4, 0.41, 0.37], [0.2, 0.17, 0.18]
+
+STAND_INS = {
+    "encoder": """
+import torch
+from safetensors.torch import load_file
+def build(arch):
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    return net, 8
+def load(path):
+    net, width = build("tiny")
+    net.load_state_dict(load_file(path))
+    return net.eval(), width
+""",
+    "tiles": """
+import io
+import numpy as np
+from PIL import Image
+def decode(source, tile_px):
+    image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source).convert("RGB")
+    return np.asarray(image.resize((tile_px, tile_px), Image.Resampling.BICUBIC))
+""",
+    "views": """
+import torch
+def evaluation_view(tiles, *, crop_px, mean, std, dtype):
+    x = tiles.permute(0, 3, 1, 2).float() / 255
+    x = torch.nn.functional.interpolate(x, (crop_px, crop_px), mode="bilinear", antialias=True)
+    return ((x - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]).to(dtype)
+""",
+}
+
+
+def stand_in(folder: Path) -> None:
+    """Offer the modules that the served model imports, where the project has none yet."""
+    for name, text in STAND_INS.items():
+        if importlib.util.find_spec(f"satclr.{name}") is None:
+            (folder / f"{name}.py").write_text(text, encoding="utf-8")
+    if str(folder) not in satclr.__path__:
+        satclr.__path__.append(str(folder))
+
+
+def arch() -> str:
+    from satclr.encoder import build
+
+    try:
+        build("resnet18")
+    except Exception:
+        return "tiny"
+    return "resnet18"
+
+
+def jpeg(seed: int, side_px: int = 40) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (side_px, side_px, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).resize((TILE_PX, TILE_PX)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def write(
+    root: Path,
+    *,
+    arm: str,
+    seed: int = 0,
+    profile: str = "sample",
+    skill: float = 1.0,
+    split: int = 0,
+    thresholds: bool = True,
+    tiles: int = 120,
+) -> dict[str, Any]:
+    """Write all outputs of one arm and seed; `skill` separates the scores of positives from the rest."""
+    from sklearn.metrics import average_precision_score
+
+    results, models = (root / part / profile / f"{arm}-s{seed}" for part in ("results", "models"))
+    for folder in (results, models):
+        folder.mkdir(parents=True, exist_ok=True)
+    _save_models(models, seed, thresholds)
+    curve = [[epoch, 4.0 / epoch, 1e-3] for epoch in range(1, 4)] if arm != "baseline" else []
+    _table(results / "pretrain.csv", ["epoch", "loss", "learning_rate"], curve)
+    curve = [[epoch, 1 / epoch, 1.1 / epoch, skill * epoch / 10] for epoch in range(1, 6)]
+    _table(results / "probe.csv", ["epoch", "train_loss", "val_loss", "val_mAP"], curve)
+    targets = np.random.default_rng(split).random((2, tiles, len(LABELS))) < 0.3
+    targets[:, :, -1] = False
+    noise = np.random.default_rng([seed, *arm.encode()]).normal(size=targets.shape)
+    scores = (1 / (1 + np.exp(-(skill * targets + noise)))).astype(np.float32)
+    names = np.asarray([f"tile{split}_{i:04}.jpg" for i in range(tiles)])
+    np.savez(
+        results / "scores.npz",
+        val_scores=scores[0],
+        val_targets=targets[0].astype(np.uint8),
+        test_scores=scores[1],
+        test_targets=targets[1].astype(np.uint8),
+        labels=np.asarray(LABELS),
+        val_tiles=np.char.add("v_", names),
+        test_tiles=names,
+    )
+    val, ap = (
+        [average_precision_score(targets[part, :, k], scores[part, :, k]) for k in range(len(LABELS) - 1)]
+        for part in (0, 1)
+    )
+    metrics = {
+        "profile": profile,
+        "arm": arm,
+        "seed": seed,
+        "test_mAP": float(np.mean(ap)),
+        "test_mAP_ci95": [float(np.mean(ap)) - 0.03, float(np.mean(ap)) + 0.03],
+        "test_micro_mAP": 0.5,
+        "val_mAP": float(np.mean(val)),
+        "best_epoch": 5,
+        "test_tiles": tiles,
+        "labels": LABELS,
+        "labels_without_positives": [LABELS[-1]],
+    }
+    (results / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    classes = [
+        [
+            label,
+            int(targets[1, :, k].sum()),
+            0.3,
+            *([ap[k], ap[k] - 0.1, ap[k] + 0.1] if k < 4 else ["", "", ""]),
+        ]
+        for k, label in enumerate(LABELS)
+    ]
+    _table(
+        results / "per_class_ap.csv", ["label", "positives", "prevalence", "AP", "AP_lo", "AP_hi"], classes
+    )
+    return metrics
+
+
+def _save_models(folder: Path, seed: int, thresholds: bool) -> None:
+    from satclr.encoder import build
+
+    torch.manual_seed(seed)
+    name = arch()
+    encoder, width = build(name)
+    save_file(encoder.state_dict(), folder / "encoder.safetensors", {"arch": name, "feature_dim": str(width)})
+    probe = {"weight": torch.randn(len(LABELS), width), "bias": torch.randn(len(LABELS))}
+    metadata = {
+        "labels": json.dumps(LABELS),
+        "mean": json.dumps(MEAN),
+        "std": json.dumps(STD),
+        "crop_px": str(CROP_PX),
+        "tile_px": str(TILE_PX),
+        "best_epoch": "5",
+    }
+    if thresholds:
+        metadata["thresholds"] = json.dumps([0.2, 0.4, 0.5, 0.6, 0.8])
+    save_file(probe, folder / "probe.safetensors", metadata)
+
+
+def _table(path: Path, header: list[str], rows: list[list[Any]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([header, *rows])
+
+
+def pixels(data: bytes) -> npt.NDArray[np.uint8]:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
