@@ -240,8 +240,8 @@ def resolve(params: Params, profile: str, arm: str, seed: int) -> Arm:
 
     Raises `ParamsError` for an unknown profile or arm and for settings that do not fit together.
     """
-    settings = merge(params.defaults, _pick(params.profiles, profile, "profile"))
-    settings = merge(settings, _pick(params.arms, arm, "arm"))
+    settings = merge(params.defaults, pick(params.profiles, profile, "profile"))
+    settings = merge(settings, pick(params.arms, arm, "arm"))
     sources = {f"arms.{arm}": params.arms[arm], f"profiles.{profile}": params.profiles[profile]}
     sources["defaults"] = params.defaults
     tree = {"profile": profile, "name": arm, "seed": seed, "settings": settings}
@@ -257,16 +257,17 @@ def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _pick(table: Mapping[str, dict[str, Any]], name: str, kind: str) -> dict[str, Any]:
+def pick(table: Mapping[str, dict[str, Any]], name: str, kind: str) -> dict[str, Any]:
+    """The entry `name` of profiles or arms; raises `ParamsError` listing what there is."""
     if name not in table:
         raise ParamsError(f"unknown {kind} {name!r}; {FILE} has {', '.join(table)}")
     return table[name]
 
 
 def _check_names(params: Params) -> None:
-    _pick(params.profiles, params.profile, "profile")
+    pick(params.profiles, params.profile, "profile")
     for arm in params.run:
-        _pick(params.arms, arm, "arm in `run`:")
+        pick(params.arms, arm, "arm in `run`:")
     for key, values in (("run", params.run), ("seeds", params.seeds)):
         repeated = sorted({str(v) for v in values if values.count(v) > 1})  # type: ignore[arg-type]
         if repeated:

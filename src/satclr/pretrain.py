@@ -128,7 +128,7 @@ def _contrast(
         head = enc.projection_head(width, **how.projection.model_dump()).to(device)
     model = nn.Sequential(encoder, head).train()
     if how.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
     optimizer = optimizers.build(model, how)
     state = _resume(folder, model, optimizer)
     forward: Callable[[Tensor], Tensor] = torch.compile(model) if how.compile else model

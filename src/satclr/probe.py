@@ -9,6 +9,7 @@ validation loss and validation mAP an epoch.
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -75,6 +76,15 @@ def run(
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows([i, *(row[name] for name in COLUMNS[1:])] for i, row in enumerate(epochs, 1))
+
+
+def fingerprint(settings: Settings, seed: int, encoder: Path) -> str:
+    """Stands for the encoder and all that is set about embedding and probing."""
+    facts = [settings.embed.model_dump(mode="json"), settings.probe.model_dump(mode="json"), seed]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    if encoder.exists():  # where it is missing, `run` says so
+        digest.update(encoder.read_bytes())
+    return digest.hexdigest()
 
 
 def train(

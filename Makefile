@@ -1,0 +1,41 @@
+# `make repro` and `make test` need python3, git and make; all else is installed here.
+.DEFAULT_GOAL := help
+.PHONY: help setup repro test test-slow check format ui bench
+
+UV := $(shell command -v uv 2>/dev/null || echo .cache/uv/bin/uv)
+UV_VERSION := 0.13.9
+RUN := $(UV) run --quiet --frozen
+
+help:                ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup: .venv/.ready  ## install everything into .venv
+
+.venv/.ready: uv.lock pyproject.toml
+	@test -x "$(UV)" || { python3 -m venv .cache/uv && .cache/uv/bin/pip install --quiet uv==$(UV_VERSION); } \
+	  || { echo "error: uv could not be installed; install python3-venv, or uv itself"; exit 1; }
+	$(UV) sync --quiet --frozen
+	@touch $@
+
+repro: setup         ## the whole ablation: fetch the sample, run what changed
+	@$(RUN) dvc pull --quiet data.dvc
+	$(RUN) dvc repro
+
+test: setup          ## the default test suite
+	$(RUN) pytest -m "not slow"
+
+test-slow: setup     ## the long tests: real servers, browsers, real data
+	$(RUN) pytest -m slow
+
+check: setup         ## lint, types, import contracts
+	$(RUN) ruff format --check .
+	$(RUN) ruff check .
+	$(RUN) mypy
+	$(RUN) lint-imports
+
+format: setup        ## format the code
+	$(RUN) ruff format .
+	$(RUN) ruff check --fix .
+
+ui: setup            ## MLflow on this project's store
+	$(RUN) satclr ui
