@@ -184,7 +184,7 @@ def test_planted_row_faults_are_found(sound: Path) -> None:
         ("pier", "pier", 70, "missing-namesake", "notice"),
     ],
 )
-def test_a_lost_label_is_found(  # noqa: PLR0917
+def test_a_lost_label_is_found(
     sound: Path, category: str, label: str, gone: int, kind: str, level: str
 ) -> None:
     change(sound, "plain", range(20), **{label: 1})
