@@ -3,7 +3,7 @@
     python benchmarks/bootstrap.py
 
 Ours is measured whole: 1,000 resamples, 10,917 tiles, 60 labels, 2 arms. The other way (scikit-learn's
-average precision on the drawn rows) is measured on a few resamples, before and after ours, and scaled to 1,000.
+average precision on the drawn rows) is measured on a few resamples before and after ours, scaled to 1,000.
 """
 
 import time
