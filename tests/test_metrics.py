@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from satclr import metrics
+from satclr.metrics.bootstrap import _draw_seeds
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -120,6 +121,162 @@ def test_a_resample_that_draws_every_tile_once_is_the_metric() -> None:
     )
 
 
+def test_redrawn_seeds_equal_a_loop_over_drawn_seeds_and_repeated_tiles() -> None:
+    arms = [
+        np.stack([draw(10 * a + s, (25, 4), levels=9)[0] for s in range(n)]) for a, n in enumerate((3, 2))
+    ]
+    _, targets = draw(4, (25, 4))
+    ours = metrics.paired_bootstrap_over_seeds(arms, targets, resamples=30, seed=5)
+    counts = metrics.draw_counts(25, resamples=30, seed=5)
+    for a, arm in enumerate(arms):
+        picked = _draw_seeds(len(arm), resamples=30, seed=5, arm=a)
+        for r in range(30):
+            expected = np.mean([repeated_map(arm[s], targets, counts[:, r]) for s in picked[r]])
+            assert ours[r, a] == pytest.approx(expected, abs=1e-12)
+
+
+def test_redrawn_seeds_spread_as_the_binomial_says() -> None:
+    targets = np.arange(40)[:, None] % 2 == [[0, 1]]
+    perfect, constant = targets * 1.0, np.full((40, 2), 0.5)
+    arm = np.stack([perfect, constant])
+    values = metrics.paired_bootstrap_over_seeds([arm, arm], targets, resamples=4000, seed=0)
+    both_perfect = (values == 1).mean(0)
+    np.testing.assert_allclose(both_perfect, 1 / 4, atol=0.03)
+    assert (values == 1).all(1).mean() == pytest.approx(1 / 16, abs=0.02)  # arms draw apart
+    once = metrics.paired_bootstrap_over_seeds([arm[:1], arm[1:]], targets, resamples=50, seed=1)
+    expected = metrics.paired_bootstrap([perfect, constant], targets, resamples=50, seed=1)
+    np.testing.assert_array_equal(once, expected)
+
+
+def test_interval_cuts_off_equal_tails() -> None:
+    rng = np.random.default_rng(0)
+    low, high = metrics.interval(rng.normal(3, 2, 200_000))
+    assert (low, high) == pytest.approx((3 - 1.96 * 2, 3 + 1.96 * 2), abs=0.05)
+    assert metrics.interval(np.arange(101), level=0.5) == (25, 75)
+
+
+def test_interval_and_p_value_of_a_mean_behave_under_no_difference() -> None:
+    rng = np.random.default_rng(1)
+    p = []
+    for _ in range(300):
+        sample = rng.normal(0, 1, 60)
+        p.append(metrics.p_value(sample[rng.integers(60, size=(400, 60))].mean(1)))
+    assert np.mean(np.array(p) < 0.05) == pytest.approx(0.05, abs=0.035)
+    assert np.mean(p) == pytest.approx(0.5, abs=0.06)
+
+
+def test_p_value_counts_the_tail_twice_and_is_never_zero() -> None:
+    assert metrics.p_value(np.arange(1, 1000)) == pytest.approx(2 / 1000)
+    assert metrics.p_value(-np.arange(1, 1000)) == pytest.approx(2 / 1000)
+    assert metrics.p_value([-1, 2, 3, 4]) == pytest.approx(2 * 2 / 5)
+    assert metrics.p_value(np.zeros(10)) == 1
+
+
+@given(seeds, shapes, levels)
+@settings(deadline=None, max_examples=50)
+def test_tuned_thresholds_reach_the_best_f1_there_is(seed: int, shape: tuple[int, int], levels: int) -> None:
+    scores, targets = draw(seed, shape, levels=levels)
+    thresholds = metrics.tune_thresholds(scores, targets)
+    for k, threshold in enumerate(thresholds):
+        if not targets[:, k].any():
+            assert threshold == np.inf
+            continue
+        f1 = {
+            c: sk.f1_score(targets[:, k], scores[:, k] >= c) for c in np.unique(scores[:, k])[::-1].tolist()
+        }
+        best = max(f1.values())
+        assert threshold == next(c for c, value in f1.items() if value > best - 1e-12)
+
+
+@given(seeds, shapes, levels)
+@settings(deadline=None, max_examples=50)
+def test_precision_recall_and_f1_are_scikit_learns(seed: int, shape: tuple[int, int], levels: int) -> None:
+    scores, targets = draw(seed, shape, levels=levels)
+    thresholds = np.random.default_rng(seed).choice([-0.2, 0.0, 0.3, np.inf], shape[1])
+    ours = metrics.decide(scores, targets, thresholds)
+    yes, some = scores >= thresholds, targets.any(0)
+    each = [(ours.precision, sk.precision_score), (ours.recall, sk.recall_score), (ours.f1, sk.f1_score)]
+    for values, theirs in each:
+        for k in np.flatnonzero(some):
+            assert values[k] == pytest.approx(theirs(targets[:, k], yes[:, k], zero_division=0), abs=1e-12)
+    assert np.isnan(ours.f1[~some]).all()
+    assert np.isnan(ours.recall[~some]).all()
+    if some.any():
+        t, y = targets.ravel(), yes.ravel()
+        f1 = [sk.f1_score(targets[:, k], yes[:, k], zero_division=0) for k in np.flatnonzero(some)]
+        assert ours.macro_f1 == pytest.approx(np.mean(f1), abs=1e-12)
+        assert ours.micro_f1 == pytest.approx(sk.f1_score(t, y, zero_division=0), abs=1e-12)
+        assert ours.micro_precision == pytest.approx(sk.precision_score(t, y, zero_division=0), abs=1e-12)
+        assert ours.micro_recall == pytest.approx(sk.recall_score(t, y, zero_division=0), abs=1e-12)
+    else:
+        assert np.isnan([ours.macro_f1, ours.micro_f1, ours.micro_recall]).all()
+
+
+@given(seeds, st.tuples(st.integers(1, 40), st.integers(2, 6)), levels)
+@settings(deadline=None, max_examples=50)
+def test_rankings_of_labels_are_scikit_learns(seed: int, shape: tuple[int, int], levels: int) -> None:
+    scores, targets = draw(seed, shape, levels=levels)
+    lrap = sk.label_ranking_average_precision_score(targets, scores)
+    assert metrics.label_ranking_average_precision(scores, targets) == pytest.approx(lrap, abs=1e-12)
+    coverage = sk.coverage_error(targets, scores)
+    assert metrics.coverage_error(scores, targets) == pytest.approx(coverage, abs=1e-12)
+    wrong = []
+    for row, labels in zip(scores, targets, strict=True):
+        top = [k for k, value in enumerate(row) if value == max(row)]
+        wrong.append(sum(not labels[k] for k in top) / len(top))
+    assert metrics.one_error(scores, targets) == pytest.approx(np.mean(wrong), abs=1e-12)
+
+
+@given(seeds, shapes, st.integers(1, 20))
+@settings(deadline=None, max_examples=50)
+def test_calibration_error_equals_a_loop_over_bins(seed: int, shape: tuple[int, int], bins: int) -> None:
+    scores, targets = draw(seed, shape)
+    p = scores + 0.5
+    p[0, 0] = 1
+    expected = 0.0
+    for b in range(bins):
+        inside = (p * bins >= b) & ((p * bins < b + 1) | ((p == 1) & (b == bins - 1)))
+        if inside.any():
+            expected += inside.mean() * abs(p[inside].mean() - targets[inside].mean())
+    assert metrics.expected_calibration_error(p, targets, bins=bins) == pytest.approx(expected, abs=1e-12)
+
+
+def test_true_probabilities_are_calibrated_and_sharpened_ones_are_not() -> None:
+    rng = np.random.default_rng(0)
+    p = rng.random((20_000, 5))
+    targets = rng.random(p.shape) < p
+    assert metrics.expected_calibration_error(p, targets) < 0.01
+    assert metrics.expected_calibration_error(p**3, targets) > 0.1
+
+
+@given(seeds, st.floats(0.2, 5))
+@settings(deadline=None, max_examples=30)
+def test_temperature_minimises_cross_entropy(seed: int, sharpness: float) -> None:
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 2, (200, 3))
+    targets = rng.random(logits.shape) < metrics.sigmoid(logits)
+    fitted = metrics.fit_temperature(logits * sharpness, targets)
+
+    def cross_entropy(temperature: float) -> float:
+        return float(sk.log_loss(targets.ravel(), metrics.sigmoid(logits.ravel() * sharpness / temperature)))
+
+    best = cross_entropy(fitted)
+    for factor in (0.2, 0.9, 0.999, 1.001, 1.1, 5.0):
+        assert best < cross_entropy(fitted * factor)
+    assert fitted == pytest.approx(metrics.fit_temperature(logits, targets) * sharpness, rel=1e-9)
+
+
+def test_temperature_undoes_sharpening_and_stays_in_range() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (20_000, 3))
+    targets = rng.random(logits.shape) < metrics.sigmoid(logits)
+    assert metrics.fit_temperature(logits * 3, targets) == pytest.approx(3, rel=0.05)
+    low, high = metrics.TEMPERATURE_RANGE
+    assert metrics.fit_temperature(np.where(targets, 5, -5), targets) == pytest.approx(low)
+    assert metrics.fit_temperature(np.where(targets, -5, 5), targets) == pytest.approx(high)
+    assert metrics.fit_temperature(np.zeros((4, 2)), targets[:4, :2]) == 1
+
+
 def test_wrong_input_is_named() -> None:
     scores, targets = draw(3, (6, 2))
     with pytest.raises(ValueError, match=r"\(6, 2\) and targets \(5, 2\)"):
@@ -135,3 +292,17 @@ def test_wrong_input_is_named() -> None:
         metrics.bootstrap(np.zeros((6, 2)), targets, resamples=0, seed=0)
     with pytest.raises(ValueError, match="scores_by_arm is empty"):
         metrics.paired_bootstrap([], targets, resamples=2, seed=0)
+    with pytest.raises(ValueError, match=r"scores_by_arm\[1\] has shape \(6, 2\)"):
+        metrics.paired_bootstrap_over_seeds(
+            [np.zeros((1, 6, 2)), np.zeros((6, 2))], targets, resamples=2, seed=0
+        )
+    with pytest.raises(ValueError, match="1 not finite"):
+        metrics.p_value([0.1, np.nan])
+    with pytest.raises(ValueError, match="level is 95"):
+        metrics.interval([0.1, 0.2], level=95)
+    with pytest.raises(ValueError, match=r"one number for each label"):
+        metrics.decide(np.zeros((6, 2)), targets, [0.5])
+    with pytest.raises(ValueError, match=r"span -3 to 0.*sigmoid"):
+        metrics.expected_calibration_error(np.where(targets, 0, -3), targets)
+    with pytest.raises(ValueError, match="bins is 0"):
+        metrics.expected_calibration_error(np.zeros((6, 2)), targets, bins=0)

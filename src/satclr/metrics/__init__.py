@@ -6,25 +6,47 @@ N tiles, K labels. A label without positives has no AP: nan, left out of means, 
 from satclr.metrics.bootstrap import (
     bootstrap,
     draw_counts,
+    interval,
+    p_value,
     paired_bootstrap,
     paired_bootstrap_average_precision,
+    paired_bootstrap_over_seeds,
     resampled_average_precision,
 )
+from satclr.metrics.calibration import (
+    TEMPERATURE_RANGE,
+    expected_calibration_error,
+    fit_temperature,
+    sigmoid,
+)
+from satclr.metrics.decisions import Decisions, decide, tune_thresholds
 from satclr.metrics.precision import (
     average_precision,
-    label_ranking_average_precision,
     mean_average_precision,
     micro_average_precision,
 )
+from satclr.metrics.ranking import coverage_error, label_ranking_average_precision, one_error
 
 __all__ = [
+    "TEMPERATURE_RANGE",
+    "Decisions",
     "average_precision",
     "bootstrap",
+    "coverage_error",
+    "decide",
     "draw_counts",
+    "expected_calibration_error",
+    "fit_temperature",
+    "interval",
     "label_ranking_average_precision",
     "mean_average_precision",
     "micro_average_precision",
+    "one_error",
+    "p_value",
     "paired_bootstrap",
     "paired_bootstrap_average_precision",
+    "paired_bootstrap_over_seeds",
     "resampled_average_precision",
+    "sigmoid",
+    "tune_thresholds",
 ]

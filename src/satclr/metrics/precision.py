@@ -15,7 +15,7 @@ def average_precision(scores: ArrayLike, targets: ArrayLike) -> Floats:
     Raises ValueError on unequal shapes, non-finite scores or other targets.
     """
     s, t = checked(scores, targets)
-    return _by_row(np.ascontiguousarray(s.T), np.ascontiguousarray(t.T))
+    return row_average_precision(np.ascontiguousarray(s.T), np.ascontiguousarray(t.T))
 
 
 def mean_average_precision(ap: ArrayLike) -> float:
@@ -26,17 +26,7 @@ def mean_average_precision(ap: ArrayLike) -> float:
 def micro_average_precision(scores: ArrayLike, targets: ArrayLike) -> float:
     """AP of all (tile, label) decisions ranked together; arguments and errors as `average_precision`'s."""
     s, t = checked(scores, targets)
-    return float(_by_row(s.reshape(1, -1), t.reshape(1, -1))[0])
-
-
-def label_ranking_average_precision(scores: ArrayLike, targets: ArrayLike) -> float:
-    """LRAP: AP of each tile's ranking of the labels, averaged over tiles; in (0, 1].
-
-    Arguments and errors as `average_precision`'s. A tile without labels counts as 1, as in scikit-learn.
-    Source: Tsoumakas, Katakis & Vlahavas 2010, "Mining multi-label data".
-    """
-    s, t = checked(scores, targets)
-    return float(np.where(t.any(1), _by_row(s, t), 1).mean())
+    return float(row_average_precision(s.reshape(1, -1), t.reshape(1, -1))[0])
 
 
 def nan_mean(values: Floats) -> Floats:
@@ -47,8 +37,8 @@ def nan_mean(values: Floats) -> Floats:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _by_row(scores: Floats, positive: Bools) -> Floats:
-    """AP of every row of scores (R,C), each ranking its C columns."""
+def row_average_precision(scores: Floats, positive: Bools) -> Floats:
+    """AP of every row of scores (R,C), each ranking its C columns: (R,), nan in rows without positives."""
     columns = scores.shape[1]
     order = np.argsort(-scores, axis=1, kind="stable")
     ranked = np.take_along_axis(scores, order, 1)
