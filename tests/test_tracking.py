@@ -3,17 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import made_up
 import pytest
 
+import made_up
 from satclr import tracking
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _modules(tmp_path_factory: pytest.TempPathFactory) -> None:
-    made_up.stand_in(tmp_path_factory.mktemp("modules"))
 
 
 @pytest.fixture
@@ -36,12 +31,12 @@ def publish(root: Path, arm: str = "simclr", **params: Any) -> str:
 
 def test_an_arm_run_holds_every_number_of_the_outputs(root: Path) -> None:
     metrics = made_up.write(root, arm="simclr")
-    run_id = publish(root, **{"pretrain.epochs": 3})
+    run_id = publish(root, epochs=3)
     store = tracking.open_store(root, "sample")
     run = store.client.get_run(run_id)
     assert run.info.run_name == "simclr-s0"
     assert run.info.status == "FINISHED"
-    assert run.data.params == {"pretrain.epochs": "3"}
+    assert run.data.params == {"epochs": "3"}
     assert run.data.metrics["test/mAP"] == metrics["test_mAP"]
     assert {key for key in run.data.metrics if key.startswith("test_ap/")} == {
         "test_ap/airplane",

@@ -1,4 +1,4 @@
-"""The registered model: JPEG or PNG bytes in, a probability for each label and the labels above threshold out.
+"""The registered model: JPEG or PNG bytes in, label probabilities and the labels above threshold out.
 
 MLflow loads this file as the model (models from code) next to the modules it imports and two safetensors
 files: no pickle, and no need of this project's installation.
@@ -47,15 +47,16 @@ class Tagger(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         self.encoder = module.to(self.device).eval()
         with safe_open(probe, "pt") as file:
             metadata = file.metadata()
-            self.weight, self.bias = (file.get_tensor(name).to(self.device) for name in ("weight", "bias"))
+            tensors = (file.get_tensor(name).to(self.device).double() for name in ("weight", "bias"))
+            self.weight, self.bias = tensors
         self.labels: list[str] = json.loads(metadata["labels"])
-        self.mean: list[float] = json.loads(metadata["mean"])
-        self.std: list[float] = json.loads(metadata["std"])
+        self.mean: tuple[float, float, float] = tuple(json.loads(metadata["mean"]))
+        self.std: tuple[float, float, float] = tuple(json.loads(metadata["std"]))
         self.crop_px, self.tile_px = int(metadata["crop_px"]), int(metadata["tile_px"])
         thresholds = json.loads(metadata.get("thresholds", "null")) or [THRESHOLD] * len(self.labels)
         self.thresholds: npt.NDArray[np.float64] = np.asarray(thresholds, np.float64)
 
-    def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
+    def predict(self, context: Any, model_input: pd.DataFrame) -> pd.DataFrame:  # noqa: ARG002
         """Tag a table with the column `tile`: bytes of a JPEG or PNG, paths, or (H,W,3) uint8 arrays.
 
         Returns one row a tile: a column of probabilities for each label, and `predicted_labels`, those at or
@@ -84,8 +85,9 @@ class Tagger(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             std=self.std,
             dtype=torch.float32,
         )
-        logits = torch.nn.functional.linear(self.encoder(views), self.weight, self.bias)
-        return np.asarray(torch.sigmoid(logits).double().cpu().numpy())
+        features = self.encoder(views).double()  # as evaluate: the layer in double precision
+        logits = torch.nn.functional.linear(features, self.weight, self.bias)
+        return np.asarray(torch.sigmoid(logits).cpu().numpy())
 
 
 def _batches(tiles: Iterable[Tile]) -> Iterator[list[Tile]]:

@@ -15,18 +15,18 @@ def write(found: Outputs, tags: Mapping[str, str]) -> str:
     without = ", ".join(m.get("labels_without_positives", [])) or "none"
     head = f"""{headline(found)}
 
-**Intended use.** Labels of overhead image tiles of the kind it was trained on: several labels a tile, no positions. \
-Not for decisions about people or places without someone looking at the picture.
+**Intended use.** Labels of overhead image tiles of the kind it was trained on: several labels a tile, no \
+positions. Not for decisions about people or places without someone looking at the picture.
 
 **Input and output.** JPEG or PNG bytes; a probability for each label and the labels above their threshold.
 
 **Data.** `data/{found.profile}`, DVC md5 `{tags["satclr.data_md5"]}`; commit \
 `{tags.get("mlflow.source.git.commit", "none")}`, fingerprint `{tags["satclr.fingerprint"]}`.
 
-**Limits.** The interval is over tiles of one test split, not over places, sensors or seasons. No test positives, \
-hence unknown quality: {without}. Chosen on validation mAP {m["val_mAP"]:.4f}.
+**Limits.** The interval is over tiles of one test split, not over places, sensors or seasons. No test \
+positives, hence unknown quality: {without}. Chosen on validation mAP {m["val_mAP"]:.4f}.
 
-**Licence.** Code MIT. The weights carry the terms of the data and of the initial weights that they were trained from.
+**Licence.** Code MIT. The weights carry the terms of the data and initial weights they were trained from.
 
 """
     lines = ["| label | test AP | 95% interval | positives |", "| --- | --- | --- | --- |"]

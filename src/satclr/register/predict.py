@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Prediction:
-    """One tile's probabilities by label, best first, and the labels above threshold; or why it was not read."""
+    """One tile's probabilities by label, best first, and the labels above threshold; or its error."""
 
     tile: str
     probabilities: dict[str, float]
@@ -34,8 +35,9 @@ def champion(root: Path, profile: str, alias: str = CHAMPION) -> Any:
             warnings.simplefilter("ignore", DeprecationWarning)
             return mlflow.pyfunc.load_model(f"models:/{model_name(profile)}@{alias}")
     except mlflow.MlflowException as error:
+        reason = " ".join(str(error).split())[:200]
         raise TrackingError(
-            f"{model_name(profile)} has no {alias} ({' '.join(str(error).split())[:200]}); run satclr register"
+            f"{model_name(profile)} has no {alias} ({reason}); run satclr register"
         ) from error
 
 
@@ -44,22 +46,18 @@ def predict(
     profile: str,
     paths: Iterable[Path],
     *,
-    done: Callable[[int], object] = lambda count: None,
+    done: Callable[[int], object] | None = None,
 ) -> Iterator[Prediction]:
     """Tag tiles in batches, in their order; a tile that cannot be read has its error and no labels.
 
     `done` is called with the number of tiles of each batch (a progress bar).
     """
     model = champion(root, profile)
-    batch: list[Path] = []
-    for path in paths:
-        batch.append(path)
-        if len(batch) == BATCH:
-            yield from _tag(model, batch)
+    waiting = iter(paths)
+    while batch := list(islice(waiting, BATCH)):
+        yield from _tag(model, batch)
+        if done is not None:
             done(len(batch))
-            batch = []
-    yield from _tag(model, batch)
-    done(len(batch))
 
 
 def _tag(model: Any, paths: list[Path]) -> list[Prediction]:

@@ -50,14 +50,15 @@ def run(
     *,
     profile: str,
     runs: Sequence[tuple[str, int]],
-    minimum_val_mAP: float = 0.0,  # noqa: N803
+    minimum_val_mAP: float = 0.0,
     resamples: int = 1000,
 ) -> Decision:
     """Gate the candidate, the (arm, seed) with the best validation mAP, and write champion.json.
 
-    No champion yet, or better than it by paired bootstrap on the same test split (95% interval above zero): the
-    candidate becomes `champion` and the old one `previous`. Not shown to be better: `challenger`. Below the
-    minimum: no version. A decision that changes nothing is not recorded again, and what was rolled back stays back.
+    No champion yet, or better than it by paired bootstrap on the same test split (95% interval above
+    zero): the candidate becomes `champion` and the old one `previous`. Not shown to be better:
+    `challenger`. Below the minimum: no version. A decision that changes nothing is not recorded again, and
+    what was rolled back stays back.
     Raises `TrackingError` where outputs or their arm run are missing.
     """
     found = [read(root, profile=profile, arm=arm, seed=seed) for arm, seed in runs]
@@ -89,7 +90,7 @@ def rollback(root: Path, profile: str, reason: str = "by hand") -> Decision:
     store = open_store(root, profile)
     present = _by_alias(store, profile, CHAMPION)
     former = present.tags.get(OVER) if present is not None else None
-    if not former:
+    if present is None or not former:
         raise TrackingError(f"{model_name(profile)} has no former champion to go back to")
     chosen = _version(store, profile, former)
     client, name = store.client, model_name(profile)
@@ -114,13 +115,13 @@ def _decide(store: Store, root: Path, candidate: Outputs, *, minimum: float, res
         )
         return _line(candidate, "rejected", "", champion, None, reason)
     if version is None:
-        version = _create(store, root, candidate)
+        version = _create(store, candidate)
     if champion is None:
         _crown(store, profile, version, None)
         return _record(store, root, profile, version, "champion", None, "the first version")
     if champion.version == version.version:
         return _line(candidate, "kept", version.version, champion, None, "it is champion already")
-    gap, reason = _gate(store, root, candidate, champion, resamples)
+    gap, reason = _gate(store, candidate, champion, resamples)
     if gap is not None and gap.better and ROLLED_BACK not in version.tags:
         _crown(store, profile, version, champion)
         return _record(store, root, profile, version, "champion", champion, reason, gap)
@@ -139,9 +140,7 @@ def _decide(store: Store, root: Path, candidate: Outputs, *, minimum: float, res
     return _record(store, root, profile, version, "challenger", champion, reason, gap)
 
 
-def _gate(
-    store: Store, root: Path, candidate: Outputs, champion: Any, resamples: int
-) -> tuple[Contrast | None, str]:
+def _gate(store: Store, candidate: Outputs, champion: Any, resamples: int) -> tuple[Contrast | None, str]:
     path = store.client.download_artifacts(champion.run_id, "results/scores.npz")
     ours, theirs = read_split(candidate.results / "scores.npz"), read_split(Path(path))
     who = (
@@ -162,7 +161,7 @@ def _known(store: Store, candidate: Outputs) -> Any | None:
     return _version(store, candidate.profile, found[0].version) if found else None
 
 
-def _create(store: Store, root: Path, candidate: Outputs) -> Any:
+def _create(store: Store, candidate: Outputs) -> Any:
     client, name = store.client, model_name(candidate.profile)
     query = f"tags.`{FILES}` = '{candidate.files}' and attributes.status = 'FINISHED'"
     runs = client.search_runs([store.experiment_id], query, max_results=1)
@@ -197,7 +196,7 @@ def _create(store: Store, root: Path, candidate: Outputs) -> Any:
 def _ensure_model(store: Store, profile: str) -> None:
     from mlflow.exceptions import MlflowException
 
-    text = f"Labels of overhead image tiles: frozen encoder and linear probe, profile `{profile}`. `champion` serves."
+    text = f"Labels of overhead image tiles, profile `{profile}`: a frozen encoder and a linear probe."
     try:
         store.client.create_registered_model(model_name(profile), {"satclr.profile": profile}, text)
     except MlflowException as error:
@@ -235,9 +234,8 @@ def _version(store: Store, profile: str, version: str) -> Any:
         return store.client.get_model_version(name, version)
     except MlflowException:
         there = sorted(int(found.version) for found in store.client.search_model_versions(f"name = '{name}'"))
-        raise TrackingError(
-            f"{name} has no version {version!r}; it has {', '.join(map(str, there)) or 'none, run satclr register'}"
-        ) from None
+        versions = ", ".join(map(str, there)) or "none, run satclr register"
+        raise TrackingError(f"{name} has no version {version!r}; it has {versions}") from None
 
 
 def _line(

@@ -204,7 +204,7 @@ def _gpus() -> Callable[[], dict[str, float]]:
     if torch is None or not torch.cuda.is_available():
         return dict
     try:
-        import pynvml
+        import pynvml  # type: ignore[import-not-found]
 
         pynvml.nvmlInit()
     except Exception:  # noqa: BLE001 - optional package, absent driver: PyTorch's own count is left

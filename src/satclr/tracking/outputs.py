@@ -50,12 +50,21 @@ def read(
     for file in files:
         if not file.is_file():
             raise TrackingError(f"{file.relative_to(root)} does not exist; run dvc repro, or dvc pull")
-        with file.open("rb") as stream:
-            digest.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+        digest.update(file.name.encode() + _digest(file))
     files_digest = digest.hexdigest()
     digest.update(json.dumps(params, sort_keys=True, default=str).encode())
     metrics = json.loads((results / "metrics.json").read_text(encoding="utf-8"))
     return Outputs(profile, arm, seed, results, models, metrics, files_digest, digest.hexdigest())
+
+
+def _digest(file: Path) -> bytes:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        if file.suffix == ".safetensors":  # the order of its metadata differs from writing to writing
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+            digest.update(json.dumps(header, sort_keys=True).encode())
+        digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.digest()
 
 
 def points(outputs: Outputs) -> list[POINT]:
@@ -66,7 +75,7 @@ def points(outputs: Outputs) -> list[POINT]:
             epoch = int(row.pop("epoch"))
             rows += [(f"{stage}/{key}", float(value), epoch) for key, value in row.items() if value]
     for key, value in outputs.metrics.items():
-        if key in {"seed", "labels"}:
+        if key == "seed":
             continue
         name = re.sub(r"^(test|val)_", r"\1/", metric_name(key))
         if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -108,10 +117,10 @@ def headline(outputs: Outputs) -> str:
     """Return the result in one line of Markdown: test mAP with its interval, and on what."""
     m = outputs.metrics
     low, high = m["test_mAP_ci95"]
-    labels = m["labels"] if isinstance(m["labels"], int) else len(m["labels"])
     return (
         f"**{outputs.name}: test mAP {m['test_mAP']:.4f}** (95% interval {low:.4f} to {high:.4f},"
-        f" {m['test_tiles']} tiles, {labels} labels); validation mAP {m['val_mAP']:.4f} at epoch {m['best_epoch']}"
+        f" {m['test_tiles']} tiles, {m['labels']} labels);"
+        f" validation mAP {m['val_mAP']:.4f} at epoch {m['best_epoch']}"
     )
 
 

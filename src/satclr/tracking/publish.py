@@ -14,6 +14,7 @@ from satclr.tracking import model, outputs
 from satclr.tracking.outputs import Outputs
 from satclr.tracking.store import Store, TrackingError, log, open_store, owner, sweep, tag_value
 
+OURS = ("champion.json", "promotions.csv")  # register's, not the report's
 FIGURES = ("*.png", "*.svg", "*.html", "*.json", "*.csv")
 
 
@@ -62,10 +63,8 @@ def sync(root: Path, arms: Iterable[Mapping[str, Any]]) -> tuple[list[str], list
 
 def publish_report(root: Path, profile: str, folder: Path) -> str:
     """Return the id of the run `compare` of a report: its contrasts as metrics, its files as artifacts."""
-    files = sorted(
-        {file for pattern in FIGURES for file in folder.glob(pattern)} - set(folder.glob("promotions.csv"))
-    )
-    files = [file for file in files if file.name not in {"champion.json"}]
+    files = sorted({file for pattern in FIGURES for file in folder.glob(pattern)})
+    files = [file for file in files if file.name not in OURS]
     digest = hashlib.sha256(
         b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)
     ).hexdigest()
@@ -184,7 +183,7 @@ def _supersede(store: Store, found: Outputs, run_id: str) -> None:
 
 
 def _replace(store: Store, query: str, run_id: str) -> None:
-    """Make a run the current one of a query, and the others superseded; it may have been superseded itself."""
+    """Make a run the current one of a query and the others superseded, as it may have been itself."""
     client = store.client
     for run in client.search_runs([store.experiment_id], query):
         if run.info.run_id != run_id:
@@ -225,7 +224,8 @@ def _contrasts(report: Mapping[str, Any]) -> str:
     lines = ["| arm | against | Δ test mAP | 95% interval | p |", "| --- | --- | --- | --- | --- |"]
     for c in report["contrasts"]:
         low, high = c["ci95"]
+        interval = f"{low:+.4f} to {high:+.4f}"
         lines.append(
-            f"| {c['arm']} | {c['against']} | {c['delta_mAP']:+.4f} | {low:+.4f} to {high:+.4f} | {c['p_value']:.4g} |"
+            f"| {c['arm']} | {c['against']} | {c['delta_mAP']:+.4f} | {interval} | {c['p_value']:.4g} |"
         )
     return "\n".join(lines)
