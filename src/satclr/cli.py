@@ -97,7 +97,7 @@ def project(profile: str | None = None) -> Project:
     for folder in (here, *here.parents):
         if (folder / "params.yaml").is_file():
             return Project(folder, profile)
-    fail(f"no params.yaml in {here} or above it; run satclr inside a satclr project", code=2)
+    return fail(f"no params.yaml in {here} or above it; run satclr inside a satclr project", code=2)
 
 
 def main() -> None:

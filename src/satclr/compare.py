@@ -127,10 +127,17 @@ def table(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The report as rows a person reads: arm, test mAP, interval, validation mAP, against the reference."""
     reference = next(iter(report["arms"]))
     against = {c["arm"]: c for c in report["contrasts"] if c["against"] == reference}
-    rows = [("arm", "test mAP", "95% interval", "val mAP", f"against {reference}", "95% interval", "p")]
+    rows: list[tuple[str, ...]] = [
+        ("arm", "test mAP", "95% interval", "val mAP", f"against {reference}", "95% interval", "p")
+    ]
     for name, arm in report["arms"].items():
         low, high = arm["test_mAP_ci95"]
-        row = (name, f"{arm['test_mAP']:.4f}", f"{low:.4f} to {high:.4f}", f"{arm['val_mAP']:.4f}")
+        row: tuple[str, ...] = (
+            name,
+            f"{arm['test_mAP']:.4f}",
+            f"{low:.4f} to {high:.4f}",
+            f"{arm['val_mAP']:.4f}",
+        )
         if name in against:
             c = against[name]
             row += (
@@ -227,7 +234,7 @@ def _draw(
         defined = np.flatnonzero(~np.isnan(deltas))
         figures.label_differences(
             out / f"per_class_{name}.png",
-            [labels[k] for k in defined],
+            [label for k, label in enumerate(labels) if k in defined],
             deltas[defined].tolist(),
             title=f"{name} against {reference}, label by label",
             colours=(palette.colour(name), palette.colour(reference)),

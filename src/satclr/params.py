@@ -48,6 +48,7 @@ class Split(Model):
     by: Literal["tile", "group"]  # group: near-duplicates stay together
     fractions: Annotated[tuple[float, float, float], Field(strict=False)]  # train, val, test
     seed: Seed
+    stratify: bool  # share every label evenly (Sechidis et al. 2011)
     file: str | None  # a CSV in the data folder (columns image, split) instead of a draw
 
     @model_validator(mode="after")
@@ -59,10 +60,15 @@ class Split(Model):
         return self
 
 
+class Labels(Model):
+    on_problem: Literal["warn", "drop", "fail"]  # drop: tiles that the audit flags leave every split
+
+
 class Data(Model):
     """From data/<profile> to the tile store."""
 
     tile_px: Annotated[int, Field(ge=8, le=1024)]  # side of the tiles in the store
+    labels: Labels
     split: Split
     on_unreadable: Literal["fail", "drop"]  # drop: leave such tiles out and list them in audit.json
 

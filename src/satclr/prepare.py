@@ -13,8 +13,9 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,7 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from satclr import labels, progress, randomness, tiles
+from satclr import duplicates, labels, progress, splits, tiles
 from satclr.params import Data
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -47,8 +48,10 @@ class Problem:
 def run(data: Path, out: Path, settings: Data) -> None:
     """Write the store of `data` into `out`.
 
-    Raises `PrepareError` (with every path and reason in out/audit.json) if tiles and rows do not match or a
-    tile is unreadable, unless `settings.on_unreadable` is `drop`; `labels.LabelError` for a bad table.
+    Raises `PrepareError` if tiles and rows do not match or a tile is unreadable, unless
+    `settings.on_unreadable` is `drop`, and if the audit flags rows where `settings.labels.on_problem` is
+    `fail`; `labels.LabelError` for a bad table, `splits.SplitError` for a split that cannot be made.
+    Every finding stands in out/audit.json, whether the stage stops or not.
     """
     if not data.is_dir():
         raise PrepareError(
@@ -56,28 +59,76 @@ def run(data: Path, out: Path, settings: Data) -> None:
             "(`dvc pull` fetches the sample)"
         )
     table = labels.read(data / "Labels")
+    audit = labels.audit(table, data / "Labels")
+    flagged = {int(row) for row in labels.flagged_rows(audit)}
     out.mkdir(parents=True, exist_ok=True)
     paths, problems = _match(data, table)
-    kept = [row for row in range(len(table.tiles)) if row in paths]
-    if settings.on_unreadable == "drop" or not problems:
-        kept, sums, digest, unreadable = _pack(
-            data, out, [(row, paths[row]) for row in kept], settings.tile_px
+    report: dict[str, Any] = {**audit.to_dict(), "on_problem": settings.labels.on_problem}
+    with _audit_file(out / "audit.json", report):
+        if flagged and settings.labels.on_problem == "fail":
+            raise PrepareError(
+                f"{data / 'Labels'}: the audit flags {len(flagged):,} tiles; see `satclr audit {data / 'Labels'}`, "
+                "or set data.labels.on_problem to warn or drop"
+            )
+        if flagged:
+            progress.say(
+                f"warning: the audit flags {len(flagged):,} of {len(table.tiles):,} tiles "
+                f"({settings.labels.on_problem}); see `satclr audit {data / 'Labels'}`"
+            )
+        dropped = flagged if settings.labels.on_problem == "drop" else set()
+        rows = [(row, path) for row, path in sorted(paths.items()) if row not in dropped]
+        kept, sums, digest = [], np.zeros((0, 2, 3), np.int64), b""
+        if settings.on_unreadable == "drop" or not problems:
+            kept, sums, digest, unreadable = _pack(data, out, rows, settings.tile_px)
+            problems += unreadable
+        report["dropped"] = [vars(problem) for problem in problems]
+        if problems and settings.on_unreadable == "fail":
+            (out / "tiles.npy").unlink(missing_ok=True)
+            raise PrepareError(_sentence(data, problems, out))
+        if not kept:
+            raise PrepareError(f"{data} has no tile that can be used")
+        _finish(data, out, settings, table, np.array(kept), sums, digest, report)
+
+
+def _finish(
+    data: Path,
+    out: Path,
+    settings: Data,
+    table: labels.Labels,
+    kept: npt.NDArray[np.int64],
+    sums: Sums,
+    digest: bytes,
+    report: dict[str, Any],
+) -> None:
+    """Group near-duplicates, split, and write index.csv and stats.json of the packed tiles."""
+    names = [table.tiles[row] for row in kept]
+    targets = table.targets[kept]
+    group = duplicates.groups(np.load(out / "tiles.npy", mmap_mode="r", allow_pickle=False))
+    split = _split(names, targets, group, data, settings, left_out=set(table.tiles) - set(names))
+    leaks = duplicates.across(group, np.array(split))
+    report["near_duplicates"] = {
+        "groups": [[names[i] for i in np.flatnonzero(group == g)] for g in _several(group)],
+        "groups_across_splits": len(leaks),
+    }
+    report["split"] = {
+        "sizes": dict(sorted(Counter(split).items())),
+        "prevalence": {
+            which: dict(zip(table.names, share.tolist(), strict=True))
+            for which, share in splits.prevalence(split, targets).items()
+        },
+    }
+    if leaks:
+        progress.say(
+            f"warning: {len(leaks)} groups of near-duplicates lie in more than one split; "
+            "data.split.by: group keeps them together"
         )
-        problems += unreadable
-    _write_json(out / "audit.json", {"dropped": [vars(p) for p in problems]})
-    if problems and settings.on_unreadable == "fail":
-        (out / "tiles.npy").unlink(missing_ok=True)
-        raise PrepareError(_sentence(data, problems, out))
-    if not kept:
-        raise PrepareError(f"{data} has no tile that can be read")
-    split = _split([table.tiles[row] for row in kept], data, settings)
-    index = _index(table, kept, split)
+    index = _index(table, kept.tolist(), split, [names[g] for g in group])
     (out / "index.csv").write_text(index, encoding="utf-8")
     train = np.flatnonzero(np.array(split) == "train")
     _write_json(out / "stats.json", {
         "labels": list(table.names),
         "tile_px": settings.tile_px,
-        "tiles": dict(sorted(Counter(split).items())),
+        "tiles": report["split"]["sizes"],
         "normalization": {
             "train": train_statistics(sums[train], settings.tile_px),
             "imagenet": IMAGENET,
@@ -85,6 +136,15 @@ def run(data: Path, out: Path, settings: Data) -> None:
         },
         "digest": hashlib.sha256(digest + index.encode()).hexdigest(),
     })  # fmt: skip
+
+
+@contextmanager
+def _audit_file(path: Path, report: dict[str, Any]) -> Iterator[None]:
+    """Write the audit whether the stage goes through or stops."""
+    try:
+        yield
+    finally:
+        _write_json(path, report)
 
 
 def train_statistics(sums: Sums, tile_px: int) -> dict[str, list[float]]:
@@ -208,32 +268,37 @@ def _header(file: BinaryIO, count: int, tile_px: int) -> None:
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def _split(names: Sequence[str], data: Path, settings: Data) -> list[str]:
-    if settings.split.file is None:
-        order = randomness.permutation(len(names), settings.split.seed, "split").tolist()
-        by_name = sorted(range(len(names)), key=names.__getitem__)
-        ends = np.cumsum(np.array(settings.split.fractions) * len(names)).round()
-        split = [""] * len(names)
-        for place, position in enumerate(order):
-            split[by_name[position]] = tiles.SPLITS[int(np.searchsorted(ends, place, side="right"))]
-        return split
-    path = data / settings.split.file
-    if not path.is_file():
-        raise PrepareError(f"data.split.file: {path} does not exist")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        given = {row.get("image", ""): row.get("split", "") for row in csv.DictReader(file)}
-    bad = sorted(name for name in names if given.get(name) not in tiles.SPLITS)
-    if bad:
-        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        raise PrepareError(f"{path} names no split (train, val, test) for {', '.join(bad[:3])}{more}")
-    return [given[name] for name in names]
+def _split(
+    names: Sequence[str],
+    targets: npt.NDArray[np.uint8],
+    group: npt.NDArray[np.intp],
+    data: Path,
+    settings: Data,
+    left_out: set[str],
+) -> list[str]:
+    how = settings.split
+    if how.file is not None:
+        return splits.from_file(data / how.file, names, left_out=left_out)
+    return splits.split(
+        names,
+        fractions=how.fractions,
+        seed=how.seed,
+        groups=[names[g] for g in group] if how.by == "group" else None,
+        stratify=targets if how.stratify else None,
+    )
 
 
-def _index(table: labels.Labels, kept: Iterable[int], split: Sequence[str]) -> str:
+def _several(group: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    """The groups with more than one member."""
+    which, count = np.unique(group, return_counts=True)
+    return which[count > 1]
+
+
+def _index(table: labels.Labels, kept: Sequence[int], split: Sequence[str], group: Sequence[str]) -> str:
     lines = ["tile,category,split,group,labels"]
     for place, row in enumerate(kept):
         present = "|".join(table.names[k] for k in np.flatnonzero(table.targets[row]))
-        cells = (table.tiles[row], table.categories[row], split[place], "", present)
+        cells = (table.tiles[row], table.categories[row], split[place], group[place], present)
         lines.append(",".join(f'"{c}"' if "," in c else c for c in cells))
     return "\n".join(lines) + "\n"
 

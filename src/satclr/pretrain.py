@@ -33,7 +33,7 @@ from satclr import optimizers, progress, randomness, tiles, views
 from satclr.params import Pretrain, Settings
 
 CHECKPOINT_EVERY_S = 600.0  # besides each epoch's end
-CODE = ("pretrain.py", "views.py", "encoder.py", "loss.py", "optimizers.py", "tiles.py", "randomness.py")
+CODE = ("pretrain.py", "views", "encoder.py", "loss.py", "optimizers.py", "tiles.py", "randomness.py")
 
 Log = Callable[[int, Mapping[str, float]], None]
 

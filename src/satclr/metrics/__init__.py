@@ -24,6 +24,7 @@ from satclr.metrics.precision import (
     average_precision,
     mean_average_precision,
     micro_average_precision,
+    nan_mean,
 )
 from satclr.metrics.ranking import coverage_error, label_ranking_average_precision, one_error
 
@@ -41,6 +42,7 @@ __all__ = [
     "label_ranking_average_precision",
     "mean_average_precision",
     "micro_average_precision",
+    "nan_mean",
     "one_error",
     "p_value",
     "paired_bootstrap",
