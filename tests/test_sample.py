@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from satclr.sample import CATEGORIES, LABELS, MAX_LABELS, TILES_PER_CATEGORY, render, tile
-from satclr.sample.canvas import IDS, SIDE_PX, TILE_PX, Canvas
+from satclr.sample.canvas import Canvas
+from satclr.sample.texture import SIDE_PX, TILE_PX
+from satclr.sample.things import IDS, visible
 
 PER_CATEGORY = 12
 SIZE_BUDGET_BYTES = 8_000_000
@@ -143,16 +145,16 @@ def blank(seed: int = 0) -> Canvas:
 def test_what_is_covered_loses_its_label() -> None:
     canvas = blank()
     canvas.disc((0, 0), 5, (200, 200, 200), "tank")
-    assert canvas.labels() == {"grass", "tanks"}
+    assert visible(canvas.things) == {"grass", "tanks"}
     canvas.disc((0, 0), 5.5, (40, 60, 40), "tree")
-    assert canvas.labels() == {"grass", "trees"}
+    assert visible(canvas.things) == {"grass", "trees"}
 
 
 def test_a_speck_or_a_thing_outside_the_tile_is_not_named() -> None:
     canvas = blank()
     canvas.disc((0, 0), 0.4, (200, 200, 200), "tank")
     canvas.disc((200, 0), 20, (200, 200, 200), "tank")
-    assert canvas.labels() == {"grass"}
+    assert visible(canvas.things) == {"grass"}
 
 
 @pytest.mark.parametrize("seed", range(4))

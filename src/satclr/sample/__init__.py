@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from satclr.sample.canvas import LABELS, Canvas
+from satclr.sample.camera import photograph
+from satclr.sample.canvas import Canvas
 from satclr.sample.scenes import SCENES
+from satclr.sample.things import LABELS, visible
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,14 +36,14 @@ def tile(category: str, index: int, *, seed: int = 0) -> tuple[bytes, frozenset[
     while True:
         canvas = Canvas(np.random.default_rng([attempt, *entropy]), scene.side_m)
         scene.paint(canvas)
-        labels = canvas.labels()
+        labels = visible(canvas.things)
         if labels & scene.shows and len(labels) <= MAX_LABELS:
             break
         attempt += (
             1  # an object that gives the category its name is hidden, or too much is in view: paint another
         )
     buffer = io.BytesIO()
-    canvas.photograph().save(buffer, "JPEG", quality=canvas.count(72, 86))
+    photograph(canvas).save(buffer, "JPEG", quality=canvas.count(72, 86))
     return buffer.getvalue(), labels
 
 

@@ -1,91 +1,31 @@
 """The canvas a tile is painted on: a picture, the thing visible at each of its pixels, a sun and a season.
 
 Scenes paint in metres, in a frame of their own whose origin is the tile's centre and which is turned
-by a random angle. `Canvas.labels` counts what is still visible when the painting is done; `Canvas.photograph` is the camera.
+by a random angle.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from satclr.sample.texture import SIDE_PX, noise, speckle
+from satclr.sample.things import IDS
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from numpy.typing import NDArray
+    from satclr.sample.texture import Bools, Floats
 
-    Floats: TypeAlias = NDArray[np.float32]
-    Bools: TypeAlias = NDArray[np.bool_]
     Colour: TypeAlias = tuple[float, float, float]
-    Points: TypeAlias = Sequence[tuple[float, float]]
+    Place: TypeAlias = tuple[float, float]  # metres, in the scene's frame
+    Points: TypeAlias = Sequence[Place]
     Grain: TypeAlias = Literal["coarse", "medium", "fine"]
 
 T = TypeVar("T")
-
-TILE_PX = 128
-SIDE_PX = 2 * TILE_PX  # painted at twice the size: edges come out smooth
-FOREST_SHARE = 0.45
-
-
-class Thing(NamedTuple):
-    """What a pixel can show: the labels it counts for and how rough its surface looks (relative contrast)."""
-
-    labels: tuple[str, ...]
-    rough: float
-
-
-THINGS: dict[str, Thing] = {
-    "clutter": Thing((), 0.05),
-    "grass": Thing(("grass",), 0.09),
-    "soil": Thing(("bare soil",), 0.07),
-    "sand": Thing(("sand",), 0.035),
-    "crop": Thing(("field",), 0.07),
-    "sea": Thing(("sea", "water"), 0.05),
-    "stream": Thing(("river", "water"), 0.04),
-    "basin": Thing(("water",), 0.04),
-    "road": Thing(("road",), 0.05),
-    "crosswalk": Thing(("crosswalk", "road"), 0.03),
-    "bridge": Thing(("bridge", "road"), 0.04),
-    "paving": Thing(("pavement",), 0.05),
-    "parking": Thing(("parking lot", "pavement"), 0.05),
-    "trail": Thing(("trail",), 0.06),
-    "rails": Thing(("railway",), 0.10),
-    "building": Thing(("buildings",), 0.035),
-    "car": Thing(("cars",), 0.02),
-    "tree": Thing(("trees",), 0.17),
-    "pool": Thing(("swimming pool",), 0.05),
-    "court": Thing(("tennis court",), 0.025),
-    "tank": Thing(("tanks",), 0.02),
-    "ship": Thing(("ships",), 0.03),
-    "dock": Thing(("dock",), 0.06),
-    "plane": Thing(("airplane",), 0.02),
-    "container": Thing(("containers",), 0.04),
-}
-IDS = {name: i for i, name in enumerate(THINGS)}
-LABELS = tuple(sorted({label for thing in THINGS.values() for label in thing.labels} | {"forest"}))
-_ROUGH = np.array([thing.rough for thing in THINGS.values()], dtype=np.float32)
-
-# The share of a tile's pixels below which a person would not name the thing.
-_VISIBLE = {
-    "airplane": 0.008,
-    "bare soil": 0.04,
-    "bridge": 0.02,
-    "buildings": 0.02,
-    "cars": 0.0015,
-    "containers": 0.01,
-    "crosswalk": 0.004,
-    "dock": 0.01,
-    "grass": 0.04,
-    "ships": 0.003,
-    "swimming pool": 0.003,
-    "tanks": 0.015,
-    "trail": 0.01,
-    "trees": 0.015,
-}
-_VISIBLE_OTHERWISE = 0.03
 
 _SEASONS: dict[str, tuple[Colour, tuple[Colour, ...]]] = {  # grass, crowns
     "spring": ((112, 138, 78), ((84, 112, 62), (98, 122, 70))),
@@ -94,17 +34,6 @@ _SEASONS: dict[str, tuple[Colour, tuple[Colour, ...]]] = {  # grass, crowns
     "autumn": ((130, 126, 82), ((150, 104, 56), (124, 104, 58), (86, 90, 52), (160, 126, 66))),
     "winter": ((134, 132, 104), ((108, 98, 88), (92, 88, 80), (66, 78, 62))),
 }
-
-
-def noise(rng: np.random.Generator, cell_px: float, octaves: int) -> Floats:
-    """Smooth noise of about unit variance, (side, side): lattices, each half as wide and as strong."""
-    total = np.zeros((SIDE_PX, SIDE_PX), np.float32)
-    for octave in range(octaves):
-        cells = max(2, math.ceil(SIDE_PX * 2**octave / cell_px))
-        lattice = rng.standard_normal((cells, cells), dtype=np.float32)
-        layer = Image.fromarray(lattice).resize((SIDE_PX, SIDE_PX), Image.Resampling.BICUBIC)
-        total += np.asarray(layer) * np.float32(0.5**octave * 1.15)
-    return total
 
 
 class Canvas:
@@ -120,10 +49,11 @@ class Canvas:
         self.image = Image.new("RGB", (SIDE_PX, SIDE_PX))
         self.things = Image.new("L", (SIDE_PX, SIDE_PX))
         self._draw, self._mark = ImageDraw.Draw(self.image), ImageDraw.Draw(self.things)
-        self._grain = {"coarse": noise(rng, 110, 4), "medium": noise(rng, 24, 3), "fine": noise(rng, 5, 2)}
+        self._grain = {"coarse": noise(rng, 110, 5), "medium": noise(rng, 24, 3), "fine": speckle(rng)}
         axis = (np.arange(SIDE_PX, dtype=np.float32) - SIDE_PX / 2) / np.float32(self.px_per_m)
-        self.u = self._cos * axis[None, :] + self._sin * axis[:, None]  # metres in the scene's frame
-        self.v = -self._sin * axis[None, :] + self._cos * axis[:, None]
+        cos, sin = np.float32(self._cos), np.float32(self._sin)
+        self.u: Floats = cos * axis[None, :] + sin * axis[:, None]  # metres in the scene's frame
+        self.v: Floats = cos * axis[:, None] - sin * axis[None, :]
         self._weather()
 
     def _weather(self) -> None:
@@ -143,7 +73,7 @@ class Canvas:
         azimuth, elevation = self.uniform(0, 2 * math.pi), math.radians(self.uniform(24, 66))
         self.sun = (math.cos(azimuth), math.sin(azimuth))  # on the picture, towards the sun
         self.warmth = 1 - elevation / math.radians(66)
-        self.shadow_per_m = min(1.9, 1 / math.tan(elevation)) * self.px_per_m
+        self.shadow_per_m = min(1.5, 1 / math.tan(elevation)) * self.px_per_m
         self.overcast = self.chance(0.15)
         dark = self.uniform(0.72, 0.85) if self.overcast else self.uniform(0.34, 0.6)
         self._shade = [
@@ -173,13 +103,16 @@ class Canvas:
 
     def scatter(self, count: int, *, on: Iterable[str]) -> list[tuple[float, float]]:
         """Up to `count` random places (metres) where one of the things `on` is visible."""
-        allowed = {IDS[name] for name in on}
-        pixels = self.rng.uniform(0, SIDE_PX, (count, 2))
+        pixels = self.rng.uniform(0, SIDE_PX, (count, 2)).tolist()
         return [
-            self.place(x, y)
-            for x, y in pixels.tolist()
-            if self.things.getpixel((min(int(x), SIDE_PX - 1), min(int(y), SIDE_PX - 1))) in allowed
+            place for place in (self.place(x, y) for x, y in pixels) if any(self.shows(t, place) for t in on)
         ]
+
+    def shows(self, thing: str, place: tuple[float, float]) -> bool:
+        """Whether `thing` is what is visible at a place in metres."""
+        x, y = self.px(*place)
+        inside = 0 <= x < SIDE_PX and 0 <= y < SIDE_PX
+        return inside and self.things.getpixel((int(x), int(y))) == IDS[thing]
 
     # ---- geometry
 
@@ -202,12 +135,9 @@ class Canvas:
         return x * self._cos + y * self._sin, y * self._cos - x * self._sin
 
     def grain(self, scale: Grain) -> Floats:
-        """One of the tile's three noise fields, (side, side), at a random shift."""
-        shift = (int(self.rng.integers(SIDE_PX)), int(self.rng.integers(SIDE_PX)))
-        if scale == "coarse":  # its wrap-around seam would show
-            flipped = self._grain[scale][:: self.pick((1, -1)), :: self.pick((1, -1))]
-            return flipped.T if self.chance(0.5) else flipped
-        return np.roll(self._grain[scale], shift, (0, 1))
+        """One of the tile's three noise fields, (side, side), flipped and transposed at random."""
+        flipped = self._grain[scale][:: self.pick((1, -1)), :: self.pick((1, -1))]
+        return flipped.T if self.chance(0.5) else flipped
 
     # ---- paint
 
@@ -220,7 +150,7 @@ class Canvas:
         patchy: float = 0.08,
         pattern: Floats | None = None,
     ) -> None:
-        """Cover `where` (all, if None) with a textured surface; `pattern` (side, side) multiplies its brightness."""
+        """Cover `where` (all, if None) with a textured surface times `pattern` (side, side)."""
         value = (
             1 + np.float32(patchy) * self.grain("coarse") + np.float32(patchy * 0.5) * self.grain("medium")
         )
@@ -265,10 +195,10 @@ class Canvas:
 
     def grown(self, where: Bools, metres: float) -> Bools:
         """`where` and what lies within about `metres` of it."""
-        return (
-            np.asarray(self.mask(where).filter(ImageFilter.MaxFilter(2 * round(metres * self.px_per_m) + 1)))
-            > 0
-        )
+        step = 8  # the filter's cost grows with the square of its reach
+        size = 2 * max(1, round(metres * self.px_per_m / step)) + 1
+        coarse = self.mask(where).reduce(step).filter(ImageFilter.MaxFilter(size))
+        return np.asarray(coarse.resize((SIDE_PX, SIDE_PX))) > 0
 
     def polygon(self, points: Points, colour: Colour, thing: str | None = None) -> None:
         pixels = [self.px(*p) for p in points]
@@ -297,10 +227,12 @@ class Canvas:
         polygons: Iterable[tuple[Points, float]] = (),
         discs: Iterable[tuple[tuple[float, float], float, float]] = (),
         floating: bool = False,
+        tapered: bool = False,
     ) -> None:
-        """Darken the ground under things of a height in metres: (polygon, height) and (centre, radius, height).
+        """Darken the ground beside (polygon, height) and (centre, radius, height), all in metres.
 
-        `floating` drops the shadow beside the thing instead of sweeping it from the thing's foot.
+        `floating` drops the shadow beside the thing instead of sweeping it from the thing's foot; `tapered`
+        discs narrow towards their top, as crowns do.
         """
         mask = Image.new("L", (SIDE_PX, SIDE_PX))
         draw = ImageDraw.Draw(mask)
@@ -315,51 +247,14 @@ class Canvas:
         for centre, radius_m, height_m in discs:
             (x, y), r = self.px(*centre), radius_m * self.px_per_m
             dx, dy = -self.sun[0] * self.shadow_per_m * height_m, -self.sun[1] * self.shadow_per_m * height_m
-            draw.line([(x, y), (x + dx, y + dy)], fill=255, width=max(1, round(2 * r)))
-            draw.ellipse((x + dx - r, y + dy - r, x + dx + r, y + dy + r), fill=255)
+            top = 0.75 * r if tapered else r
+            nx, ny = self.sun[1], -self.sun[0]
+            ends = [(x + dx + nx * top, y + dy + ny * top), (x + dx - nx * top, y + dy - ny * top)]
+            draw.polygon([(x + nx * r, y + ny * r), *ends, (x - nx * r, y - ny * r)], fill=255)
+            draw.ellipse((x + dx - top, y + dy - top, x + dx + top, y + dy + top), fill=255)
         if self.overcast:
             mask = mask.filter(ImageFilter.BoxBlur(2))
         self.image.paste(self.image.point(self._shade), (0, 0), mask)
-
-    # ---- what is left
-
-    def labels(self) -> frozenset[str]:
-        """The labels of all that is still visible enough to be named."""
-        counts = np.bincount(np.asarray(self.things).ravel(), minlength=len(THINGS))
-        share = dict.fromkeys(LABELS, 0.0)
-        for thing, count in zip(THINGS.values(), counts.tolist(), strict=True):
-            for label in thing.labels:
-                share[label] += count / SIDE_PX**2
-        named = {label for label in LABELS if share[label] >= _VISIBLE.get(label, _VISIBLE_OTHERWISE)}
-        if share["trees"] >= FOREST_SHARE:
-            named.add("forest")
-        return frozenset(named)
-
-    def photograph(self) -> Image.Image:
-        """The tile as a camera in the air sees it: relief, light, haze, optics, sensor noise."""
-        fine = self._grain["fine"]
-        step = (round(-2 * self.sun[1]), round(-2 * self.sun[0]))
-        relief = np.roll(fine, step, (0, 1)) - fine + np.float32(0.6) * fine
-        rough = _ROUGH[np.asarray(self.things)] * relief
-        picture = np.asarray(self.image, np.float32) * (1 + rough)[..., None]
-        small = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8)).reduce(2)
-        small = small.filter(ImageFilter.GaussianBlur(self.uniform(0.0, 0.75)))
-        light = np.asarray(small, np.float32) / 255
-
-        grey = light.mean(axis=2, keepdims=True)
-        light = grey + self.uniform(0.6, 1.15) * (light - grey)
-        light = 0.42 + self.uniform(0.8, 1.3) * (light - 0.42)
-        warm = 0.16 * self.warmth + self.uniform(-0.06, 0.06)
-        tone = np.array([1 + warm, 1 + self.uniform(-0.03, 0.03), 1 - warm], np.float32)
-        light = light * tone * self.uniform(0.66, 1.2)
-        veil = self.uniform(0.0, 0.2) if self.chance(0.6) else self.uniform(0.2, 0.42)
-        patches = np.asarray(Image.fromarray(self.grain("coarse")).reduce(2))[..., None]
-        veil_map = np.clip(veil * (1 + 0.25 * patches), 0, 0.7)
-        haze = np.array([0.66, 0.70, 0.75], np.float32) * self.uniform(0.8, 1.1)
-        light = light * (1 - veil_map) + haze * veil_map
-        sigma = self.uniform(0.004, 0.022)
-        light = light + sigma * self.rng.standard_normal(light.shape, dtype=np.float32)
-        return Image.fromarray((np.clip(light, 0, 1) * 255).round().astype(np.uint8))
 
 
 def _ink(colour: Colour) -> tuple[int, int, int]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from satclr.sample.objects import WHITE, cars, gained, rectangle, trees
+from satclr.sample.objects import WHITE, gained, rectangle, trees
+from satclr.sample.vehicles import cars
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from satclr.sample.canvas import Bools, Canvas, Colour, Floats
-    from satclr.sample.objects import Place
+    from satclr.sample.canvas import Canvas, Colour, Place
+    from satclr.sample.texture import Bools, Floats
 
 
 def blob(c: Canvas, share: float) -> Bools:
@@ -24,7 +26,7 @@ def blob(c: Canvas, share: float) -> Bools:
 
 def wave(field: Floats, period: float, depth: float) -> Floats:
     """1 ± `depth`, a sine of `period` along `field`."""
-    return 1 + np.float32(depth) * np.sin(field * np.float32(2 * math.pi / period))
+    return np.asarray(1 + np.float32(depth) * np.sin(field * np.float32(2 * math.pi / period)), np.float32)
 
 
 # ---- open ground
@@ -62,7 +64,8 @@ def paving(
     pattern = None
     if slabs:
         joint = np.float32(0.35)
-        pattern = 1 - np.float32(0.13) * ((c.u % slabs < joint) | (c.v % slabs < joint))
+        lines = (c.u % np.float32(slabs) < joint) | (c.v % np.float32(slabs) < joint)
+        pattern = 1 - np.float32(0.13) * lines.astype(np.float32)
     colour = c.tinted(c.concrete_colour if slabs or c.chance(0.4) else c.asphalt_colour, 0.06)
     c.surface(thing, colour, where=where, patchy=0.06, pattern=pattern)
 
@@ -117,7 +120,7 @@ def water(
 def road(
     c: Canvas, v: float, *, width: float, walk: float = 0.0, traffic: float = 0.0, bend: float = 0.0
 ) -> None:
-    """A road along u at `v`, `width` metres wide, with sidewalks `walk` wide and `traffic` cars per 100 m and lane."""
+    """A road along u at `v`, `width` metres wide; sidewalks `walk` wide; about `traffic` cars a 70 m."""
     line = [(u, v + bend * (u / c.reach_m) ** 2) for u in np.linspace(-c.reach_m, c.reach_m, 13).tolist()]
     if walk:
         c.surface("paving", c.concrete_colour, where=c.stencil(lines=[(line, width + 2 * walk)]), patchy=0.04)
@@ -139,11 +142,24 @@ def road(
     cars(c, apart(places, 7), trucks=0.08)
 
 
+def dirt(c: Canvas, v: float, width: float) -> None:
+    """A trail along u at about `v`."""
+    bend, phase = c.uniform(0, 0.07) * c.side_m, c.uniform(0, 6.3)
+    line = [
+        (u, v + bend * math.sin(phase + 4 * u / c.side_m))
+        for u in np.linspace(-c.reach_m, c.reach_m, 40).tolist()
+    ]
+    colour = gained(c.soil_colour, c.uniform(1.1, 1.35))
+    c.surface("trail", colour, where=c.stencil(lines=[(line, width)]), patchy=0.08)
+    if c.chance(0.5):
+        c.line(line, 0.2 * width, c.grass_colour)
+
+
 def dashed(c: Canvas, line: list[Place], colour: Colour, *, solid: bool = False, width: float = 0.3) -> None:
     if solid:
         c.line(line, width, colour)
         return
-    for (u0, v0), (u1, v1) in zip(line, line[1:], strict=False):
+    for (u0, v0), (u1, v1) in pairwise(line):
         n = max(1, round(math.hypot(u1 - u0, v1 - v0) / 7))
         for i in range(n):
             a, b = i / n, (i + 0.45) / n
@@ -164,11 +180,27 @@ def apart(places: list[tuple[Place, float]], gap: float) -> list[tuple[Place, fl
 
 
 def stalls(
-    c: Canvas, centre: Place, length: float, *, full: float, marked: bool, heading: float = 0.0
+    c: Canvas,
+    centre: Place,
+    length: float,
+    *,
+    full: float,
+    marked: bool,
+    heading: float = 0.0,
+    lot: bool = False,
 ) -> None:
-    """Two facing rows of parking stalls along `heading`, a share `full` of them taken."""
+    """Two facing rows of parking stalls along `heading`, a share `full` of them taken.
+
+    `lot` lays the asphalt they and their aisles stand on.
+    """
     pitch, depth = 2.7, 5.2
     n = int(length / pitch)
+    if lot:
+        paving(
+            c,
+            c.stencil(polygons=[rectangle(centre, n * pitch + 2, 2 * depth + 11, heading)]),
+            thing="parking",
+        )
     cos, sin = math.cos(heading), math.sin(heading)
 
     def at(x: float, y: float) -> Place:
