@@ -1,4 +1,4 @@
-"""The camera in the air: relief, light, haze, optics, sensor noise; the nuisances an encoder has to survive."""
+"""The camera in the air: relief, light, haze, optics, sensor noise; what an encoder has to see through."""
 
 from __future__ import annotations
 

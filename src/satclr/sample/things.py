@@ -62,7 +62,7 @@ _VISIBLE = {
     "grass": 0.02,
     "ships": 0.0018,
     "swimming pool": 0.003,
-    "tanks": 0.015,
+    "tanks": 0.006,
     "trail": 0.01,
     "trees": 0.008,
 }

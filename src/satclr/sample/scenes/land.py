@@ -60,8 +60,10 @@ def beach(c: Canvas) -> None:
             patchy=0.04,
         )
     if c.chance(0.35):
-        for place in c.scatter(c.count(2, 8), on=("sea",)):
-            vehicles.ship(c, place, c.uniform(0, 6.3), c.uniform(9, 16), wake=c.chance(0.4))
+        for u, v in c.scatter(c.count(3, 10), on=("sea",)):
+            if not c.shows("sea", (u, v - 11)):  # too near the shore
+                continue
+            vehicles.ship(c, (u, v), c.uniform(0, 6.3), c.uniform(9, 16), wake=c.chance(0.4))
     g.grove(c, c.count(0, 60), radius_m=(1.5, 3.4))
 
 

@@ -42,8 +42,12 @@ def airplane(c: Canvas) -> None:
         )
         o.buildings(c, [hall])
     length = c.uniform(8, 13) if small else c.uniform(24, 42)
+    high = wall - 0.4 * length
     stands = [
-        (c.uniform(-0.45, 0.45) * c.side_m, c.uniform(max(edge, -0.4 * c.side_m), wall - 0.4 * length))
+        (
+            c.uniform(-0.45, 0.45) * c.side_m,
+            c.uniform(min(max(edge + 0.3 * length, -0.4 * c.side_m), high), high),
+        )
         for _ in range(9)
     ]
     heading = c.uniform(0, 2 * math.pi)
