@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from satclr.sample.objects import WHITE, gained, rectangle, trees
+from satclr.sample.objects import WHITE, gained, moved, rectangle, trees
 from satclr.sample.vehicles import cars
 
 if TYPE_CHECKING:
@@ -168,6 +168,15 @@ def dashed(c: Canvas, line: list[Place], colour: Colour, *, solid: bool = False,
                 width,
                 colour,
             )
+
+
+def crosswalk(c: Canvas, centre: Place, heading: float, *, width: float) -> None:
+    """Stripes across a road `width` metres wide that runs along `heading`."""
+    n = int(width / 1.3)
+    for i in range(n):
+        (stripe,) = moved([(0, (i - (n - 1) / 2) * 1.3)], centre, heading)
+        c.polygon(rectangle(stripe, 3.6, 0.72, heading), WHITE, "crosswalk")
+    c.claim("crosswalk", c.stencil(polygons=[rectangle(centre, 3.6, width, heading)]), over="road")
 
 
 def apart(places: list[tuple[Place, float]], gap: float) -> list[tuple[Place, float]]:

@@ -64,7 +64,22 @@ def beach(c: Canvas) -> None:
             if not c.shows("sea", (u, v - 11)):  # too near the shore
                 continue
             vehicles.ship(c, (u, v), c.uniform(0, 6.3), c.uniform(9, 16), wake=c.chance(0.4))
+    if c.chance(0.2):
+        pier(c, c.uniform(-0.3, 0.3) * c.side_m)
     g.grove(c, c.count(0, 60), radius_m=(1.5, 3.4))
+
+
+def pier(c: Canvas, u: float) -> None:
+    """A pier along v at `u`, from the sand out to sea."""
+    wet = [v for v in np.linspace(-c.reach_m, c.reach_m, 60).tolist() if c.shows("sea", (u, v))]
+    if not wet:
+        return
+    low, high = wet[0] - 8, wet[0] + c.uniform(0.3, 0.8) * c.side_m
+    deck = o.rectangle((u, (low + high) / 2), c.uniform(3, 6), high - low)
+    c.shadow(polygons=[(deck, 3)], floating=True)
+    c.polygon(deck, c.tinted((158, 144, 126), 0.12), "dock")
+    for v in np.arange(low, high, 4).tolist():
+        c.line([(u - 2, v), (u + 2, v)], 0.3, (112, 100, 90))
 
 
 def farmland(c: Canvas) -> None:
@@ -155,7 +170,7 @@ def forest(c: Canvas) -> None:
 
 def river(c: Canvas) -> None:
     g.lawn(c, bare=0.5)
-    if c.chance(0.35):
+    if c.chance(0.25):
         g.crop(c, c.v > c.uniform(0.1, 0.3) * c.side_m)
     amplitude, phase = c.uniform(0.03, 0.2) * c.side_m, c.uniform(0, 6.3)
     course = c.v - np.float32(amplitude) * np.sin(
@@ -179,11 +194,11 @@ def river(c: Canvas) -> None:
     if c.chance(0.35):
         bar = (np.abs(course - half * c.pick((-1, 1))) < 0.6 * half) & (c.grain("coarse") > 0.5)
         c.surface("sand", c.tinted((196, 180, 148), 0.08), where=bar, patchy=0.05)
-    if c.chance(0.25):
+    spared = c.chance(0.7)  # for a bridge
+    if not spared and c.chance(0.5):
         g.dirt(c, c.pick((-1, 1)) * (half + c.uniform(0.1, 0.2) * c.side_m), 3)
     crossing = c.uniform(-0.25, 0.25) * c.side_m
     around = c.scatter(c.count(10, 190), on=("grass", "soil", "crop"))
-    spared = c.chance(0.7)
     o.trees(
         c,
         [p for p in around if not spared or abs(p[0] - crossing) > 11],
@@ -200,7 +215,7 @@ def river(c: Canvas) -> None:
                 for p in c.scatter(c.count(1, 4), on=("grass",))
             ],
         )
-    if c.chance(0.25):
+    if c.chance(0.3):
         jetty(c, c.pick((-1, 1)) * c.uniform(0.28, 0.45) * c.side_m, half)
     if c.chance(0.3):
         for place in c.scatter(3, on=("stream",)):

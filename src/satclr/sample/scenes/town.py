@@ -27,6 +27,8 @@ def dense_residential_area(c: Canvas) -> None:
             continue
         if abs(v) < c.reach_m + 8:
             g.road(c, v, width=street, walk=1.3, traffic=1.5)
+            if c.chance(0.2):
+                g.crosswalk(c, (c.uniform(-0.4, 0.4) * c.side_m, v), 0, width=street)
         for side in (-1, 1):
             for i in range(-7, 8):
                 u = (i + 0.5) * lot

@@ -147,28 +147,8 @@ def intersection(c: Canvas) -> None:
             heading = angle + way
             if stripes and c.chance(0.85):
                 near = other / 2 + 2.5
-                for i in range(int(w / 1.3)):
-                    y = -w / 2 + 0.9 + 1.3 * i
-                    c.polygon(
-                        o.moved(
-                            [
-                                (near, y - 0.36),
-                                (near + 3.6, y - 0.36),
-                                (near + 3.6, y + 0.36),
-                                (near, y + 0.36),
-                            ],
-                            centre,
-                            heading,
-                        ),
-                        o.WHITE,
-                        "crosswalk",
-                    )
-                base = o.moved(
-                    [(near, -w / 2), (near + 3.6, -w / 2), (near + 3.6, w / 2), (near, w / 2)],
-                    centre,
-                    heading,
-                )
-                c.claim("crosswalk", c.stencil(polygons=[base]), over="road")
+                (middle,) = o.moved([(near + 1.8, 0)], centre, heading)
+                g.crosswalk(c, middle, heading, width=w)
             g.dashed(
                 c,
                 o.moved([(other / 2 + 8, 0), (reach, 0)], centre, heading),
