@@ -16,7 +16,7 @@ from satclr.sample.canvas import Canvas
 from satclr.sample.texture import SIDE_PX, TILE_PX
 from satclr.sample.things import IDS, visible
 
-PER_CATEGORY = 12
+PER_CATEGORY = 10
 SIZE_BUDGET_BYTES = 8_000_000
 LABEL_TABLES = (
     Path(os.environ.get("SATCLR_DATA", Path(__file__).parents[2] / "shared" / "data"))

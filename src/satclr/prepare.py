@@ -8,7 +8,6 @@ In: `Images/<category>/*.jpg` and `Labels/<category>.csv`. Out: `tiles.npy` (N,H
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
@@ -77,7 +76,8 @@ def run(data: Path, out: Path, settings: Data) -> None:
             )
         dropped = flagged if settings.labels.on_problem == "drop" else set()
         rows = [(row, path) for row, path in sorted(paths.items()) if row not in dropped]
-        kept, sums, digest = [], np.zeros((0, 2, 3), np.int64), b""
+        kept: list[int] = []
+        sums, digest = np.zeros((0, 2, 3), np.int64), b""
         if settings.on_unreadable == "drop" or not problems:
             kept, sums, digest, unreadable = _pack(data, out, rows, settings.tile_px)
             problems += unreadable

@@ -110,15 +110,20 @@ class Canvas:
 
     def shows(self, thing: str, place: tuple[float, float]) -> bool:
         """Whether `thing` is what is visible at a place in metres."""
-        x, y = self.px(*place)
-        inside = 0 <= x < SIDE_PX and 0 <= y < SIDE_PX
-        return inside and self.things.getpixel((int(x), int(y))) == IDS[thing]
+        x, y = self.pixel(place)
+        return 0 <= x < SIDE_PX and 0 <= y < SIDE_PX and self.things.getpixel((x, y)) == IDS[thing]
 
     # ---- geometry
 
     def px(self, u: float, v: float) -> tuple[float, float]:
+        """Metres in the scene's frame to pixels on the picture."""
         k, half = self.px_per_m, SIDE_PX / 2
         return half + k * (u * self._cos - v * self._sin), half + k * (u * self._sin + v * self._cos)
+
+    def pixel(self, place: Place) -> tuple[int, int]:
+        """The pixel of a place; outside the tile it may be negative or `SIDE_PX` and more."""
+        x, y = self.px(*place)
+        return math.floor(x), math.floor(y)
 
     def place(self, x: float, y: float) -> tuple[float, float]:
         """The inverse of `px`."""

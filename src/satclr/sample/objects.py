@@ -254,31 +254,23 @@ def pool(c: Canvas, centre: Place, heading: float, length: float) -> None:
     c.line(rim, 0.35, gained(colour, 1.15))
 
 
-def rectangle_rows(
-    centre: Place, heading: float, length: float, width: float
-) -> list[tuple[Place, float, float, int]]:
-    """A block of container stacks: (centre, heading, length, 0) of each place in a length by width block."""
+def stacks(centre: Place, heading: float, length: float, width: float) -> list[tuple[Place, float]]:
+    """The (place, heading) of each container stack in a `length` by `width` block."""
     across, along = max(1, int(width / 2.6)), max(1, int(length / 12.6))
-    return [
-        (
-            moved([((i - (along - 1) / 2) * 12.6, (j - (across - 1) / 2) * 2.6)], centre, heading)[0],
-            heading,
-            12.2,
-            0,
-        )
+    spots = [
+        ((i - (along - 1) / 2) * 12.6, (j - (across - 1) / 2) * 2.6)
         for i in range(along)
         for j in range(across)
     ]
+    return [(place, heading) for place in moved(spots, centre, heading)]
 
 
-def containers(c: Canvas, stacks: Sequence[tuple[Place, float, float, int]]) -> None:
-    """Stacks of containers, (centre, heading, length, 0); some places stay empty."""
-    standing = [
-        (rectangle(p, n, 2.44, h), h, p, 2.6 * c.count(1, 4)) for p, h, n, _ in stacks if c.chance(0.88)
-    ]
-    c.shadow(polygons=[(outline, height) for outline, _, _, height in standing])
+def containers(c: Canvas, plan: Sequence[tuple[Place, float]]) -> None:
+    """Stacks of 40-foot containers at (place, heading), one to four high; some places stay empty."""
+    standing = [(p, h, rectangle(p, 12.2, 2.44, h), 2.6 * c.count(1, 4)) for p, h in plan if c.chance(0.88)]
+    c.shadow(polygons=[(outline, height) for _, _, outline, height in standing])
     livery = c.pick(CONTAINER_COLOURS)
-    for outline, heading, place, height in standing:
+    for place, heading, outline, height in standing:
         colour = c.tinted(livery if c.chance(0.3) else c.pick(CONTAINER_COLOURS), 0.1)
         colour = gained(colour, 0.86 + 0.025 * height)
         c.polygon(outline, colour, "container")

@@ -14,7 +14,7 @@ from satclr.sample.objects import (
     gained,
     moved,
     rectangle,
-    rectangle_rows,
+    stacks,
 )
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def ship(c: Canvas, place: Place, heading: float, length: float, *, wake: bool =
     c.polygon(moved([(x * 0.86, y * 0.7) for x, y in hull], place, heading), deck, "ship")
     if freighter:
         (bridge,) = moved([(-a * 0.78, 0)], place, heading)
-        containers(c, rectangle_rows(place, heading, length * 0.62, w * 1.5))
+        containers(c, stacks(place, heading, length * 0.62, w * 1.5))
         c.shadow(polygons=[(rectangle(bridge, length * 0.09, w * 1.5, heading), 9)])
         c.polygon(rectangle(bridge, length * 0.09, w * 1.5, heading), WHITE, "ship")
         return

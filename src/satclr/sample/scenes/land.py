@@ -153,17 +153,12 @@ def forest(c: Canvas) -> None:
         g.road(
             c, c.uniform(-0.35, 0.35) * c.side_m, width=7, traffic=1.5, bend=c.uniform(-0.2, 0.2) * c.side_m
         )
-    clearing = g.blob(c, c.uniform(0.0, 0.35)) if c.chance(0.6) else np.zeros_like(c.u, bool)
     size = c.uniform(1.9, 3.6)
-    places = c.scatter(int(2.0 * (c.side_m / size) ** 2 / 2.6), on=("grass", "soil"))
-    k, half = c.px_per_m, clearing.shape[0] / 2
-
-    def is_open(place: tuple[float, float]) -> bool:
-        x, y = c.px(*place)
-        return bool(clearing[min(int(y), int(2 * half) - 1), min(int(x), int(2 * half) - 1)])
-
-    places = [p for p in places if not is_open(p) or c.chance(0.03)][: int(900 / max(1.0, 3 / k))]
-    o.trees(c, places, radius_m=(0.75 * size, 1.3 * size), conifers=c.pick((0, 0.1, 0.5, 0.95)))
+    places = c.scatter(int(0.77 * (c.side_m / size) ** 2), on=("grass", "soil"))
+    if c.chance(0.6):
+        clearing = c.mask(g.blob(c, c.uniform(0.0, 0.35)))
+        places = [p for p in places if not clearing.getpixel(c.pixel(p)) or c.chance(0.03)]
+    o.trees(c, places[:900], radius_m=(0.75 * size, 1.3 * size), conifers=c.pick((0, 0.1, 0.5, 0.95)))
     if c.chance(0.12):
         o.buildings(c, [o.Building((0, 0), 11, 8, c.uniform(0, 3), 5)])
 

@@ -92,7 +92,7 @@ def shipping_yard(c: Canvas) -> None:
     block, aisle = c.uniform(10, 19), c.uniform(5, 9)
     lanes = c.uniform(14, 30) if c.chance(0.6) else 0
     v = -c.reach_m
-    stacks = []
+    plan: list[tuple[tuple[float, float], float]] = []
     while v < quay - 8:
         if lanes and -lanes < v + block < lanes / 2:
             v += aisle
@@ -104,12 +104,12 @@ def shipping_yard(c: Canvas) -> None:
         while u < c.reach_m:
             length = 12.6 * c.count(2, 5)
             if c.chance(0.85) and v + block < quay - 4:
-                stacks += o.rectangle_rows((u + length / 2, v + block / 2), 0, length, block)
+                plan += o.stacks((u + length / 2, v + block / 2), 0, length, block)
             u += length + c.uniform(4, 10)
         v += block + aisle
     trucks = [(p, c.pick((0, math.pi))) for p in c.scatter(c.count(3, 16), on=("paving",))]
     vehicles.cars(c, g.apart(trucks, 10), trucks=0.75)
-    o.containers(c, [s for s in stacks if math.hypot(*s[0]) < c.reach_m + 8])
+    o.containers(c, [s for s in plan if math.hypot(*s[0]) < c.reach_m + 8])
     if quay < c.reach_m and c.chance(0.6):
         crane(c, c.uniform(-0.3, 0.3) * c.side_m, quay)
     g.grove(c, c.count(0, 60), on=("grass",))

@@ -145,7 +145,7 @@ def industrial_area(c: Canvas) -> None:
     trucks = [(p, c.pick((0, math.pi / 2))) for p in c.scatter(c.count(2, 12), on=("paving", "soil"))]
     vehicles.cars(c, g.apart(trucks, 9), trucks=0.7)
     if c.chance(0.35):
-        o.containers(c, [s for y in yards[1::2] for s in o.rectangle_rows(y, math.pi / 2, 26, 8)])
+        o.containers(c, [s for y in yards[1::2] for s in o.stacks(y, math.pi / 2, 26, 8)])
     o.buildings(c, plan)
     if c.chance(0.3):
         r = c.uniform(3, 6)

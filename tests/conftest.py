@@ -1,0 +1,119 @@
+"""A tiny data set and a project around it, for tests that run stages for real."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from satclr import params, prepare, tiles
+
+ROOT = Path(__file__).parents[1]
+LABELS = ("grass", "road", "water")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet() -> None:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DVC_NO_ANALYTICS", "1")
+
+
+@pytest.fixture(scope="session")
+def external_data() -> Path:
+    """Real tiles, label tables and weights; not part of the project."""
+    folder = Path(os.environ.get("SATCLR_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("real data are not here; set SATCLR_DATA to their folder")
+    return folder
+
+
+def write_tile(path: Path, rng: np.random.Generator, labels: tuple[int, ...], side: int = 40) -> None:
+    """A noisy tile in which each label is a patch of its own colour."""
+    pixels = rng.integers(70, 120, (side, side, 3))
+    for k, present in enumerate(labels):
+        if present:
+            top, left = rng.integers(0, side - 16, 2)
+            pixels[top : top + 16, left : left + 16, k] += 110
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.astype(np.uint8)).save(path, quality=95)
+
+
+def write_data(folder: Path, *, tiles_per_category: int = 16, seed: int = 0) -> None:
+    """Three categories in MLRSNet's layout; every tile of a category has its namesake label."""
+    rng = np.random.default_rng(seed)
+    (folder / "Labels").mkdir(parents=True)
+    for k, category in enumerate(LABELS):
+        with (folder / "Labels" / f"{category}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["image", *LABELS])
+            for i in range(tiles_per_category):
+                present = tuple(int(j == k or rng.random() < 0.3) for j in range(len(LABELS)))
+                name = f"{category}_{i:05d}.jpg"
+                writer.writerow([name, *present])
+                write_tile(folder / "Images" / category / name, rng, present)
+
+
+def tiny_params() -> dict[str, Any]:
+    """The project's own params.yaml with one more profile, small enough for a test."""
+    tree: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
+    tree["profile"] = "tiny"
+    tree["profiles"]["tiny"] = {
+        "data": {"tile_px": 40},
+        "views": {"crop_px": 32},
+        "pretrain": {
+            "arch": "resnet18",
+            "weights": "none",
+            "epochs": 2,
+            "batch_size": 8,
+            "precision": "float32",
+        },
+        "embed": {},
+        "probe": {"epochs": 3, "batch_size": 8},
+        "evaluate": {"bootstrap_resamples": 100},
+        "register": {},
+    }
+    return tree
+
+
+def resolve(arm: str = "simclr", seed: int = 0, **changes: Any) -> params.Arm:
+    """An arm of the tiny profile; `changes` are sections, as in params.yaml."""
+    tree = tiny_params()
+    tree["profiles"]["tiny"] = params.merge(tree["profiles"]["tiny"], changes)
+    return params.resolve(params.Params.model_validate(tree), "tiny", arm, seed)
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "data"
+    write_data(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def store(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tiles.Store:
+    out = tmp_path_factory.mktemp("build")
+    prepare.run(tiny_data, out, resolve().settings.data)
+    return tiles.open_store(out)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Makes a project folder with params.yaml and tiny data, and enters it."""
+
+    def make(change: Callable[[dict[str, Any]], None] = lambda _: None, *, data: bool = True) -> Path:
+        tree = tiny_params()
+        change(tree)
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+        if data:
+            write_data(tmp_path / "data" / "tiny")
+        monkeypatch.chdir(tmp_path)
+        return tmp_path
+
+    return make
