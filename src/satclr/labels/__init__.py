@@ -6,6 +6,17 @@ In: a folder of `<category>.csv` tables, one row a tile, one 0/1 column a label.
 
 from satclr.labels.audit import Audit, audit, flagged_rows, render
 from satclr.labels.checks import Finding
-from satclr.labels.tables import LabelError, Labels, canonical, read
+from satclr.labels.tables import LabelError, Labels, canonical, read, rows
 
-__all__ = ["Audit", "Finding", "LabelError", "Labels", "audit", "canonical", "flagged_rows", "read", "render"]
+__all__ = [
+    "Audit",
+    "Finding",
+    "LabelError",
+    "Labels",
+    "audit",
+    "canonical",
+    "flagged_rows",
+    "read",
+    "render",
+    "rows",
+]

@@ -96,23 +96,13 @@ def _spelling() -> dict[str, str]:
     return {row["found"]: row["canonical"] for row in csv.DictReader(text.splitlines())}
 
 
-def _decode(path: Path) -> str:
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise LabelError(f"{path}: cannot be read ({error.strerror})") from error
-    encoding = "utf-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
-    try:
-        text = raw.decode(encoding)
-    except UnicodeDecodeError:
-        text = raw.decode("cp1252", errors="replace")
-    if "\0" in text:
-        raise LabelError(f"{path}: holds NUL bytes; it is damaged, or no text file: fetch or export it again")
-    return text
+def rows(raw: bytes, where: object) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line number, cells) of each row of a delimited text that is not blank.
 
-
-def _lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line number, cells) of each row that is not blank."""
+    Delimiter: comma, semicolon or tab, whichever the header has most of. Encoding: UTF-8, UTF-16 with a byte
+    order mark, else Windows-1252. Raises LabelError, naming `where`, for anything that is no such text.
+    """
+    text = _decode(raw, where)
     first = text.partition("\n")[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(DELIMITERS, key=first.count))
     try:
@@ -120,27 +110,43 @@ def _lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
             if any(map(str.strip, cells)):
                 yield reader.line_num, cells
     except csv.Error as error:
-        raise LabelError(f"{path}, line {reader.line_num}: not CSV ({error})") from error
+        raise LabelError(f"{where}, line {reader.line_num}: not CSV ({error})") from error
+
+
+def _decode(raw: bytes, where: object) -> str:
+    encoding = "utf-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    try:
+        text = raw.decode(encoding)
+    except UnicodeDecodeError:
+        text = raw.decode("cp1252", errors="replace")
+    if "\0" in text:
+        raise LabelError(
+            f"{where}: holds NUL bytes; it is damaged, or no text file: fetch or export it again"
+        )
+    return text
 
 
 def _read_table(path: Path) -> _Table:
-    rows = list(_lines(path, _decode(path)))
-    if len(rows) < 2:
+    try:
+        (_, first), *body = list(rows(path.read_bytes(), path)) or [(0, [])]
+    except OSError as error:
+        raise LabelError(f"{path}: cannot be read ({error.strerror})") from error
+    if not body:
         raise LabelError(f"{path}: no rows; it should have a header and one row a tile")
-    written = [" ".join(cell.split()) for cell in rows[0][1]]
+    written = [" ".join(cell.split()) for cell in first]
     header = [canonical(name) for name in written]
     images = [i for i, name in enumerate(header) if name.casefold() == IMAGE]
     if len(images) != 1:
         raise LabelError(
             f"{path}: {len(images)} columns named 'image' in its header; exactly one names the tiles"
         )
-    for line, cells in rows[1:]:
+    for line, cells in body:
         if len(cells) != len(header):
             raise LabelError(f"{path}, line {line}: {len(cells)} cells where the header has {len(header)}")
     kept = [
         i
         for i, name in enumerate(header)
-        if i != images[0] and (name or any(cells[i].strip() for _, cells in rows[1:]))
+        if i != images[0] and (name or any(cells[i].strip() for _, cells in body))
     ]
     columns = tuple(header[i] for i in kept)
     if not columns:
@@ -148,9 +154,9 @@ def _read_table(path: Path) -> _Table:
     twice = sorted({name for name in columns if name and columns.count(name) > 1})
     if twice:
         raise LabelError(f"{path}: column {twice[0]!r} stands twice; keep one")
-    tiles = [_tile_name(path, line, cells[images[0]]) for line, cells in rows[1:]]
+    tiles = [_tile_name(path, line, cells[images[0]]) for line, cells in body]
     values = bytearray()
-    for line, cells in rows[1:]:
+    for line, cells in body:
         try:
             values += bytes([VALUES[cells[i]] for i in kept])
         except KeyError:
@@ -158,7 +164,7 @@ def _read_table(path: Path) -> _Table:
     return _Table(
         path=path,
         tiles=tiles,
-        lines=[line for line, _ in rows[1:]],
+        lines=[line for line, _ in body],
         columns=columns,
         values=np.frombuffer(bytes(values), dtype=np.uint8).reshape(len(tiles), len(columns)),
         respelled=tuple((a, b) for a, b in zip(written, header, strict=True) if a != b),

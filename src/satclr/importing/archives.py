@@ -1,0 +1,307 @@
+"""The files of a download, whatever it is packed in, without trusting it.
+
+In: a folder, a zip, a tar or, through an installed program, a rar; archives inside archives too. Out: its
+`Member`s. No member's path leaves its archive, none is a link, and what is unpacked stays within a multiple
+of what was downloaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import lzma
+import os
+import shutil
+import stat
+import subprocess
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Final, Self
+
+# Pictures hardly compress and label tables some fifty times; a bomb does thousands of times.
+RATIO_MAX: Final = 100
+SLACK_BYTES: Final = 64 << 20
+DEPTH_MAX: Final = 3
+POLL_S: Final = 0.5
+
+TAR_SUFFIXES: Final = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+FOREIGN_SUFFIXES: Final = (".rar", ".7z", ".tar.zst")
+SUFFIXES: Final = (".zip", *TAR_SUFFIXES, *FOREIGN_SUFFIXES)
+IGNORED: Final = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
+
+# What reading a member raises where the archive is damaged, or packed by a method Python lacks.
+DAMAGE: Final = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
+
+# program, its Debian package, the arguments that unpack {archive} into {folder}
+UNPACKERS: Final = (
+    ("bsdtar", "libarchive-tools", ("-x", "-f", "{archive}", "-C", "{folder}")),
+    ("unar", "unar", ("-quiet", "-no-directory", "-force-overwrite", "-o", "{folder}", "{archive}")),
+    ("7z", "p7zip-full", ("x", "-y", "-bd", "-o{folder}", "{archive}")),
+    ("7zz", "7zip", ("x", "-y", "-bd", "-o{folder}", "{archive}")),
+)
+
+
+class SourceError(ValueError):
+    """A download that cannot be imported as it is: bad input, exit code 2."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file of a download.
+
+    path: where it lies in it. open: its bytes. unpacked: its own file in the scratch folder, if it has one.
+    """
+
+    path: PurePosixPath
+    size: int
+    open: Callable[[], IO[bytes]]
+    unpacked: Path | None = None
+
+
+class Download:
+    """The members of `source`, unpacked into `scratch` where they cannot be read in place.
+
+    A context manager: it holds archives open. What `scratch` already has from an earlier run is used again.
+
+    Raises SourceError for a damaged or encrypted archive, a path that leaves it, a link, two names that
+    differ by case only, a decompression bomb, or an archive that needs a program that is not installed.
+    """
+
+    def __init__(self, source: Path, scratch: Path) -> None:
+        self._stack = ExitStack()
+        self._scratch = scratch
+        self._budget = 0
+        self.members: list[Member] = []
+        if not source.exists():
+            raise SourceError(f"{source}: no such file or folder")
+        try:
+            if source.is_dir():
+                self._folder(source, PurePosixPath(), depth=0, trusted=True)
+            elif _is_archive(source.name):
+                self._archive(source, PurePosixPath(), depth=0)
+            else:
+                raise SourceError(f"{source}: neither a folder nor an archive ({', '.join(SUFFIXES)})")
+            self._refuse_clashes(source)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def _folder(self, folder: Path, prefix: PurePosixPath, *, depth: int, trusted: bool) -> None:
+        for path in _walk(folder, trusted=trusted):
+            inside = prefix / PurePosixPath(path.relative_to(folder).as_posix())
+            if _is_archive(path.name):
+                self._archive(path, inside, depth=depth)
+            else:
+                unpacked = None if trusted else path
+                self.members.append(Member(inside, path.stat().st_size, _opener(path), unpacked))
+
+    def _archive(self, archive: Path, inside: PurePosixPath, *, depth: int) -> None:
+        if depth >= DEPTH_MAX:
+            raise SourceError(f"{inside}: an archive {depth} archives deep; unpack it yourself")
+        if depth == 0:
+            self._budget += RATIO_MAX * archive.stat().st_size + SLACK_BYTES
+        prefix = inside.parent / _stem(archive.name) if inside.name else PurePosixPath()
+        if archive.name.lower().endswith(".zip"):
+            self._zip(archive, prefix, depth=depth)
+            return
+        folder = self._scratch / f"{len(self.members):07}-{_stem(archive.name)}"
+        if not folder.exists():
+            part = folder.with_name(folder.name + ".part")
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            if shutil.disk_usage(part).free < archive.stat().st_size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            tar = archive.name.lower().endswith(TAR_SUFFIXES)
+            self._untar(archive, part) if tar else self._unpack(archive, part)
+            part.rename(folder)
+        self._folder(folder, prefix, depth=depth + 1, trusted=False)
+
+    def _zip(self, archive: Path, prefix: PurePosixPath, *, depth: int) -> None:
+        try:
+            file = self._stack.enter_context(zipfile.ZipFile(archive))
+        except (zipfile.BadZipFile, OSError) as error:
+            raise SourceError(f"{archive}: not a whole zip archive ({error}); download it again") from None
+        for info in file.infolist():
+            inside = _inside(archive, info.filename)
+            if info.is_dir() or _ignored(inside):
+                continue
+            if info.flag_bits & 1:
+                raise SourceError(f"{archive}: {info.filename} is encrypted; unpack it yourself")
+            if stat.S_ISLNK(info.external_attr >> 16):
+                raise SourceError(f"{archive}: {info.filename} is a link; links are not followed")
+            self._spend(archive, info.file_size)
+            member = Member(prefix / inside, info.file_size, _zip_opener(file, info))
+            if _is_archive(inside.name):
+                nested = self._scratch / f"{len(self.members):07}-{depth}-{inside.name}"
+                copy(member, nested)
+                self._archive(nested, member.path, depth=depth + 1)
+            else:
+                self.members.append(member)
+
+    def _untar(self, archive: Path, folder: Path) -> None:
+        try:
+            with tarfile.open(archive) as file:
+                for info in file:
+                    inside = _inside(archive, info.name)
+                    if info.isdir() or _ignored(inside):
+                        continue
+                    if not info.isreg():
+                        raise SourceError(f"{archive}: {info.name} is no plain file; links are not followed")
+                    self._spend(archive, info.size)
+                    file.extract(info, folder, filter="data")
+        except (tarfile.TarError, EOFError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise SourceError(f"{archive}: not a whole tar archive ({error}); download it again") from None
+
+    def _unpack(self, archive: Path, folder: Path) -> None:
+        program, arguments = _unpacker(archive)
+        command = [program, *(part.format(archive=archive, folder=folder) for part in arguments)]
+        with (
+            tempfile.TemporaryFile("w+") as errors,
+            subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors
+            ) as process,
+        ):
+            try:
+                while not _ended(process):
+                    self._refuse_bomb(archive, _bytes_below(folder))
+            except BaseException:
+                process.kill()
+                raise
+            errors.seek(0)
+            said = errors.read().strip().splitlines()
+        if process.returncode:
+            reason = said[0] if said else f"exit code {process.returncode}"
+            raise SourceError(
+                f"{archive}: {Path(program).name} cannot unpack it ({reason}); download it again"
+            )
+        self._spend(archive, _bytes_below(folder))
+
+    def _spend(self, archive: Path, size: int) -> None:
+        self._refuse_bomb(archive, size)
+        self._budget -= size
+
+    def _refuse_bomb(self, archive: Path, size: int) -> None:
+        if size > self._budget:
+            raise SourceError(
+                f"{archive}: unpacks to more than {RATIO_MAX} times its size, as a decompression bomb does; "
+                "if it is sound, unpack it yourself and import the folder"
+            )
+
+    def _refuse_clashes(self, source: Path) -> None:
+        seen: dict[str, PurePosixPath] = {}
+        for member in self.members:
+            other = seen.setdefault(str(member.path).casefold(), member.path)
+            if other is not member.path:
+                raise SourceError(f"{source}: {other} and {member.path} clash; rename one")
+
+
+def copy(member: Member, target: Path) -> None:
+    """Write a member's bytes to `target`, whole or not at all; one that is there already is kept."""
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if member.unpacked:
+        with contextlib.suppress(OSError):  # some file systems have no hard links
+            target.hardlink_to(member.unpacked)
+            return
+    part = target.with_name(target.name + ".part")
+    try:
+        with member.open() as source, part.open("wb") as file:
+            shutil.copyfileobj(source, file, 1 << 20)
+    except DAMAGE as error:
+        part.unlink(missing_ok=True)
+        raise damaged(member, error) from None
+    part.replace(target)
+
+
+def damaged(member: Member, error: Exception) -> SourceError:
+    """What to raise when a member cannot be read from its archive."""
+    return SourceError(
+        f"{member.path}: damaged in its archive ({error}); download it again or unpack it yourself"
+    )
+
+
+def _walk(folder: Path, *, trusted: bool) -> Iterator[Path]:
+    """Yield the files below `folder`, sorted. A user's own folder may hold links to files."""
+    for directory, folders, files in os.walk(folder):
+        links = [name for name in (*folders, *files) if (Path(directory) / name).is_symlink()]
+        if links and not trusted:
+            raise SourceError(f"{Path(directory) / links[0]}: a link; links are not followed")
+        folders[:] = sorted(name for name in folders if not _ignored(PurePosixPath(name)))
+        for name in sorted(files):
+            path = Path(directory) / name
+            if not _ignored(PurePosixPath(name)) and path.is_file():
+                yield path
+
+
+def _inside(archive: Path, name: str) -> PurePosixPath:
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in name or "\0" in name:
+        raise SourceError(
+            f"{archive}: {name!r} would be written outside the data folder; do not trust this archive"
+        )
+    return path
+
+
+def _ignored(path: PurePosixPath) -> bool:
+    return any(part.startswith(".") or part.lower() in IGNORED for part in path.parts)
+
+
+def _is_archive(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
+def _stem(name: str) -> str:
+    suffix = max((s for s in SUFFIXES if name.lower().endswith(s)), key=len)
+    return name[: -len(suffix)]
+
+
+def _unpacker(archive: Path) -> tuple[str, tuple[str, ...]]:
+    for program, _, arguments in UNPACKERS:
+        if path := shutil.which(program):
+            return path, arguments
+    programs = ", ".join(f"{program} (package {package})" for program, package, _ in UNPACKERS)
+    raise SourceError(
+        f"{archive}: to unpack it install one of {programs}, e.g. `apt install {UNPACKERS[0][1]}`"
+    )
+
+
+def _ended(process: subprocess.Popen[bytes]) -> bool:
+    try:
+        process.wait(POLL_S)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _bytes_below(folder: Path) -> int:
+    total = 0
+    for directory, _, files in os.walk(folder):
+        for name in files:
+            try:
+                total += (Path(directory) / name).lstat().st_size
+            except FileNotFoundError:  # renamed by the program that unpacks
+                continue
+    return total
+
+
+def _opener(path: Path) -> Callable[[], IO[bytes]]:
+    return lambda: path.open("rb")
+
+
+def _zip_opener(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[], IO[bytes]]:
+    return lambda: file.open(info)
