@@ -19,10 +19,11 @@ import openpyxl
 import pytest
 from PIL import Image
 
-import rar
-from satclr import importing, labels
+from satclr import importing, labels, params, prepare
 from satclr.importing import archives, layout
+from tests import rar
 
+ROOT = Path(__file__).parents[1]
 CATEGORIES = ("airplane", "storage_tank", "beach")
 NAMES = ("airplane", "tanks", "sand", "grass")
 TILES = 4
@@ -244,6 +245,22 @@ def test_each_kind_of_download_is_imported(tmp_path: Path, kind: str) -> None:
     assert report.tiles == len(images)
     assert report.images_without_row == []
     assert (tree(source) if source.is_dir() else source.read_bytes()) == before
+
+
+@pytest.mark.parametrize("kind", ["mlrsnet zip of rars", "ucmerced txt", "aid"])
+def test_prepare_accepts_what_was_imported(tmp_path: Path, kind: str) -> None:
+    source, known, _ = make(kind, tmp_path)
+    importing.run(source, tmp_path / "data" / "mine")
+    arm = params.resolve(params.load(ROOT / "params.yaml"), "sample", "simclr", 0)
+    settings = arm.settings.data.model_copy(update={"tile_px": 12})
+    prepare.run(tmp_path / "data" / "mine", tmp_path / "build", settings)
+    packed = np.load(tmp_path / "build" / "tiles.npy")
+    read = labels.read(tmp_path / "data" / "mine" / "Labels")
+    assert len(packed) == len(read.tiles)
+    if known:
+        for tile, category, pixels in zip(read.tiles, read.categories, packed, strict=True):
+            path = tmp_path / "data" / "mine" / "Images" / category / tile
+            np.testing.assert_array_equal(pixels, np.asarray(Image.open(path)))
 
 
 def test_labels_may_come_from_another_place(tmp_path: Path) -> None:
