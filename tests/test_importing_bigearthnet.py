@@ -108,6 +108,7 @@ def test_some_acquisitions_are_enough(download: Download, tmp_path: Path) -> Non
     assert set(labels.read(tmp_path / "part" / "Labels").names) == set(NAMES)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # Pillow's first word on a truncated file
 def test_what_is_damaged_is_named(download: Download, tmp_path: Path) -> None:
     source, rows, _ = download
     patch = rows[3]["patch_id"]
