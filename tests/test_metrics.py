@@ -290,6 +290,8 @@ def test_wrong_input_is_named() -> None:
         metrics.micro_average_precision(scores, targets)
     with pytest.raises(ValueError, match="resamples is 0"):
         metrics.bootstrap(np.zeros((6, 2)), targets, resamples=0, seed=0)
+    with pytest.raises(ValueError, match=r"counts have shape \(2, 6\) for 6 tiles"):
+        metrics.resampled_average_precision(np.zeros((6, 2)), targets, np.ones((2, 6), dtype=np.int32))
     with pytest.raises(ValueError, match="scores_by_arm is empty"):
         metrics.paired_bootstrap([], targets, resamples=2, seed=0)
     with pytest.raises(ValueError, match=r"scores_by_arm\[1\] has shape \(6, 2\)"):

@@ -15,6 +15,7 @@ from satclr.metrics.inputs import Bools, Floats, checked
 from satclr.metrics.precision import nan_mean
 
 Counts = NDArray[np.int32]
+_BLOCK = 64  # resamples at a time: the counts of 10,000 tiles then stay in a cache
 
 
 def bootstrap(scores: ArrayLike, targets: ArrayLike, *, resamples: int, seed: int) -> Floats:
@@ -119,36 +120,36 @@ def draw_counts(tiles: int, *, resamples: int, seed: int) -> Counts:
 def resampled_average_precision(scores: ArrayLike, targets: ArrayLike, counts: Counts) -> Floats:
     """AP of each label with tile n repeated counts[n, r] times: (R,K), nan where no positive is left.
 
-    scores, targets: (N,K); counts: (N,R), integers >= 0.
+    scores, targets: (N,K); counts: (N,R), integers >= 0, as from `draw_counts`. ValueError on other shapes.
     """
     s, t = checked(scores, targets)
+    if counts.ndim != 2 or len(counts) != len(s):
+        raise ValueError(f"counts have shape {counts.shape} for {len(s)} tiles; give (tiles, resamples)")
+    blocks = [np.ascontiguousarray(counts[:, r : r + _BLOCK]) for r in range(0, counts.shape[1], _BLOCK)]
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        columns = threads.map(lambda k: _resampled_label(s[:, k], t[:, k], counts), range(s.shape[1]))
+        columns = threads.map(lambda k: _resampled_label(s[:, k], t[:, k], blocks), range(s.shape[1]))
         return np.stack(list(columns), axis=1)
 
 
-def _resampled_label(scores: Floats, positive: Bools, counts: Counts) -> Floats:
+def _resampled_label(scores: Floats, positive: Bools, blocks: list[Counts]) -> Floats:
     """AP of one label, (R,): only thresholds at which a positive stands add to it."""
     order = np.argsort(-scores, kind="stable")
-    ranked, hit = scores[order], np.flatnonzero(positive[order])
-    if not len(hit):
-        return np.full(counts.shape[1], np.nan)
+    ascending = -scores[order]
+    positives = np.flatnonzero(positive[order])
+    if not len(positives):
+        return np.full(sum(block.shape[1] for block in blocks), np.nan)
     # thresholds that hold positives: where each one's tiles end, and which positive is its first
-    end, first = np.unique(np.searchsorted(-ranked, -ranked[hit], side="right"), return_index=True)
+    end, first = np.unique(np.searchsorted(ascending, ascending[positives], side="right"), return_index=True)
     start = np.concatenate([[0], end[:-1]])
-    result = np.empty(counts.shape[1])
-    for columns in _blocks(counts.shape[1]):
-        block = counts[:, columns]
-        seen = np.add.reduceat(block[order[: end[-1]]], start, axis=0).cumsum(0)
-        gained = np.add.reduceat(block[order[hit]], first, axis=0)
+    reached, right = order[: end[-1]], order[positives]
+    parts = []
+    for block in blocks:
+        seen = np.add.reduceat(block.take(reached, axis=0), start, axis=0).cumsum(0)
+        gained = np.add.reduceat(block.take(right, axis=0), first, axis=0)
         found = gained.cumsum(0)
         total = (gained * (found / np.maximum(seen, 1))).sum(0)
-        result[columns] = np.where(found[-1] > 0, total / np.maximum(found[-1], 1), np.nan)
-    return result
-
-
-def _blocks(resamples: int, width: int = 64) -> list[slice]:
-    return [slice(start, start + width) for start in range(0, resamples, width)]
+        parts.append(np.where(found[-1] > 0, total / np.maximum(found[-1], 1), np.nan))
+    return np.concatenate(parts)
 
 
 def _draw_seeds(seeds: int, *, resamples: int, seed: int, arm: int) -> NDArray[np.int64]:
