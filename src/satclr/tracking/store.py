@@ -16,6 +16,8 @@ from urllib.parse import quote
 
 from filelock import FileLock
 
+from satclr.tracking.pages import experiment_tags
+
 LOCATIONS = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
@@ -92,17 +94,20 @@ def open_store(root: Path, profile: str) -> Store:
 def _experiment(client: Any, profile: str, artifacts: Path | None) -> str:
     from mlflow.exceptions import MlflowException
 
+    tags = experiment_tags(profile)
     found = client.get_experiment_by_name(profile)
     if found is None:
         location = None if artifacts is None else f"{artifacts.as_uri()}/{quote(profile)}"
         try:
-            return str(client.create_experiment(profile, artifact_location=location))
+            return str(client.create_experiment(profile, artifact_location=location, tags=tags))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another machine was first
                 raise
             found = client.get_experiment_by_name(profile)
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
+    for key in tags.keys() - found.tags.keys():  # what people changed stays
+        client.set_experiment_tag(found.experiment_id, key, tags[key])
     return str(found.experiment_id)
 
 
