@@ -45,7 +45,7 @@ def experiment_tags(profile: str) -> dict[str, str]:
 
 def runs_page(base: str, experiment_id: str, view: str = ARM_RUNS) -> str:
     """Return the address of a saved view of an experiment."""
-    return f"{base}/#/experiments/{experiment_id}/runs?viewStateShareKey={view}"
+    return f"{base}/#/experiments/{experiment_id}/runs?viewStateShareKey={view}&workflowType=machine_learning"
 
 
 def _saved(name: str, group_by: dict[str, Any] | None) -> str:

@@ -77,8 +77,7 @@ def open_store(root: Path, profile: str) -> Store:
     with FileLock(home / ".lock"):
         relocate(root)
         try:
-            mlflow.set_tracking_uri(uri)
-            mlflow.set_registry_uri(uri)
+            _make_default(mlflow, uri)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # between MLflow and its SQLAlchemy
                 client = mlflow.MlflowClient(uri, uri)
@@ -109,6 +108,18 @@ def _experiment(client: Any, profile: str, artifacts: Path | None) -> str:
     for key in tags.keys() - found.tags.keys():  # what people changed stays
         client.set_experiment_tag(found.experiment_id, key, tags[key])
     return str(found.experiment_id)
+
+
+def _make_default(mlflow: Any, uri: str) -> None:
+    """Let MLflow's global functions use a store, in this process only.
+
+    MLflow writes it to the environment too, where the next project would take it for the user's own.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    if given is None:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 def relocate(root: Path) -> int:

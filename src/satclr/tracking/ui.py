@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from satclr.tracking import pages
+from satclr.tracking.live import sigterm_raises
 from satclr.tracking.store import QUIET, TrackingError, open_store, store_folder, sweep, tracking_uri
 
 STARTUP_S = 60.0
@@ -38,11 +39,12 @@ def ui(
     server = subprocess.Popen(_command(root, uri, port), env=_environment(), cwd=store_folder(root, uri))
     base = f"http://{HOST}:{port}"
     try:
-        _await(server, base)
-        say(pages.runs_page(base, store.experiment_id))
-        if browser:
-            webbrowser.open(pages.runs_page(base, store.experiment_id))
-        code = server.wait()
+        with sigterm_raises():
+            _await(server, base)
+            say(pages.runs_page(base, store.experiment_id))
+            if browser:
+                webbrowser.open(pages.runs_page(base, store.experiment_id))
+            code = server.wait()
     except KeyboardInterrupt:
         return 0
     else:
