@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from satclr import encoder
+from satclr import encoder, tracking
 
 LABELS = ["airplane", "parking lot", "swimming pool", "ship/boat", "tennis court"]
 ARCH = "squeezenet1_1"  # the smallest in torchvision
@@ -124,3 +125,11 @@ def _table(path: Path, header: list[str], rows: list[list[Any]]) -> None:
 
 def pixels(data: bytes) -> npt.NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def empty_store(folder: Path) -> Path:
+    """Make an empty store of the sample profile, to be copied: a database takes seconds to make."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        tracking.connect(folder, "sample")
+    return folder

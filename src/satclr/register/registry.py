@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -141,8 +142,9 @@ def _decide(store: Store, root: Path, candidate: Outputs, *, minimum: float, res
 
 
 def _gate(store: Store, candidate: Outputs, champion: Any, resamples: int) -> tuple[Contrast | None, str]:
-    path = store.client.download_artifacts(champion.run_id, "results/scores.npz")
-    ours, theirs = read_split(candidate.results / "scores.npz"), read_split(Path(path))
+    with tempfile.TemporaryDirectory() as folder:
+        path = store.client.download_artifacts(champion.run_id, "results/scores.npz", folder)
+        ours, theirs = read_split(candidate.results / "scores.npz"), read_split(Path(path))
     who = (
         f"champion version {champion.version} ({champion.tags['satclr.arm']}-s{champion.tags['satclr.seed']})"
     )

@@ -133,7 +133,7 @@ def live(
     status = "FINISHED"
     run = Live(store, run_id, stage)
     try:
-        with _sigterm_raises():
+        with sigterm_raises():
             yield run
     except BaseException as error:
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
@@ -163,7 +163,7 @@ def _logged_steps(store: Store, run_id: str, prefix: str) -> dict[str, set[int]]
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
+def sigterm_raises() -> Iterator[None]:
     """Let SIGTERM unwind the stack, so that the run is told its end; leave a handler of the caller's alone."""
     here = threading.current_thread() is threading.main_thread()
     if not here or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:

@@ -16,6 +16,8 @@ from urllib.parse import quote
 
 from filelock import FileLock
 
+from satclr.tracking.pages import experiment_tags
+
 LOCATIONS = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
@@ -75,8 +77,7 @@ def open_store(root: Path, profile: str) -> Store:
     with FileLock(home / ".lock"):
         relocate(root)
         try:
-            mlflow.set_tracking_uri(uri)
-            mlflow.set_registry_uri(uri)
+            _make_default(mlflow, uri)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # between MLflow and its SQLAlchemy
                 client = mlflow.MlflowClient(uri, uri)
@@ -92,18 +93,33 @@ def open_store(root: Path, profile: str) -> Store:
 def _experiment(client: Any, profile: str, artifacts: Path | None) -> str:
     from mlflow.exceptions import MlflowException
 
+    tags = experiment_tags(profile)
     found = client.get_experiment_by_name(profile)
     if found is None:
         location = None if artifacts is None else f"{artifacts.as_uri()}/{quote(profile)}"
         try:
-            return str(client.create_experiment(profile, artifact_location=location))
+            return str(client.create_experiment(profile, artifact_location=location, tags=tags))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another machine was first
                 raise
             found = client.get_experiment_by_name(profile)
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
+    for key in tags.keys() - found.tags.keys():  # what people changed stays
+        client.set_experiment_tag(found.experiment_id, key, tags[key])
     return str(found.experiment_id)
+
+
+def _make_default(mlflow: Any, uri: str) -> None:
+    """Let MLflow's global functions use a store, in this process only.
+
+    MLflow writes it to the environment too, where the next project would take it for the user's own.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    if given is None:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 def relocate(root: Path) -> int:

@@ -12,8 +12,9 @@ import urllib.request
 import webbrowser
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlencode
 
+from satclr.tracking import pages
+from satclr.tracking.live import sigterm_raises
 from satclr.tracking.store import QUIET, TrackingError, open_store, store_folder, sweep, tracking_uri
 
 STARTUP_S = 60.0
@@ -32,32 +33,25 @@ def ui(
     store = open_store(root, profile)
     sweep(store)
     if uri.startswith(("http:", "https:")):
-        say(page(uri.rstrip("/"), store.experiment_id))
+        say(pages.runs_page(uri.rstrip("/"), store.experiment_id))
         return 0
     _refuse_taken(port)
     server = subprocess.Popen(_command(root, uri, port), env=_environment(), cwd=store_folder(root, uri))
     base = f"http://{HOST}:{port}"
     try:
-        _await(server, base)
-        say(page(base, store.experiment_id))
-        if browser:
-            webbrowser.open(page(base, store.experiment_id))
-        return server.wait()
+        with sigterm_raises():
+            _await(server, base)
+            say(pages.runs_page(base, store.experiment_id))
+            if browser:
+                webbrowser.open(pages.runs_page(base, store.experiment_id))
+            code = server.wait()
     except KeyboardInterrupt:
         return 0
+    else:
+        return code
     finally:
         server.terminate()
         server.wait()
-
-
-def page(base: str, experiment_id: str) -> str:
-    """Return the address of the experiment's present arm runs, best test mAP first."""
-    query = {
-        "searchFilter": "tags.`satclr.state` = 'current'",
-        "orderByKey": "metrics.`test/mAP`",
-        "orderByAsc": "false",
-    }
-    return f"{base}/#/experiments/{experiment_id}/runs?{urlencode(query)}"
 
 
 def _command(root: Path, uri: str, port: int) -> list[str]:
@@ -65,6 +59,7 @@ def _command(root: Path, uri: str, port: int) -> list[str]:
     return [
         *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri),
         *("--artifacts-destination", artifacts, "--host", HOST, "--port", str(port), "--workers", "1"),
+        *("--uvicorn-opts", "--log-level warning"),
     ]
 
 
