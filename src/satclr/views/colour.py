@@ -73,7 +73,7 @@ def _blend(x: Tensor, blend: Tensor, gray: Tensor) -> None:
     torch.mul(x[0], _LUMA[0], out=gray)
     gray.add_(x[1], alpha=_LUMA[1]).add_(x[2], alpha=_LUMA[2])
     level = gray.mean((1, 2), keepdim=True).mul_(per_view)
-    torch.addcmul(level, gray, per_pixel, out=gray)
+    gray.mul_(per_pixel).add_(level)
     torch.addcmul(gray, x, gain, out=x)
     x.clamp_(0, 1)
 
