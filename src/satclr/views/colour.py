@@ -28,7 +28,7 @@ def coefficients(p: Parameters) -> tuple[Tensor, Tensor, Tensor]:
     """
     at = (p.order == HUE).to(torch.uint8).argmax(1)
     used = torch.stack([at > q for q in _BEFORE] + [at < q for q in _AFTER], 1) & p.jitter[:, None]
-    operation = p.order[:, _BEFORE + _AFTER]  # (count, 6)
+    operation = torch.cat([p.order[:, :3], p.order[:, 1:]], 1)  # at _BEFORE, then at _AFTER
     rest = (1 - p.factors.gather(1, operation)) * used
     jitter = torch.stack([1 - rest, rest * (operation == SATURATION), rest * (operation == CONTRAST)], 2)
     gray = p.grayscale.float()
@@ -73,7 +73,7 @@ def _blend(x: Tensor, blend: Tensor, gray: Tensor) -> None:
     torch.mul(x[0], _LUMA[0], out=gray)
     gray.add_(x[1], alpha=_LUMA[1]).add_(x[2], alpha=_LUMA[2])
     level = gray.mean((1, 2), keepdim=True).mul_(per_view)
-    torch.addcmul(level, gray, per_pixel, out=gray)
+    gray.mul_(per_pixel).add_(level)
     torch.addcmul(gray, x, gain, out=x)
     x.clamp_(0, 1)
 

@@ -58,8 +58,9 @@ def resize_weights(start: Tensor, size: Tensor, flip: Tensor, out_px: int, bands
     start, size, flip (n,); flip 1 reverses the output. Returns (n, b, i, j): blocks of (out_px, in_px).
     """
     device = size.device
-    rows = torch.tensor(bands.rows, device=device)[:, None] + torch.arange(bands.height, device=device)
-    source = torch.tensor(bands.starts, device=device)[:, None] + torch.arange(bands.width, device=device)
+    # A tensor made of a list would be copied to the device, and the copy waited for.
+    rows = torch.stack([torch.arange(row, row + bands.height, device=device) for row in bands.rows])
+    source = torch.stack([torch.arange(first, first + bands.width, device=device) for first in bands.starts])
     size = size[:, None, None]
     start = start[:, None, None]
     scale = size / out_px
@@ -102,16 +103,19 @@ def blur_weights(sigma: Tensor, side_px: int, radius: int, bands: Bands) -> Tens
 def resize(
     pixels: Tensor, x: Tensor, *, vertical: Tensor, up: Bands, horizontal: Tensor, across: Bands
 ) -> None:
-    """Resize pixels (n,H,W,3) in 0..255 into planes x (3,n,w,h) in [0,1]."""
-    side_px = x.shape[2]
+    """Resize pixels (n,H,W,3) in 0..255 into planes x (3,n,w,h) in [0,1].
+
+    vertical and horizontal are `resize_weights` of n rows, or of one for all, in the bands up and across.
+    """
+    _, n, side_px, _ = x.shape
     flat = pixels.flatten(2).transpose(1, 2)  # (n, W·3, H)
-    t = x.new_empty(x.shape[1], flat.shape[1], side_px)
+    t = x.new_empty(n, flat.shape[1], side_px)
     for b, to, source in up:
-        torch.bmm(flat[:, :, source], vertical[:, b].transpose(1, 2), out=t[:, :, to])
-    t = t.view(len(t), -1, 3, side_px)  # (n, W, 3, h)
+        torch.bmm(flat[:, :, source], vertical[:, b].transpose(1, 2).expand(n, -1, -1), out=t[:, :, to])
+    t = t.view(n, -1, 3, side_px)  # (n, W, 3, h)
     for b, to, source in across:
         for channel in range(3):
-            torch.bmm(horizontal[:, b], t[:, source, channel], out=x[channel, :, to])
+            torch.bmm(horizontal[:, b].expand(n, -1, -1), t[:, source, channel], out=x[channel, :, to])
     x.mul_(1 / 255).clamp_(0, 1)
 
 
