@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -108,21 +107,23 @@ def test_a_split_file_is_followed(data: Path) -> None:
 
 
 def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:400])
+    path.write_bytes(path.read_bytes()[:800])
+
+
+def relink(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/etc/hostname")
 
 
 FAULTS: dict[str, tuple[Callable[[Path], Any], str, str]] = {
-    "truncated": (lambda d: truncate(d / "Images/road/road_00003.jpg"), "road_00003.jpg", "truncated"),
+    "truncated": (lambda d: truncate(d / "Images/road/road_00003.jpg"), "road_00003.jpg", "runcated"),
     "row without a tile": (lambda d: (d / "Images/road/road_00003.jpg").unlink(), "road_00003.jpg", "row"),
     "tile without a row": (
         lambda d: shutil.copy(d / "Images/road/road_00003.jpg", d / "Images/road/x.jpg"), "road/x.jpg", "tile without",
     ),
     "wrongly named": (lambda d: (d / "Images/road/notes.txt").write_text("hm"), "notes.txt", "not named"),
     "stray file": (lambda d: (d / "Images/x.jpg").write_text("hm"), "x.jpg", "folders"),
-    "leaving link": (
-        lambda d: ((d / "Images/road/road_00003.jpg").unlink(),
-                   os.symlink("/etc/hostname", d / "Images/road/road_00003.jpg")), "road_00003.jpg", "leaves",
-    ),
+    "leaving link": (lambda d: relink(d / "Images/road/road_00003.jpg"), "road_00003.jpg", "leaves"),
 }  # fmt: skip
 
 
@@ -152,7 +153,7 @@ def test_a_faulty_tile_is_left_out_when_asked(fault: str, data: Path) -> None:
 def empty_row(data: Path) -> str:
     """A tile without labels, which the audit flags."""
     path = data / "Labels" / "road.csv"
-    rows = list(csv.reader(path.open()))
+    rows = list(csv.reader(path.read_text().splitlines()))
     rows[4] = [rows[4][0], *("0" for _ in rows[4][1:])]
     path.write_text("\n".join(",".join(row) for row in rows) + "\n")
     return rows[4][0]

@@ -17,10 +17,9 @@ import numpy.typing as npt
 import torch
 import torchvision
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
-from satclr import views
+from satclr import tensorfile, views
 
 HEADS = ("fc.", "classifier.", "head.", "heads.")
 
@@ -39,9 +38,11 @@ def build(arch: str) -> tuple[nn.Module, int]:
         raise EncoderError(
             f"unknown encoder arch {arch!r}; torchvision has resnet18, resnet50, squeezenet1_1, ..."
         )
+    if arch in ("googlenet", "inception_v3"):
+        raise EncoderError(f"encoder arch {arch!r} has auxiliary heads; use a ResNet, say")
     model = torchvision.models.get_model(arch, weights=None)
     name = next((n for n in ("fc", "classifier", "head", "heads") if hasattr(model, n)), None)
-    if name is None or hasattr(model, "AuxLogits") or hasattr(model, "aux1"):
+    if name is None:
         raise EncoderError(f"encoder arch {arch!r} has no head that can be taken off; use a ResNet, say")
     head = getattr(model, name)
     linear = [m for m in head.modules() if isinstance(m, nn.Linear)]
@@ -99,10 +100,8 @@ def metadata(path: Path) -> dict[str, Any]:
 
 
 def save(model: nn.Module, path: Path, *, arch: str, width: int, **facts: Any) -> None:
-    """Write the encoder's state and, as JSON texts, what is needed to use it (arch stays plain)."""
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    meta = {"arch": arch, "feature_dim": str(width), **{k: json.dumps(v) for k, v in facts.items()}}
-    save_file(state, path, metadata=meta)
+    """Write the encoder's state and what is needed to use it."""
+    tensorfile.save(path, model.state_dict(), arch=arch, feature_dim=width, **facts)
 
 
 class Frozen:

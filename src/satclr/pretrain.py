@@ -24,15 +24,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from satclr import encoder as enc
 from satclr import loss as objectives
-from satclr import optimizers, progress, randomness, tiles, views
+from satclr import optimizers, progress, randomness, tensorfile, tiles, views
 from satclr.params import Pretrain, Settings
 
-CHECKPOINT_EVERY_S = 600.0  # besides each epoch's end
+CHECKPOINT_EVERY_S = 600.0  # within an epoch
+CHECKPOINT_AFTER_S = 15.0  # at an epoch's end, if so much has passed since the last: more would be lost time
 CODE = ("pretrain.py", "views", "encoder.py", "loss.py", "optimizers.py", "tiles.py", "randomness.py")
 
 Log = Callable[[int, Mapping[str, float]], None]
@@ -105,10 +105,8 @@ def train(store: tiles.Store, *, settings: Settings, seed: int, root: Path, fold
     if how.objective != "none":
         state = _contrast(store, encoder, width, settings=settings, seed=seed, folder=folder, log=log)
     _write_curve(folder / "pretrain.csv", state.curve)
-    part = folder / "encoder.part"
     facts = {"mean": mean, "std": std, "crop_px": settings.views.crop_px, "tile_px": store.stats["tile_px"]}
-    enc.save(encoder, part, arch=how.arch, width=width, **facts)
-    part.replace(folder / "encoder.safetensors")
+    enc.save(encoder, folder / "encoder.safetensors", arch=how.arch, width=width, **facts)
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
 
 
@@ -160,7 +158,9 @@ def _contrast(
             elapsed_s = time.monotonic() - started
             state.curve.append((math.fsum(state.partial) / steps, rate))
             state.epoch, state.step, state.partial = epoch + 1, 0, []
-            _save(folder, model, optimizer, state)
+            if time.monotonic() - saved > CHECKPOINT_AFTER_S:
+                _save(folder, model, optimizer, state)
+                saved = time.monotonic()
             speed = (steps - first) * size / elapsed_s
             log(epoch + 1, {"loss": state.curve[-1][0], "learning_rate": rate, "tiles_per_s": speed})
     encoder.eval()
@@ -261,15 +261,11 @@ def _lock(folder: Path) -> filelock.BaseFileLock:
 
 
 def _save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
-    """Write model, optimizer and place to a file of their own and put it in place of the last."""
-    tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    """Put model, optimizer and place in place of the last checkpoint."""
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     for i, entry in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{k}": v.detach().cpu().contiguous() for k, v in entry.items()}
-    part = folder / "checkpoint.part"
-    save_file(tensors, part, metadata={"state": json.dumps(vars(state))})
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(folder / "checkpoint.safetensors")
+        tensors |= {f"optimizer.{i}.{k}": v for k, v in entry.items()}
+    tensorfile.save(folder / "checkpoint.safetensors", tensors, state=vars(state))
 
 
 def _resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
@@ -285,6 +281,10 @@ def _resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) ->
         if key.startswith("optimizer."):
             _, i, name = key.split(".")
             moments.setdefault(int(i), {})[name] = value
+    for i, parameter in enumerate(model.parameters()):
+        for name, value in moments.get(i, {}).items():
+            if value.shape == parameter.shape:  # in the parameter's memory order, which fused steps rely on
+                moments[i][name] = torch.empty_like(parameter).copy_(value)
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     state = State(**{**saved, "curve": [tuple(pair) for pair in saved["curve"]]})
     progress.say(f"going on from the checkpoint after epoch {state.epoch}, step {state.step}")

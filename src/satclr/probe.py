@@ -14,17 +14,15 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from satclr import encoder as enc
-from satclr import metrics, progress, randomness, tiles
+from satclr import metrics, progress, randomness, tensorfile, tiles
 from satclr.params import Settings
 
 Log = Callable[[int, Mapping[str, float]], None]
@@ -68,10 +66,9 @@ def run(
             advance(1)
     if kept is None:
         raise ValueError("probe.epochs is 0")
-    out.parent.mkdir(parents=True, exist_ok=True)
     curve.parent.mkdir(parents=True, exist_ok=True)
     facts = enc.metadata(encoder) | {"labels": store.labels, "best_epoch": best_epoch}
-    _save(out, kept, val_mAP=epochs[best_epoch - 1]["val_mAP"], **facts)
+    tensorfile.save(out, kept, val_mAP=epochs[best_epoch - 1]["val_mAP"], **facts)
     with curve.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
@@ -133,10 +130,3 @@ def _better(epochs: list[dict[str, float]], select: str) -> bool:
     if select == "best":
         return epochs[-1]["val_mAP"] > max(row["val_mAP"] for row in epochs[:-1])
     return select == "last"
-
-
-def _save(path: Path, state: Mapping[str, Tensor], **facts: Any) -> None:
-    part = path.with_name(path.name + ".part")
-    tensors = {name: value.contiguous() for name, value in state.items()}
-    save_file(tensors, part, metadata={name: json.dumps(value) for name, value in facts.items()})
-    part.replace(path)

@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import csv
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from satclr import encoder, optimizers, params, pretrain, tiles
+
+from .conftest import resolve
+
+
+def run(
+    store: tiles.Store,
+    root: Path,
+    arm: params.Arm,
+    log: Callable[[int, Mapping[str, float]], None] | None = None,
+) -> dict[str, torch.Tensor]:
+    out = root / arm.key / "encoder.safetensors"
+    pretrain.run(
+        store, settings=arm.settings, seed=arm.seed, root=root, out=out,
+        curve=root / arm.key / "pretrain.csv", log=log or (lambda _step, _metrics: None),
+    )  # fmt: skip
+    return load_file(out)
+
+
+@pytest.fixture(autouse=True)
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint at every epoch's end."""
+    monkeypatch.setattr(pretrain, "CHECKPOINT_AFTER_S", 0.0)
+
+
+def same(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def losses(folder: Path) -> list[float]:
+    with (folder / "pretrain.csv").open() as file:
+        return [float(row["loss"]) for row in csv.DictReader(file)]
+
+
+def test_objective_none_writes_the_initial_encoder(store: tiles.Store, tmp_path: Path) -> None:
+    arm = resolve("baseline")
+    found = run(store, tmp_path, arm)
+    assert losses(tmp_path / arm.key) == []
+    facts = encoder.metadata(tmp_path / arm.key / "encoder.safetensors")
+    assert (facts["mean"], facts["std"]) == tuple(map(list, store.statistics("train")))
+    contrasted = run(store, tmp_path, resolve("simclr"))
+    assert found.keys() == contrasted.keys()
+    assert not same(found, contrasted)
+
+
+def test_the_loss_falls(store: tiles.Store, tmp_path: Path) -> None:
+    arm = resolve(pretrain={"epochs": 12, "learning_rate": 1e-3, "batch_size": 16})
+    heard: list[int] = []
+    run(store, tmp_path, arm, lambda epoch, _: heard.append(epoch))
+    found = losses(tmp_path / arm.key)
+    assert heard == list(range(1, 13))
+    assert np.mean(found[-3:]) < found[0] - 0.1
+
+
+def test_the_same_run_twice_is_bit_identical(store: tiles.Store, tmp_path: Path) -> None:
+    arm = resolve()
+    assert same(run(store, tmp_path / "a", arm), run(store, tmp_path / "b", arm))
+    assert not same(run(store, tmp_path / "a", arm), run(store, tmp_path / "a", resolve(seed=1)))
+
+
+class Stopped(Exception):  # noqa: N818 - not an error
+    pass
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "lars"])
+def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
+    optimizer: str, store: tiles.Store, tmp_path: Path
+) -> None:
+    arm = resolve(pretrain={"epochs": 3, "optimizer": optimizer, "schedule": "cosine", "warmup_epochs": 1})
+
+    def stop(epoch: int, _: Mapping[str, float]) -> None:
+        if epoch == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run(store, tmp_path / "a", arm, stop)
+    resumed = run(store, tmp_path / "a", arm)
+    assert same(resumed, run(store, tmp_path / "b", arm))
+    assert losses(tmp_path / "a" / arm.key) == losses(tmp_path / "b" / arm.key)
+
+
+def test_a_checkpoint_within_an_epoch_is_exact_too(
+    store: tiles.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arm = resolve()
+    whole = run(store, tmp_path / "a", arm)
+    monkeypatch.setattr(pretrain, "CHECKPOINT_EVERY_S", 0.0)
+    steps = iter(range(100))
+    real = pretrain._step
+
+    def failing(*args: Any) -> torch.Tensor:
+        if next(steps) == 6:  # the third step of the second epoch
+            raise Stopped
+        return real(*args)
+
+    monkeypatch.setattr(pretrain, "_step", failing)
+    with pytest.raises(Stopped):
+        run(store, tmp_path / "b", arm)
+    monkeypatch.setattr(pretrain, "_step", real)
+    assert same(run(store, tmp_path / "b", arm), whole)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from satclr import pretrain, tiles
+from tests.conftest import resolve
+pretrain.CHECKPOINT_AFTER_S = 0.0
+arm = resolve(pretrain={"epochs": 40})
+root = Path(sys.argv[2])
+pretrain.run(tiles.open_store(Path(sys.argv[1])), settings=arm.settings, seed=0, root=root,
+             out=root / "encoder.safetensors", curve=root / "pretrain.csv", log=lambda *_: None)
+"""
+
+
+def test_a_run_killed_with_sigkill_gives_bit_identical_weights(store: tiles.Store, tmp_path: Path) -> None:
+    def start(root: Path) -> subprocess.Popen[bytes]:
+        root.mkdir(exist_ok=True)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        command = [sys.executable, "-c", KILLED, str(store.folder), str(root)]
+        return subprocess.Popen(command, cwd=Path(__file__).parents[1], env=environment)
+
+    process = start(tmp_path / "a")
+    while not list((tmp_path / "a").rglob("checkpoint.safetensors")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "a" / "encoder.safetensors").exists()
+    for root in ("a", "b"):
+        assert start(tmp_path / root).wait() == 0
+    files = ("encoder.safetensors", "pretrain.csv")
+    for name in files:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_arms_that_share_a_pretraining_run_it_once(
+    store: tiles.Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run(store, tmp_path, resolve("simclr"))
+    other = resolve("simclr").model_copy(update={"name": "simclr_other_probe"})
+    capsys.readouterr()
+    assert same(run(store, tmp_path, other), first)
+    assert "has been run before" in capsys.readouterr().err
+
+
+def test_a_fingerprint_stands_for_parameters_seed_and_tiles(store: tiles.Store) -> None:
+    arm = resolve()
+    key = pretrain.fingerprint(arm.settings, 0, store.digest)
+    assert key == pretrain.fingerprint(resolve(probe={"epochs": 9}).settings, 0, store.digest)
+    for other in (
+        pretrain.fingerprint(resolve(pretrain={"temperature": 0.4}).settings, 0, store.digest),
+        pretrain.fingerprint(resolve(views={"flip_p": 0.4}).settings, 0, store.digest),
+        pretrain.fingerprint(arm.settings, 1, store.digest),
+        pretrain.fingerprint(arm.settings, 0, "other tiles"),
+    ):
+        assert other != key
+
+
+def test_a_loss_that_is_not_finite_stops_with_epoch_step_and_tiles(
+    store: tiles.Store, tmp_path: Path
+) -> None:
+    arm = resolve(pretrain={"learning_rate": 1e30, "epochs": 9})
+    with pytest.raises(pretrain.RunError, match=r"epoch \d+, step \d+; its 8 tiles begin with \w+\.jpg"):
+        run(store, tmp_path, arm)
+    assert not (tmp_path / arm.key / "encoder.safetensors").exists()
+
+
+def test_separate_forwards_normalise_each_view_by_itself(store: tiles.Store, tmp_path: Path) -> None:
+    joint = run(store, tmp_path, resolve())
+    separate = run(store, tmp_path, resolve(pretrain={"forward": "separate"}))
+    assert not same(joint, separate)
+    assert int(separate["conv1.1.num_batches_tracked"]) == 2 * int(joint["conv1.1.num_batches_tracked"])
+
+
+def test_adapting_batch_norm_moves_its_statistics_and_nothing_else(
+    store: tiles.Store, tmp_path: Path
+) -> None:
+    plain = run(store, tmp_path, resolve("baseline"))
+    adapted = run(store, tmp_path, resolve("baseline", pretrain={"adapt_batch_norm": True}))
+    moved = {k for k in plain if not torch.equal(plain[k], adapted[k])}
+    assert moved == {k for k in plain if "running_" in k or "num_batches" in k}
+    mean = np.array(store.statistics("train")[0]), np.array(store.statistics("train")[1])
+    x = (store.pixels[store.rows("train")[:32]] / 255 - mean[0]) / mean[1]
+    side = torch.nn.functional.interpolate(
+        torch.from_numpy(x).float().permute(0, 3, 1, 2), 32, mode="bicubic", antialias=True
+    )
+    first = torch.nn.functional.conv2d(side, plain["conv1.0.weight"], stride=2, padding=1).mean(dim=(0, 2, 3))
+    torch.testing.assert_close(adapted["conv1.1.running_mean"], first, rtol=0.1, atol=0.02)
+
+
+@pytest.mark.parametrize("change", [{"precision": "bfloat16"}, {"channels_last": False}])
+def test_precision_and_memory_order_do_not_change_the_course(
+    change: dict[str, Any], store: tiles.Store, tmp_path: Path
+) -> None:
+    run(store, tmp_path / "a", resolve())
+    run(store, tmp_path / "b", resolve(pretrain=change))
+    found, expected = losses(tmp_path / "b" / "simclr-s0"), losses(tmp_path / "a" / "simclr-s0")
+    np.testing.assert_allclose(found, expected, rtol=0.05)
+    assert found != expected
+
+
+def test_schedules() -> None:
+    constant = resolve().settings.pretrain
+    assert {optimizers.learning_rate(constant, step, 4) for step in range(8)} == {constant.learning_rate}
+    changes = {"schedule": "cosine", "warmup_epochs": 2, "epochs": 10, "learning_rate": 1.0}
+    cosine = resolve(pretrain=changes).settings.pretrain
+    rates = [optimizers.learning_rate(cosine, step, 5) for step in range(50)]
+    np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 10)
+    np.testing.assert_allclose(rates[10:], [(1 + math.cos(math.pi * i / 40)) / 2 for i in range(40)])
+
+
+def test_lars_scales_matrices_by_trust_and_leaves_vectors_alone() -> None:
+    w, b = torch.randn(4, 3, requires_grad=True), torch.randn(4, requires_grad=True)
+    w.grad, b.grad = torch.randn(4, 3), torch.randn(4)
+    decayed = w.grad + 0.1 * w.detach()
+    expected_w = w.detach() - 0.5 * 0.001 * w.detach().norm() / decayed.norm() * decayed
+    expected_b = b.detach() - 0.5 * b.grad
+    optimizers.Lars([w, b], lr=0.5, weight_decay=0.1).step()
+    torch.testing.assert_close(w.detach(), expected_w)
+    torch.testing.assert_close(b.detach(), expected_b)
