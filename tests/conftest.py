@@ -68,7 +68,7 @@ def tiny_params() -> dict[str, Any]:
         "data": {"tile_px": 40},
         "views": {"crop_px": 32},
         "pretrain": {
-            "arch": "resnet18",
+            "arch": "shufflenet_v2_x0_5",  # the smallest with BatchNorm
             "weights": "none",
             "epochs": 2,
             "batch_size": 8,

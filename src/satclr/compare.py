@@ -218,7 +218,7 @@ def _draw(
             out / f"{key}.png",
             values,
             ylabel=what,
-            title=f"{what.capitalize()} of the probe",
+            title=f"Probe: {what}",
             palette=palette,
         )
     losses = {
