@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from satclr import cli
+
+Make = Callable[..., Path]
+
+
+def satclr(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Run a command in this process: exit code, output, errors."""
+    capsys.readouterr()
+    argv = sys.argv
+    sys.argv = ["satclr", *arguments]
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
+    finally:
+        sys.argv = argv
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_help_is_instant() -> None:
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        run = subprocess.run([sys.executable, "-m", "satclr", "--help"], capture_output=True, check=True)
+        times.append(time.perf_counter() - started)
+    assert b"pretrain" in run.stdout
+    heavy = "import sys, satclr.cli; print(sorted({'torch','mlflow','numpy','pydantic','rich.table'} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", heavy], capture_output=True, check=True, text=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_arms_shows_the_resolved_table(project: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    project(data=False)
+    code, out, _ = satclr("arms", capsys=capsys)
+    assert code == 0
+    for text in (
+        "profile tiny",
+        "baseline",
+        "simclr",
+        "pretrain.objective",
+        "nt_xent",
+        "pretrain.temperature",
+    ):
+        assert text in out
+
+
+def faulty_table(root: Path) -> None:
+    path = root / "data/tiny/Labels/road.csv"
+    path.write_text(path.read_text().replace(",1", ",7", 1))
+
+
+def broken_tile(root: Path) -> None:
+    path = root / "data/tiny/Images/road/road_00001.jpg"
+    path.write_bytes(path.read_bytes()[:700])
+
+
+BAD_INPUT: dict[str, tuple[list[str], Callable[[dict[str, Any]], Any], Callable[[Path], Any], list[str]]] = {
+    "unknown key": (["arms"], lambda p: p["defaults"]["probe"].update(epoch=3), lambda _: None, ["defaults.probe.epoch"]),
+    "unknown arm": (["pretrain", "--arm", "moco"], lambda _: None, lambda _: None, ["moco", "baseline, simclr"]),
+    "unknown profile": (["prepare", "--profile", "big"], lambda _: None, lambda _: None, ["big", "mlrsnet"]),
+    "no data": (["prepare", "--profile", "mlrsnet"], lambda _: None, lambda _: None, ["data/mlrsnet", "dvc pull"]),
+    "truncated tile": (["prepare"], lambda _: None, broken_tile, ["road_00001.jpg", "runcated"]),
+    "label value": (["prepare"], lambda _: None, faulty_table, ["road.csv", "'7'"]),
+    "tile without row": (
+        ["prepare"], lambda _: None,
+        lambda r: (r / "data/tiny/Images/road/new.jpg").write_bytes(b"x"), ["road/new.jpg", "without a row"],
+    ),
+    "row without tile": (
+        ["prepare"], lambda _: None,
+        lambda r: (r / "data/tiny/Images/road/road_00001.jpg").unlink(), ["road_00001.jpg", "without a tile"],
+    ),
+    "stage before its input": (["embed", "--arm", "simclr"], lambda _: None, lambda _: None, ["satclr prepare"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", BAD_INPUT)
+def test_bad_input_is_one_message_and_exit_code_2(
+    fault: str, project: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, change, spoil, says = BAD_INPUT[fault]
+    root = project(change)
+    spoil(root)
+    code, _, err = satclr(*arguments, capsys=capsys)
+    assert code == 2
+    assert err.count("error:") == 1
+    assert "Traceback" not in err
+    for text in says:
+        assert text in err
+
+
+def test_outside_a_project_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = satclr("arms", capsys=capsys)
+    assert (code, "no params.yaml" in err) == (2, True)
+
+
+def test_exit_codes_tell_bad_input_from_failed_runs_from_our_faults() -> None:
+    from satclr.params import ParamsError
+    from satclr.pretrain import RunError
+
+    assert cli.exit_code(ParamsError("x")) == 2
+    assert cli.exit_code(RunError("x")) == 1
+    assert cli.exit_code(OSError(28, "No space left on device")) == 1
+    assert cli.exit_code(ValueError("x")) is None
+
+
+def test_the_whole_line_from_tiles_to_a_champion(project: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every stage through the command line, then a prediction by the registered model."""
+    root = project()
+    assert satclr("prepare", capsys=capsys)[0] == 0
+    for arm in ("baseline", "simclr"):
+        for stage in ("pretrain", "embed", "probe", "evaluate"):
+            code, _, err = satclr(stage, "--arm", arm, capsys=capsys)
+            assert code == 0, err
+    code, out, err = satclr("compare", capsys=capsys)
+    assert code == 0, err
+    assert "simclr" in out
+    report = json.loads((root / "reports/tiny/compare.json").read_text())
+    assert list(report["arms"]) == ["baseline", "simclr"]
+    (contrast,) = report["contrasts"]
+    assert (contrast["arm"], contrast["against"]) == ("simclr", "baseline")
+    delta = report["arms"]["simclr"]["test_mAP"] - report["arms"]["baseline"]["test_mAP"]
+    assert contrast["delta_mAP"] == pytest.approx(delta)
+    assert contrast["ci95"][0] <= contrast["ci95"][1]
+    for figure in ("train_loss", "val_loss", "val_mAP", "pretrain_loss", "per_class_simclr"):
+        assert (root / f"reports/tiny/figures/{figure}.png").read_bytes().startswith(b"\x89PNG")
+    code, out, err = satclr("register", capsys=capsys)
+    assert code == 0, err
+    tile = root / "data/tiny/Images/water/water_00001.jpg"
+    (root / "broken.jpg").write_bytes(b"no picture")
+    code, out, err = satclr(
+        "predict", "--json", "--top", "2", str(tile), str(root / "broken.jpg"), capsys=capsys
+    )
+    assert code == 1  # one of the two could not be read
+    found = [json.loads(line) for line in out.splitlines()]
+    assert found[0]["tile"] == str(tile)
+    assert len(found[0]["probabilities"]) == 2
+    assert found[1]["error"]
+    before = (root / "mlruns/mlflow.db").stat().st_size
+    code, out, _ = satclr("sync", capsys=capsys)
+    assert (code, out.split()[0]) == (0, "2")
+    assert (root / "mlruns/mlflow.db").stat().st_size == before  # nothing was logged twice
