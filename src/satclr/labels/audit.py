@@ -21,6 +21,7 @@ from satclr.labels.tables import LabelError, Labels
 
 LEVELS: Final = {"error": "bold red", "suspect": "bold yellow", "notice": "bold cyan"}
 EXTREMES: Final = 5
+NOTICED: Final = 3  # details of a notice
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def render(report: Audit) -> RenderableType:
         parts.append(
             Text.assemble("\n", (finding.level.upper(), LEVELS[finding.level]), " ", (finding.title, "bold"))
         )
-        body = [*finding.details]
+        body = list(finding.details[: NOTICED if finding.level == "notice" else None])
         if finding.examples:
             body.append("e.g. " + ", ".join(finding.examples))
         if finding.advice:

@@ -37,6 +37,8 @@ LOST_MAX: Final = 0.01
 RARELY_MISSING: Final = 0.99
 # Fewer tiles than this cannot be split three ways and scored.
 RARE_MIN: Final = 10
+# A document that more of the tiles than this disagree with is about other labels, or is not understood.
+MISFIT_MAX: Final = 1 / 3
 # A name contained in another says something from this length on.
 WORD_MIN: Final = 4
 
@@ -198,7 +200,11 @@ def undocumented(labels: Labels, known: Known | None, folder: Path) -> Iterator[
                 pairs = usual if name in beside.get(category, ()) else strange
                 if found.size:
                     pairs.append((f"{category}: {name!r} on {_count(len(found), 'tile')}", found))
-    if strange:
+    misfits = len(np.unique(np.concatenate([found for _, found in strange]))) if strange else 0
+    if misfits > MISFIT_MAX * len(labels.tiles):
+        title = f"{source} does not fit these labels: {_count(misfits, 'tile')} have others than it lists"
+        yield Finding("undocumented-label", "notice", title, "Look at whether it belongs to this data set.")
+    elif strange:
         yield _beyond(labels, strange, f"Labels that {source} does not list for their category", known=False)
     if usual:
         yield _beyond(labels, usual, f"Labels that {source} omits and the sound release has", known=True)
