@@ -1,4 +1,4 @@
-"""Write a RAR 5 archive with stored members, after RARLAB's description of the format."""
+"""Write rar archives, versions 5 and 4, with stored members, after RARLAB's technical notes."""
 
 import zlib
 from collections.abc import Mapping
@@ -21,6 +21,22 @@ def write(path: Path, members: Mapping[str, bytes]) -> None:
         header += _vint(0) + _vint(UNIX) + _vint(len(encoded)) + encoded
         blocks += [_block(header), data]
     path.write_bytes(b"".join([*blocks, _block(_vint(END) + _vint(0) + _vint(0))]))
+
+
+def write_4(path: Path, members: Mapping[str, bytes], *, end: bool = True) -> None:
+    blocks = [b"Rar!\x1a\x07\x00", _block_4(0x73, 0, bytes(6))]
+    for name, data in members.items():
+        size, crc = len(data).to_bytes(4, "little"), zlib.crc32(data).to_bytes(4, "little")
+        encoded = name.replace("/", "\\").encode()
+        fields = size + size + b"\x03" + crc + b"\0\0\x21\x50" + b"\x14\x30"
+        fields += len(encoded).to_bytes(2, "little") + (0o100644).to_bytes(4, "little") + encoded
+        blocks += [_block_4(0x74, 0x8000, fields), data]
+    path.write_bytes(b"".join([*blocks, *([_block_4(0x7B, 0x4000, b"")] if end else [])]))
+
+
+def _block_4(kind: int, flags: int, fields: bytes) -> bytes:
+    rest = bytes([kind]) + flags.to_bytes(2, "little") + (7 + len(fields)).to_bytes(2, "little") + fields
+    return (zlib.crc32(rest) & 0xFFFF).to_bytes(2, "little") + rest
 
 
 def _block(fields: bytes) -> bytes:

@@ -1,7 +1,6 @@
 """Near-duplicates: the same pairs as comparing all with all, and the copies people really make."""
 
 import io
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +9,6 @@ import pytest
 from PIL import Image, ImageFilter
 
 from satclr import duplicates
-
-DATA = Path(os.environ.get("SATCLR_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 def pictures(count: int, rng: np.random.Generator, side_px: int = 64) -> npt.NDArray[np.uint8]:
@@ -94,10 +91,8 @@ def test_leakage_is_a_group_in_more_than_one_split() -> None:
     assert [rows.tolist() for rows in duplicates.across(group, split)] == [[0, 2]]
 
 
-def test_ucmerced_shows_one_airplane_twice() -> None:
-    paths = sorted((DATA / "ucmerced" / "Images").glob("*/*.jpg"))
-    if not paths:
-        pytest.skip(f"{DATA / 'ucmerced'} is absent: set SATCLR_DATA to the folder of development data")
+def test_ucmerced_shows_one_airplane_twice(external_data: Path) -> None:
+    paths = sorted((external_data / "ucmerced" / "Images").glob("*/*.jpg"))
     tiles = np.stack([np.asarray(Image.open(path).convert("RGB").resize((128, 128))) for path in paths])
     group = duplicates.groups(tiles)
     names = [path.stem for path in paths]

@@ -10,7 +10,9 @@ import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,6 +23,7 @@ from PIL import Image
 
 from satclr import importing, labels, params, prepare
 from satclr.importing import archives, layout
+from satclr.importing.rar import checksums
 from tests import rar
 
 ROOT = Path(__file__).parents[1]
@@ -117,7 +120,7 @@ def rar_of(path: Path, files: Files) -> bytes:
 
 def unpacker() -> None:
     if not any(shutil.which(program) for program, *_ in archives.UNPACKERS):
-        pytest.skip("bsdtar, unar or 7z is needed to unpack a rar")
+        pytest.skip("bsdtar (package libarchive-tools), unar or 7z is needed to unpack a rar")
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -321,7 +324,7 @@ def test_what_does_not_match_is_left_out_and_listed(tmp_path: Path) -> None:
     )
     assert len(labels.read(tmp_path / "mine" / "Labels").tiles) == len(images) - 1
     assert not (tmp_path / "mine" / "Images" / "beach" / "extra.jpg").exists()
-    assert "1 images without a row" in str(report)
+    assert "images without a row: 1" in str(report)
 
 
 def refused(tmp_path: Path, source: Path, *said: str) -> None:
@@ -437,12 +440,33 @@ def test_a_rar_without_a_program_names_the_packages(tmp_path: Path, monkeypatch:
     refused(tmp_path, tmp_path / "a.rar", "bsdtar (package libarchive-tools)", "unar", "7z", "apt install")
 
 
-def test_a_damaged_rar_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("write", [rar.write, rar.write_4])
+def test_a_rar_is_read_only_if_it_is_whole(tmp_path: Path, write: Callable[[Path, Files], None]) -> None:
+    files = {name: data[:40] for name, data in tiles("{category}/{name}").items()}
+    write(tmp_path / "a.rar", files)
+    every = Counter(zlib.crc32(data) for data in files.values())
+    assert checksums(tmp_path / "a.rar") == every
+    whole = (tmp_path / "a.rar").read_bytes()
+    last = whole.rindex(b"beach_03.jpg") + len("beach_03.jpg") + 40  # where the last member ends
+    for cut in range(last):
+        (tmp_path / "a.rar").write_bytes(whole[:cut])
+        left = checksums(tmp_path / "a.rar")
+        # Without its optional end, a version 4 archive cut between two members looks whole.
+        assert left is None or (write is rar.write_4 and left < every)
+
+
+@pytest.mark.parametrize("write", [rar.write, rar.write_4])
+def test_a_damaged_rar_is_refused(tmp_path: Path, write: Callable[[Path, Files], None]) -> None:
     unpacker()
-    rar.write(tmp_path / "a.rar", tiles("{category}/{name}"))
-    whole = bytearray((tmp_path / "a.rar").read_bytes())
-    whole[len(whole) // 2 :] = b""
-    (tmp_path / "a.rar").write_bytes(whole)
+    files = tiles("{category}/{name}")
+    write(tmp_path / "a.rar", files | tables("Labels"))
+    importing.run(tmp_path / "a.rar", tmp_path / "whole")
+    check(tmp_path / "whole", sources=files)
+    whole = (tmp_path / "a.rar").read_bytes()
+    (tmp_path / "a.rar").write_bytes(whole[: len(whole) // 2])
+    refused(tmp_path, tmp_path / "a.rar", "a.rar", "not a whole rar")
+    at = whole.index(files["airplane/airplane_02.jpg"]) + 50
+    (tmp_path / "a.rar").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
     refused(tmp_path, tmp_path / "a.rar", "a.rar", "download it again")
 
 

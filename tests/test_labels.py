@@ -1,6 +1,5 @@
 """Label tables: what is read, what is put right, what is refused."""
 
-import os
 import random
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pytest
 
 from satclr.labels import LabelError, Labels, read
 
-DATA = Path(os.environ.get("SATCLR_DATA", Path(__file__).parents[2] / "shared" / "data"))
 RELEASES = ("release-2020-06-30", "release-2021-05-19")
 
 
@@ -128,10 +126,8 @@ def test_a_folder_without_tables_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("release", RELEASES)
-def test_mlrsnet(release: str) -> None:
-    folder = DATA / "mlrsnet-labels" / release
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is absent: set SATCLR_DATA to the folder of development data")
+def test_mlrsnet(external_data: Path, release: str) -> None:
+    folder = external_data / "mlrsnet-labels" / release
     labels = read(folder)
     assert labels.targets.shape == (109_161, 60)
     assert len(set(labels.tiles)) == 109_161

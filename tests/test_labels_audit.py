@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -15,14 +14,7 @@ from rich.console import Console
 from satclr.labels import Audit, Finding, Labels, audit, flagged_rows, read, render
 from satclr.labels.checks import longest_runs, namesake
 
-DATA = Path(os.environ.get("SATCLR_DATA", Path(__file__).parents[2] / "shared" / "data"))
 FIRST, SECOND = "mlrsnet-labels/release-2020-06-30", "mlrsnet-labels/release-2021-05-19"
-
-
-def real(name: str) -> Path:
-    if not (DATA / name).is_dir():
-        pytest.skip(f"{DATA / name} is absent: set SATCLR_DATA to the folder of development data")
-    return DATA / name
 
 
 def of_kind(report: Audit, kind: str) -> list[Finding]:
@@ -44,9 +36,9 @@ def timed_audit(folder: Path) -> tuple[Labels, Audit]:
     return labels, report
 
 
-def test_the_2021_release_is_recognised_and_its_damage_found() -> None:
-    first = read(real(FIRST))
-    labels, report = timed_audit(real(SECOND))
+def test_the_2021_release_is_recognised_and_its_damage_found(external_data: Path) -> None:
+    first = read(external_data / FIRST)
+    labels, report = timed_audit(external_data / SECOND)
     assert labels.tiles == first.tiles
     flagged = np.zeros(len(labels.tiles), dtype=bool)
     flagged[flagged_rows(report)] = True
@@ -66,9 +58,9 @@ def test_the_2021_release_is_recognised_and_its_damage_found() -> None:
     assert "cd5ca1c" in worst.advice
 
 
-def test_the_damage_shows_without_knowing_the_data_set(tmp_path: Path) -> None:
+def test_the_damage_shows_without_knowing_the_data_set(external_data: Path, tmp_path: Path) -> None:
     """Under other label names nothing packaged applies; the spreadsheet's traces remain."""
-    for path in real(SECOND).glob("*.csv"):
+    for path in (external_data / SECOND).glob("*.csv"):
         header, _, rest = path.read_text().partition("\n")
         (tmp_path / path.name).write_text(header.replace("gully", "ravine") + "\n" + rest)
     labels = read(tmp_path)
@@ -83,8 +75,8 @@ def test_the_damage_shows_without_knowing_the_data_set(tmp_path: Path) -> None:
     assert len(told) <= 3
 
 
-def test_the_first_release_is_left_alone() -> None:
-    labels, report = timed_audit(real(FIRST))
+def test_the_first_release_is_left_alone(external_data: Path) -> None:
+    labels, report = timed_audit(external_data / FIRST)
     flagged = flagged_rows(report)
     assert len(flagged) <= 0.01 * len(labels.tiles)
     assert set(np.flatnonzero(labels.targets.sum(1) == 0)) <= set(flagged)
@@ -93,9 +85,9 @@ def test_the_first_release_is_left_alone() -> None:
     assert "2020-06-30" in release.title
 
 
-def test_a_mixture_of_releases_is_told(tmp_path: Path) -> None:
-    for path in real(FIRST).glob("*.csv"):
-        source = real(SECOND) if path.name == "stadium.csv" else real(FIRST)
+def test_a_mixture_of_releases_is_told(external_data: Path, tmp_path: Path) -> None:
+    for path in (external_data / FIRST).glob("*.csv"):
+        source = (external_data / SECOND) if path.name == "stadium.csv" else (external_data / FIRST)
         # Line ends and byte order marks are not what a digest should see.
         content = (source / path.name).read_text().replace("\r\n", "\n")
         (tmp_path / path.name).write_text(content, encoding="utf-8-sig", newline="\r\n")
@@ -105,8 +97,8 @@ def test_a_mixture_of_releases_is_told(tmp_path: Path) -> None:
     assert release.details == ("stadium: 2,462 corrupt rows",)
 
 
-def test_ucmerced_has_nothing_to_drop() -> None:
-    folder = real("ucmerced")
+def test_ucmerced_has_nothing_to_drop(external_data: Path) -> None:
+    folder = external_data / "ucmerced"
     labels = read(folder / "Labels")
     report = audit(labels, folder / "Labels", images=folder / "Images")
     assert report.known is not None
@@ -195,7 +187,7 @@ def test_a_lost_label_is_found(
     assert tiles_of(labels, finding) == tiles
 
 
-@pytest.mark.parametrize("form", ["long.csv", "wide.csv", "merged.xlsx", "commas.xlsx"])
+@pytest.mark.parametrize("form", ["long.csv", "wide.csv", "columns.csv", "merged.xlsx", "commas.xlsx"])
 def test_labels_outside_the_data_sets_own_document_are_found(sound: Path, form: str) -> None:
     (sound / "Labels" / "plain.csv").rename(sound / "Labels" / "wide_plain.csv")
     strange = change(sound, "pier", range(7), kiosk=1)
@@ -205,6 +197,15 @@ def test_labels_outside_the_data_sets_own_document_are_found(sound: Path, form: 
         rows = [["category", "label"], *([c, name] for c, names in allowed.items() for name in names)]
     elif form == "wide.csv":
         rows = [[category, *names] for category, names in allowed.items()]
+    elif form == "columns.csv":
+        rows = [[*allowed, "car kiosk", "orchard"]]
+        rows += [
+            [*pair, "kiosk", "orchards"]
+            for pair in zip(*([*n, ""][:31] for n in allowed.values()), strict=True)
+        ]
+        allowed_elsewhere = {"car_kiosk", "orchard"}
+        for category in allowed_elsewhere:  # their columns list one label only
+            change(sound, category, range(TILES), **dict.fromkeys(NAMES[:30], 0))
     elif form == "merged.xlsx":
         rows = [["No.", "Categories", "Labels"]]
         for i, (category, names) in enumerate(allowed.items()):
@@ -225,6 +226,15 @@ def test_labels_outside_the_data_sets_own_document_are_found(sound: Path, form: 
     assert tiles_of(labels, finding) == strange
     assert finding.flagged
     assert finding.details == ("pier: 'kiosk' on 7 tiles",)
+
+
+def test_a_document_about_other_labels_flags_nothing(sound: Path) -> None:
+    text = "\n".join(f"{category},a0" for category in CATEGORIES)
+    (sound / "category_labels.csv").write_text(text)
+    _, report = audited(sound)
+    (finding,) = of_kind(report, "undocumented-label")
+    assert "does not fit" in finding.title
+    assert not finding.flagged
 
 
 def test_unusable_labels_are_found(sound: Path) -> None:

@@ -1,7 +1,6 @@
 """Splits: sizes, independence of file order, groups kept together, labels balanced."""
 
 import io
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from rich.console import Console
 
 from satclr import labels, splits
 
-DATA = Path(os.environ.get("SATCLR_DATA", Path(__file__).parents[2] / "shared" / "data"))
 PAPER = (0.7, 0.2, 0.1)
 
 
@@ -120,19 +118,15 @@ def test_stratification_deals_a_label_out_exactly_where_it_can() -> None:
         np.testing.assert_allclose(mine, share * np.array([10, 20, 30, 40]))
 
 
-def test_mlrsnets_rarest_label_is_balanced_in_seconds() -> None:
-    folder = DATA / "mlrsnet-labels" / "release-2020-06-30"
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is absent: set SATCLR_DATA to the folder of development data")
+def test_mlrsnets_rarest_label_is_balanced_in_seconds(external_data: Path) -> None:
+    folder = external_data / "mlrsnet-labels" / "release-2020-06-30"
     table = labels.read(folder)
     drawn = splits.split(table.tiles, fractions=PAPER, seed=0, stratify=table.targets)
     assert worst(drawn, table.targets) < 0.02
 
 
-def test_the_published_split_is_read() -> None:
-    folder = DATA / "ucmerced"
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is absent: set SATCLR_DATA to the folder of development data")
+def test_the_published_split_is_read(external_data: Path) -> None:
+    folder = external_data / "ucmerced"
     table = labels.read(folder / "Labels")
     drawn = splits.from_file(folder / "aitlas_split.csv", table.tiles)
     assert Counter(drawn) == {"train": 1285, "val": 395, "test": 420}

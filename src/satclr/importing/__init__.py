@@ -62,9 +62,8 @@ class Report:
             (self.rows_without_image, "rows without an image"),
         ):
             if names:
-                lines.append(
-                    f"left out {len(names):,} {what}, such as {', '.join(names[:SHOWN])} (see import.json)"
-                )
+                shown = ", ".join(names[:SHOWN])
+                lines.append(f"left out, {what}: {len(names):,}, such as {shown} (see import.json)")
         return "\n".join([*lines, *self.notes])
 
 

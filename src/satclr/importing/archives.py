@@ -24,6 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Final, Self
 
+from satclr import progress
+from satclr.importing import rar
+
 # Pictures hardly compress and label tables some fifty times; a bomb does thousands of times.
 RATIO_MAX: Final = 100
 SLACK_BYTES: Final = 64 << 20
@@ -42,8 +45,8 @@ DAMAGE: Final = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotIm
 UNPACKERS: Final = (
     ("bsdtar", "libarchive-tools", ("-x", "-f", "{archive}", "-C", "{folder}")),
     ("unar", "unar", ("-quiet", "-no-directory", "-force-overwrite", "-o", "{folder}", "{archive}")),
-    ("7z", "p7zip-full", ("x", "-y", "-bd", "-o{folder}", "{archive}")),
-    ("7zz", "7zip", ("x", "-y", "-bd", "-o{folder}", "{archive}")),
+    ("7z", "p7zip-rar", ("x", "-y", "-bd", "-o{folder}", "{archive}")),
+    ("7zz", "7zip-rar", ("x", "-y", "-bd", "-o{folder}", "{archive}")),
 )
 
 
@@ -123,6 +126,7 @@ class Download:
             part.mkdir(parents=True)
             if shutil.disk_usage(part).free < archive.stat().st_size:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            progress.say(f"unpack {archive.name}")
             tar = archive.name.lower().endswith(TAR_SUFFIXES)
             self._untar(archive, part) if tar else self._unpack(archive, part)
             part.rename(folder)
@@ -167,6 +171,9 @@ class Download:
             raise SourceError(f"{archive}: not a whole tar archive ({error}); download it again") from None
 
     def _unpack(self, archive: Path, folder: Path) -> None:
+        promised = rar.checksums(archive) if archive.suffix.lower() == ".rar" else None
+        if archive.suffix.lower() == ".rar" and promised is None:
+            raise SourceError(f"{archive}: not a whole rar archive in one volume; download it again")
         program, arguments = _unpacker(archive)
         command = [program, *(part.format(archive=archive, folder=folder) for part in arguments)]
         with (
@@ -189,6 +196,11 @@ class Download:
                 f"{archive}: {Path(program).name} cannot unpack it ({reason}); download it again"
             )
         self._spend(archive, _bytes_below(folder))
+        list(_walk(folder, trusted=False))  # refuses links
+        if promised is not None and not rar.agrees(promised, folder):
+            raise SourceError(
+                f"{archive}: its files do not have the checksums it states; download it again or unpack it yourself"
+            )
 
     def _spend(self, archive: Path, size: int) -> None:
         self._refuse_bomb(archive, size)

@@ -21,6 +21,7 @@ from satclr.labels.tables import LabelError, Labels
 
 LEVELS: Final = {"error": "bold red", "suspect": "bold yellow", "notice": "bold cyan"}
 EXTREMES: Final = 5
+DETAILS: Final = 4
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,9 @@ def render(report: Audit) -> RenderableType:
         parts.append(
             Text.assemble("\n", (finding.level.upper(), LEVELS[finding.level]), " ", (finding.title, "bold"))
         )
-        body = [*finding.details]
+        body = list(finding.details[:DETAILS])
+        if len(finding.details) > DETAILS:
+            body.append(f"and {len(finding.details) - DETAILS} more")
         if finding.examples:
             body.append("e.g. " + ", ".join(finding.examples))
         if finding.advice:

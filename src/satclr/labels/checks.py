@@ -20,7 +20,6 @@ Rows = npt.NDArray[np.intp]
 Level = Literal["error", "suspect", "notice"]
 
 EXAMPLES: Final = 5
-DETAILS: Final = 6
 IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff"})
 
 # No row of MLRSNet's first release (109,161 rows, 60 columns) has more than 3 ones side by side, and one of
@@ -37,6 +36,8 @@ LOST_MAX: Final = 0.01
 RARELY_MISSING: Final = 0.99
 # Fewer tiles than this cannot be split three ways and scored.
 RARE_MIN: Final = 10
+# A document that more of the tiles than this disagree with is about other labels, or is not understood.
+MISFIT_MAX: Final = 1 / 3
 # A name contained in another says something from this length on.
 WORD_MIN: Final = 4
 
@@ -81,7 +82,7 @@ def releases(labels: Labels, known: Known | None) -> Iterator[Finding]:
             "error",
             f"{title}: {sum(wrong.values()):,} rows are corrupt",
             damaged[ranked[0]].advice,
-            details=_shorten([f"{category}: {wrong[category]:,} corrupt rows" for category in ranked]),
+            details=tuple([f"{category}: {wrong[category]:,} corrupt rows" for category in ranked]),
         )
     else:
         advice = "Compare them with the release they were made from." if others else nearest.advice
@@ -198,7 +199,11 @@ def undocumented(labels: Labels, known: Known | None, folder: Path) -> Iterator[
                 pairs = usual if name in beside.get(category, ()) else strange
                 if found.size:
                     pairs.append((f"{category}: {name!r} on {_count(len(found), 'tile')}", found))
-    if strange:
+    misfits = len(np.unique(np.concatenate([found for _, found in strange]))) if strange else 0
+    if misfits > MISFIT_MAX * len(labels.tiles):
+        title = f"{source} does not fit these labels: {_count(misfits, 'tile')} have others than it lists"
+        yield Finding("undocumented-label", "notice", title, "Look at whether it belongs to this data set.")
+    elif strange:
         yield _beyond(labels, strange, f"Labels that {source} does not list for their category", known=False)
     if usual:
         yield _beyond(labels, usual, f"Labels that {source} omits and the sound release has", known=True)
@@ -238,7 +243,7 @@ def unusable(labels: Labels) -> Iterator[Finding]:
         if names:
             advice = "No meaningful AP: leave the label out or find tiles."
             yield Finding(
-                kind, "notice", f"{title}: {_count(len(names), 'label')}", advice, details=_shorten(names)
+                kind, "notice", f"{title}: {_count(len(names), 'label')}", advice, details=tuple(names)
             )
     same: dict[bytes, list[str]] = {}
     for k in np.flatnonzero((counts > 0) & (counts < len(labels.tiles))):
@@ -247,14 +252,14 @@ def unusable(labels: Labels) -> Iterator[Finding]:
     if sets:
         title = f"Labels that always coincide: {_count(len(sets), 'set')}"
         advice = "They count twice in every mean: keep one, or check how the table was made."
-        yield Finding("identical-labels", "notice", title, advice, details=_shorten(sets))
+        yield Finding("identical-labels", "notice", title, advice, details=tuple(sets))
 
 
 def repairs(labels: Labels) -> Iterator[Finding]:
     """Report what was read otherwise than written."""
     if labels.repairs:
         title = f"Read otherwise than written: {_count(len(labels.repairs), 'header')}"
-        yield Finding("repaired-header", "notice", title, "Nothing to do.", details=_shorten(labels.repairs))
+        yield Finding("repaired-header", "notice", title, "Nothing to do.", details=tuple(labels.repairs))
 
 
 def images(labels: Labels, folder: Path) -> Iterator[Finding]:
@@ -348,12 +353,7 @@ def _finding(
         counts = Counter(labels.categories[row] for row in indices)
         details = [f"{category}: {n:,} of {sizes[category]:,} tiles" for category, n in counts.most_common()]
     examples = tuple(labels.tiles[row] for row in indices[:: max(1, len(indices) // EXAMPLES)][:EXAMPLES])
-    return Finding(kind, level, title, advice, indices, flagged, _shorten(details), examples)
-
-
-def _shorten(lines: Iterable[str]) -> tuple[str, ...]:
-    shown = tuple(lines)
-    return (*shown[:DETAILS], f"and {len(shown) - DETAILS} more") if len(shown) > DETAILS + 1 else shown
+    return Finding(kind, level, title, advice, indices, flagged, tuple(details), examples)
 
 
 def _count(count: int, noun: str, plural: str | None = None) -> str:

@@ -7,10 +7,11 @@ import csv
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def documented(folder: Path, labels: Labels) -> tuple[str, dict[str, frozenset[s
     """
     for path in (where / name for where in (folder, folder.parent) for name in DOCUMENTS):
         if path.is_file():
-            found = _collect(_cells(path), labels)
+            found = _collect((row for sheet in _sheets(path) for row in _upright(sheet, labels)), labels)
             if found:
                 return path.name, found
     return None
@@ -121,20 +122,26 @@ def _parse(raw: dict[str, Any]) -> Known:
     )
 
 
-def _cells(path: Path) -> Iterator[list[str]]:
+def _sheets(path: Path) -> list[list[list[str]]]:
     if path.suffix == ".csv":
         with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from csv.reader(file)
-        return
+            return [list(csv.reader(file))]
     import openpyxl
 
     try:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+        sheets = [list(sheet.iter_rows(values_only=True)) for sheet in book.worksheets]
     except Exception as error:  # openpyxl raises whatever its parsers raise
         raise LabelError(f"{path}: not a readable spreadsheet ({error}); fetch it again") from error
-    for sheet in book.worksheets:
-        for row in sheet.iter_rows(values_only=True):
-            yield ["" if cell is None else str(cell) for cell in row]
+    return [[["" if cell is None else str(cell) for cell in row] for row in sheet] for sheet in sheets]
+
+
+def _upright(sheet: list[list[str]], labels: Labels) -> list[list[str]]:
+    """A sheet with a row a category; one whose header names most categories has a column each."""
+    keys = {squash(category) for category in labels.columns}
+    if sheet and 2 * len(keys & {squash(cell) for cell in sheet[0]}) > len(keys) > 1:
+        return [list(column) for column in zip_longest(*sheet, fillvalue="")]
+    return sheet
 
 
 def _collect(rows: Iterable[list[str]], labels: Labels) -> dict[str, frozenset[str]]:
