@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import made_up
 from satclr import register, tracking
+from tests import made_up
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

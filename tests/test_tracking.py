@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-import made_up
 from satclr import tracking
+from tests import made_up
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
