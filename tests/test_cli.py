@@ -38,7 +38,8 @@ def test_help_is_instant() -> None:
         run = subprocess.run([sys.executable, "-m", "satclr", "--help"], capture_output=True, check=True)
         times.append(time.perf_counter() - started)
     assert b"pretrain" in run.stdout
-    heavy = "import sys, satclr.cli; print(sorted({'torch','mlflow','numpy','pydantic','rich.table'} & set(sys.modules)))"
+    heavy = "{'torch', 'mlflow', 'numpy', 'pydantic', 'rich.table'}"
+    heavy = f"import sys, satclr.cli; print(sorted({heavy} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", heavy], capture_output=True, check=True, text=True)
     assert found.stdout.strip() == "[]"
 
@@ -69,7 +70,9 @@ def broken_tile(root: Path) -> None:
 
 
 BAD_INPUT: dict[str, tuple[list[str], Callable[[dict[str, Any]], Any], Callable[[Path], Any], list[str]]] = {
-    "unknown key": (["arms"], lambda p: p["defaults"]["probe"].update(epoch=3), lambda _: None, ["defaults.probe.epoch"]),
+    "unknown key": (
+        ["arms"], lambda p: p["defaults"]["probe"].update(epoch=3), lambda _: None, ["defaults.probe.epoch"],
+    ),
     "unknown arm": (["pretrain", "--arm", "moco"], lambda _: None, lambda _: None, ["moco", "baseline, simclr"]),
     "unknown profile": (["prepare", "--profile", "big"], lambda _: None, lambda _: None, ["big", "mlrsnet"]),
     "no data": (["prepare", "--profile", "mlrsnet"], lambda _: None, lambda _: None, ["data/mlrsnet", "dvc pull"]),

@@ -62,7 +62,7 @@ def test_objective_none_writes_the_initial_encoder(store: tiles.Store, tmp_path:
 
 
 def test_the_loss_falls(store: tiles.Store, tmp_path: Path) -> None:
-    arm = resolve(pretrain={"epochs": 12, "learning_rate": 1e-3, "batch_size": 16})
+    arm = resolve(pretrain={"arch": "resnet18", "epochs": 12, "learning_rate": 1e-3, "batch_size": 16})
     heard: list[int] = []
     run(store, tmp_path, arm, lambda epoch, _: heard.append(epoch))
     found = losses(tmp_path / arm.key)

@@ -375,6 +375,58 @@ def audit(
         json.write_text(dumps(report.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="What was downloaded: an archive, or a folder.")],
+    name: Annotated[str, typer.Argument(help="The data set's name; it becomes data/NAME.")],
+    labels: Annotated[
+        Path | None, typer.Option(help="Label tables, where they come apart from the images.")
+    ] = None,
+) -> None:
+    """Bring a downloaded data set into the layout that `prepare` reads: data/NAME."""
+    import re
+
+    from satclr import importing
+
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        fail(f"{name!r} is no name for a data set; use small letters, digits and _, as for a profile", code=2)
+    target = project().root / "data" / name
+    typer.echo(str(importing.run(source, target, labels_source=labels)))
+    typer.echo(f"next: `dvc add data`, then a profile {name!r} in params.yaml")
+
+
+@app.command()
+def views(
+    tiles: Annotated[list[Path], typer.Argument(help="Image files of tiles.")],
+    out: Annotated[Path, typer.Option(help="The PNG to write.")],
+    profile: Profile = None,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+) -> None:
+    """Draw a contact sheet of tiles' views: one row an augmentation, as pretraining sees them."""
+    import torch
+    from PIL import Image
+
+    from satclr import randomness
+    from satclr import tiles as store
+    from satclr import views as family
+
+    here = project(profile)
+    settings = here.arm(here.params.run[0], None).settings
+    sheets = []
+    for i, path in enumerate(tiles):
+        tile = torch.from_numpy(store.decode(path, settings.data.tile_px).copy())
+        generator = randomness.generator(seed, "sheet", i)
+        sheets.append(family.contact_sheet(tile, settings.views, generator=generator))
+    sheet = Image.new("RGB", (max(s.width for s in sheets), sum(s.height for s in sheets)), "white")
+    top = 0
+    for part in sheets:
+        sheet.paste(part, (0, top))
+        top += part.height
+    out.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(out)
+    typer.echo(f"{out}: {len(tiles)} tiles")
+
+
 @contextmanager
 def _live(
     here: Project, arm: Arm, stage: Any, fingerprint: str, *, enabled: bool = True

@@ -33,7 +33,16 @@ from satclr.params import Pretrain, Settings
 
 CHECKPOINT_EVERY_S = 600.0  # within an epoch
 CHECKPOINT_AFTER_S = 15.0  # at an epoch's end, if so much has passed since the last: more would be lost time
-CODE = ("pretrain.py", "views", "encoder.py", "loss.py", "optimizers.py", "tiles.py", "randomness.py")
+CODE = (
+    "pretrain.py",
+    "views",
+    "encoder.py",
+    "loss.py",
+    "optimizers.py",
+    "tiles.py",
+    "randomness.py",
+    "tensorfile.py",
+)
 
 Log = Callable[[int, Mapping[str, float]], None]
 
