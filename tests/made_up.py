@@ -20,7 +20,8 @@ from satclr import encoder, tracking
 LABELS = ["airplane", "parking lot", "swimming pool", "ship/boat", "tennis court"]
 ARCH = "squeezenet1_1"  # the smallest in torchvision
 TILE_PX, CROP_PX = 48, 40
-MEAN, STD = [0.4, 0.41, 0.37], [0.2, 0.17, 0.18]
+MEAN, STD = (0.4, 0.41, 0.37), (0.2, 0.17, 0.18)
+THRESHOLDS = [0.2, 0.4, 0.5, 0.6, 0.8]
 
 
 def jpeg(seed: int, side_px: int = 40) -> bytes:
@@ -114,7 +115,7 @@ def _save_models(folder: Path, seed: int, thresholds: bool) -> None:
         "best_epoch": "5",
     }
     if thresholds:
-        metadata["thresholds"] = json.dumps([0.2, 0.4, 0.5, 0.6, 0.8])
+        metadata["thresholds"] = json.dumps(THRESHOLDS)
     save_file(probe, folder / "probe.safetensors", metadata)
 
 

@@ -7,21 +7,30 @@ one more line in reports/<profile>/promotions.csv, a model version.
     satclr promote VERSION
     satclr rollback
     satclr predict TILE...
+    satclr export FILE
 """
 
+from satclr.register.export import export
 from satclr.register.gate import Contrast, contrast
-from satclr.register.predict import Prediction, champion, predict
-from satclr.register.registry import Decision, model_name, promote, rollback, run
+from satclr.register.predict import Prediction, as_json, champion, predict, write_csv
+from satclr.register.registry import Decision, model_name, promote, restore, rollback, run
+from satclr.register.sources import Source, find
 
 __all__ = [
     "Contrast",
     "Decision",
     "Prediction",
+    "Source",
+    "as_json",
     "champion",
     "contrast",
+    "export",
+    "find",
     "model_name",
     "predict",
     "promote",
+    "restore",
     "rollback",
     "run",
+    "write_csv",
 ]

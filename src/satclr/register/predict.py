@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from satclr.register.registry import CHAMPION, model_name
+from satclr.register.sources import Bounds, Source, find
 from satclr.tracking import TrackingError, open_store
 from satclr.tracking.store import load_mlflow
 
@@ -23,59 +25,94 @@ class Prediction:
     tile: str
     probabilities: dict[str, float]
     labels: tuple[str, ...]
+    bounds: Bounds | None = None
     error: str = ""
 
 
 def champion(root: Path, profile: str, alias: str = CHAMPION) -> Any:
     """Load the champion's pyfunc. Raises `TrackingError` where no version has the alias."""
     mlflow = load_mlflow()
-    open_store(root, profile)
+    store = open_store(root, profile)
+    name = model_name(profile)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            return mlflow.pyfunc.load_model(f"models:/{model_name(profile)}@{alias}")
-    except mlflow.MlflowException as error:
-        reason = " ".join(str(error).split())[:200]
+        store.client.get_model_version_by_alias(name, alias)
+    except mlflow.MlflowException:
         raise TrackingError(
-            f"{model_name(profile)} has no {alias} ({reason}); run satclr register"
-        ) from error
+            f"{name} has no {alias} in {store.uri}; run satclr register, or satclr sync after dvc pull"
+        ) from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return mlflow.pyfunc.load_model(f"models:/{name}@{alias}")
 
 
 def predict(
     root: Path,
     profile: str,
-    paths: Iterable[Path],
+    tiles: Sequence[str | Path | Source],
     *,
+    scene_tile_px: int = 256,
     done: Callable[[int], object] | None = None,
 ) -> Iterator[Prediction]:
     """Tag tiles in batches, in their order; a tile that cannot be read has its error and no labels.
 
-    `done` is called with the number of tiles of each batch (a progress bar).
+    `tiles` are paths, folders, globs or what `find` made of them; `done` is called with the number of tiles
+    of each batch (a progress bar). Raises `TrackingError` for a path that is not there or no champion.
     """
+    sources = list(_sources(tiles, scene_tile_px))
     model = champion(root, profile)
-    waiting = iter(paths)
+    waiting = iter(sources)
     while batch := list(islice(waiting, BATCH)):
         yield from _tag(model, batch)
         if done is not None:
             done(len(batch))
 
 
-def _tag(model: Any, paths: list[Path]) -> list[Prediction]:
-    if not paths:
-        return []
+def as_json(prediction: Prediction) -> dict[str, Any]:
+    """Return a prediction for JSON, without what it does not have."""
+    return {key: value for key, value in asdict(prediction).items() if value not in ({}, None, "")}
+
+
+def write_csv(predictions: Iterable[Prediction], stream: TextIO) -> None:
+    """Write one row a tile: labels joined by `|`, then a probability for each label."""
+    writer: Any = None
+    for prediction in predictions:
+        names = sorted(prediction.probabilities)
+        if writer is None and (names or not prediction.error):
+            writer = csv.DictWriter(
+                stream, ["tile", "error", "labels", *names], lineterminator="\n", restval=""
+            )
+            writer.writeheader()
+        if writer is None:  # no label is known yet
+            writer = csv.DictWriter(stream, ["tile", "error"], lineterminator="\n", extrasaction="ignore")
+            writer.writeheader()
+        row = {"tile": prediction.tile, "error": prediction.error, "labels": "|".join(prediction.labels)}
+        writer.writerow(row | prediction.probabilities)
+
+
+def _sources(tiles: Iterable[str | Path | Source], scene_tile_px: int) -> Iterator[Source]:
+    for tile in tiles:
+        if isinstance(tile, Source):
+            yield tile
+        else:
+            yield from find([tile], scene_tile_px=scene_tile_px)
+
+
+def _tag(model: Any, sources: list[Source]) -> list[Prediction]:
     import pandas as pd
 
     try:
-        tiles = [path.read_bytes() for path in paths]
+        tiles = [source.read() for source in sources]
         rows = model.predict(pd.DataFrame({"tile": tiles})).to_dict("records")
     except Exception as error:  # noqa: BLE001 - whatever a broken picture raises
-        if len(paths) > 1:  # find the broken one
-            return [prediction for path in paths for prediction in _tag(model, [path])]
-        return [Prediction(str(paths[0]), {}, (), " ".join(str(error).split()) or type(error).__name__)]
-    return [_prediction(path, row) for path, row in zip(paths, rows, strict=True)]
+        if len(sources) > 1:  # find the broken ones
+            half = len(sources) // 2
+            return _tag(model, sources[:half]) + _tag(model, sources[half:])
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return [Prediction(sources[0].name, {}, (), sources[0].bounds, reason)]
+    return [_prediction(source, row) for source, row in zip(sources, rows, strict=True)]
 
 
-def _prediction(path: Path, row: dict[str, Any]) -> Prediction:
+def _prediction(source: Source, row: dict[str, Any]) -> Prediction:
     labels = tuple(row.pop("predicted_labels"))
     ordered = sorted(row.items(), key=lambda item: -item[1])
-    return Prediction(str(path), {label: float(value) for label, value in ordered}, labels)
+    return Prediction(source.name, {label: float(p) for label, p in ordered}, labels, source.bounds)

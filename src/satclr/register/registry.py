@@ -27,7 +27,7 @@ class Decision:
     """One line of promotions.csv."""
 
     decided_at: str  # UTC, ISO 8601
-    decision: Literal["champion", "challenger", "kept", "rejected", "promoted", "rolled back"]
+    decision: Literal["champion", "challenger", "kept", "rejected", "promoted", "rolled back", "restored"]
     model: str
     version: str  # empty where no version was made
     arm: str
@@ -104,6 +104,29 @@ def rollback(root: Path, profile: str, reason: str = "by hand") -> Decision:
     else:
         client.delete_registered_model_alias(name, PREVIOUS)
     return _record(store, root, profile, chosen, "rolled back", present, reason)
+
+
+def restore(root: Path, profile: str) -> Decision | None:
+    """Register the champion that champion.json names where the registry has none (after `satclr sync`).
+
+    Returns None where there is one already, or no champion.json. Raises `TrackingError` where the outputs at
+    hand are not that champion's.
+    """
+    path = root / "reports" / profile / "champion.json"
+    store = open_store(root, profile)
+    if _by_alias(store, profile, CHAMPION) is not None or not path.is_file():
+        return None
+    named = json.loads(path.read_text(encoding="utf-8"))["champion"]
+    if named is None:
+        return None
+    found = read(root, profile=profile, arm=named["arm"], seed=int(named["seed"]))
+    if found.files != named["digest"]:
+        raise TrackingError(
+            f"{path.relative_to(root)} names {found.name} with other outputs than those here; run satclr register"
+        )
+    version = _known(store, found) or _create(store, found)
+    _crown(store, profile, version, None)
+    return _record(store, root, profile, version, "restored", None, "from champion.json")
 
 
 def _decide(store: Store, root: Path, candidate: Outputs, *, minimum: float, resamples: int) -> Decision:
