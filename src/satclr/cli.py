@@ -237,8 +237,13 @@ def compare(profile: Profile = None) -> None:
     from satclr import figures, tracking
 
     palette = figures.Palette(list(here.params.arms))
-    report = stage.run(here.results, here.reports, arms=here.arms(), palette=palette)
+    report = stage.run(
+        here.results, here.reports, arms=here.arms(), rungs=here.params.ladder, palette=palette
+    )
     _print_table(stage.table(report))
+    if report["ladder"]:
+        typer.echo()
+        _print_table(stage.ladder_table(report))
     tracking.publish_report(here.root, here.profile, here.reports)
 
 

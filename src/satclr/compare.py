@@ -24,6 +24,8 @@ import numpy.typing as npt
 from satclr import figures, metrics, randomness
 from satclr.params import Arm
 
+# Briody & Aygen's own test mAP on MLRSNet: a frozen ImageNet ResNet-50, and after SimCLR.
+PAPER = {"baseline": 0.6361, "simclr": 0.9133}
 CURVES = {"train_loss": "training loss", "val_loss": "validation loss", "val_mAP": "validation mAP"}
 
 
@@ -46,15 +48,22 @@ class Result:
 
 
 def run(
-    results: Path, out: Path, *, arms: Sequence[Sequence[Arm]], palette: figures.Palette
+    results: Path,
+    out: Path,
+    *,
+    arms: Sequence[Sequence[Arm]],
+    rungs: Sequence[str],
+    palette: figures.Palette,
 ) -> dict[str, Any]:
     """Compare `arms` (one sequence of seeds each, the first is the reference) and return compare.json's tree.
 
+    `rungs` are the arms of the ladder, in order; those that are compared are drawn, if two or more.
     Raises `CompareError` if a result is missing or was measured on other tiles.
     """
     found = {seeds[0].name: [read(results / arm.key, arm) for arm in seeds] for seeds in arms}
     _check_same_test(found)
-    report = {"profile": arms[0][0].profile, **numbers(found)}
+    report = {"profile": arms[0][0].profile, **numbers(found), "paper": PAPER}
+    report["ladder"] = ladder(report, rungs)
     out.mkdir(parents=True, exist_ok=True)
     (out / "compare.json").write_text(
         json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
@@ -63,6 +72,8 @@ def run(
     labels, aps = per_class(found)
     _write_per_class(out / "per_class_ap.csv", labels, aps)
     _draw(out / "figures", found, labels, aps, palette)
+    if report["ladder"]:
+        figures.ladder(out / "figures" / "ladder.png", report["ladder"], paper=PAPER, palette=palette)
     return report
 
 
@@ -91,6 +102,24 @@ def numbers(found: Mapping[str, Sequence[Result]]) -> dict[str, Any]:
             for a, b in combinations(range(len(names)), 2)
         ],
     }
+
+
+def ladder(report: Mapping[str, Any], rungs: Sequence[str]) -> list[dict[str, Any]]:
+    """Each compared rung's mAP, and its change from the rung before with the paired interval."""
+    found = [name for name in rungs if name in report["arms"]]
+    contrasts = {(c["arm"], c["against"]): c for c in report["contrasts"]}
+    steps = []
+    for below, name in zip([None, *found], found, strict=False):
+        arm = report["arms"][name]
+        step = {"arm": name, "test_mAP": arm["test_mAP"], "ci95": arm["test_mAP_ci95"]}
+        if below is not None:
+            change = contrasts.get((name, below))
+            sign = 1.0 if change is not None else -1.0  # compared in the other order
+            change = change or contrasts[below, name]
+            ends = sorted(sign * end for end in change["ci95"])
+            step |= {"against": below, "delta_mAP": sign * change["delta_mAP"], "delta_ci95": ends}
+        steps.append(step)
+    return steps if len(steps) > 1 else []
 
 
 def read(folder: Path, arm: Arm) -> Result:
@@ -146,6 +175,22 @@ def table(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
                 f"{c['p_value']:.3f}",
             )
         rows.append(row + ("",) * (len(rows[0]) - len(row)))
+    return rows
+
+
+def ladder_table(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The ladder as rows a person reads, the paper's own numbers last."""
+    rows: list[tuple[str, ...]] = [("rung", "test mAP", "95% interval", "change", "95% interval")]
+    for step in report["ladder"]:
+        low, high = step["ci95"]
+        row: tuple[str, ...] = (step["arm"], f"{step['test_mAP']:.4f}", f"{low:.4f} to {high:.4f}", "", "")
+        if "against" in step:
+            low, high = step["delta_ci95"]
+            row = (*row[:3], f"{step['delta_mAP']:+.4f}", f"{low:+.4f} to {high:+.4f}")
+        rows.append(row)
+    rows += [
+        (f"paper, {name} (MLRSNet)", f"{value:.4f}", "", "", "") for name, value in report["paper"].items()
+    ]
     return rows
 
 

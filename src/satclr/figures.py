@@ -72,17 +72,50 @@ def label_differences(
     _save(fig, path)
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def ladder(
+    path: Path, steps: Sequence[Mapping[str, Any]], *, paper: Mapping[str, float], palette: Palette
+) -> None:
+    """Draw the rungs from top to bottom: test mAP on the left, the change from the rung above on the right."""
+    fig, (level, change) = _figure(9.0, 1.5 + 0.55 * len(steps), columns=2)
+    for place, step in enumerate(steps):
+        colour = palette.colour(step["arm"])
+        _interval(level, step["test_mAP"], step["ci95"], place, colour)
+        if "against" in step:
+            _interval(change, step["delta_mAP"], step["delta_ci95"], place, colour)
+            text = f"{step['delta_mAP']:+.3f}"
+            change.annotate(
+                text, (step["delta_mAP"], place), (0, 7), textcoords="offset points", ha="center", fontsize=8
+            )
+    for name, value in paper.items():
+        level.axvline(value, color="#999999", linestyle=":", linewidth=1.2)
+        level.annotate(
+            f"paper, {name}\n(MLRSNet)", (value, -0.75), (0, 2), textcoords="offset points",
+            ha="center", va="bottom", fontsize=7, color="#555555", annotation_clip=False,
+        )  # fmt: skip
+    level.set_yticks(range(len(steps)), [step["arm"] for step in steps], fontsize=9)
+    level.set(xlabel="test mAP", ylim=(len(steps) - 0.5, -0.75))
+    change.set(xlabel="change from the rung above", ylim=(len(steps) - 0.5, -0.75), yticks=[])
+    change.axvline(0, color="black", linewidth=0.8)
+    _save(fig, path)
+
+
+def _interval(ax: Any, value: float, ends: Sequence[float], place: int, colour: str) -> None:
+    ax.plot(ends, [place, place], color=colour, linewidth=2.2, solid_capstyle="butt")
+    ax.plot([value], [place], "o", color=colour, markersize=6)
+
+
+def _figure(width: float, height: float, *, columns: int = 1) -> tuple[Any, Any]:
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    fig, ax = plt.subplots(figsize=(width, height), layout="constrained")
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(visible=True, color="#DDDDDD", linewidth=0.6)
-    ax.set_axisbelow(True)
-    return fig, ax
+    fig, axes = plt.subplots(1, columns, figsize=(width, height), layout="constrained")
+    for ax in np.atleast_1d(axes):
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(visible=True, color="#DDDDDD", linewidth=0.6)
+        ax.set_axisbelow(True)
+    return fig, axes
 
 
 def _save(fig: Any, path: Path) -> None:

@@ -214,6 +214,7 @@ class Params(Model):
     profile: str
     seeds: Annotated[list[Seed], Field(min_length=1)]
     run: Annotated[list[str], Field(min_length=1)]
+    ladder: list[str]
     defaults: dict[str, Any]
     profiles: Annotated[dict[Name, dict[str, Any]], Field(min_length=1)]
     arms: Annotated[dict[Name, dict[str, Any]], Field(min_length=1)]
@@ -272,9 +273,10 @@ def pick(table: Mapping[str, dict[str, Any]], name: str, kind: str) -> dict[str,
 
 def _check_names(params: Params) -> None:
     pick(params.profiles, params.profile, "profile")
-    for arm in params.run:
-        pick(params.arms, arm, "arm in `run`:")
-    for key, values in (("run", params.run), ("seeds", params.seeds)):
+    for key in ("run", "ladder"):
+        for arm in getattr(params, key):
+            pick(params.arms, arm, f"arm in `{key}`:")
+    for key, values in (("run", params.run), ("ladder", params.ladder), ("seeds", params.seeds)):
         repeated = sorted({str(v) for v in values if values.count(v) > 1})  # type: ignore[arg-type]
         if repeated:
             raise ParamsError(f"{key}: {', '.join(repeated)} stands there twice; name each once")
