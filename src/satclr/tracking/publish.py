@@ -14,6 +14,7 @@ from satclr.tracking import model, outputs
 from satclr.tracking.outputs import Outputs
 from satclr.tracking.store import Store, TrackingError, log, open_store, owner, sweep, tag_value
 
+RACES = 5
 OURS = ("champion.json", "promotions.csv")  # register's, not the report's
 FIGURES = ("*.png", "*.svg", "*.html", "*.json", "*.csv")
 
@@ -151,6 +152,7 @@ def _tags(root: Path, found: Outputs, fingerprint: str) -> dict[str, str]:
 
 def _log_data(store: Store, root: Path, found: Outputs, run_id: str) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
+    from mlflow.exceptions import MlflowException
 
     md5 = outputs.data_md5(root, found.profile)
     data = Dataset(
@@ -160,7 +162,15 @@ def _log_data(store: Store, root: Path, found: Outputs, run_id: str) -> None:
         source=json.dumps({"uri": f"data/{found.profile}", "dvc_md5": md5}),
         profile=json.dumps({"test_tiles": found.metrics["test_tiles"]}),
     )
-    store.client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
+    inputs = [DatasetInput(data, [InputTag("mlflow.data.context", "training")])]
+    for attempt in range(RACES):
+        try:
+            store.client.log_inputs(run_id, inputs)
+        except MlflowException as error:  # another arm added the same data set at the same moment
+            if "unique" not in str(error).lower() or attempt == RACES - 1:
+                raise
+        else:
+            return
 
 
 def _finished(store: Store, digest: str) -> str | None:
