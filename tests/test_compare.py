@@ -70,7 +70,7 @@ def test_contrasts_are_later_minus_earlier_with_paired_intervals(
     won = pairs["simclr", "baseline"]
     assert won["delta_mAP"] == pytest.approx(arms["simclr"]["test_mAP"] - arms["baseline"]["test_mAP"])
     assert 0 < won["ci95"][0] < won["delta_mAP"] < won["ci95"][1]
-    assert won["p_value"] < 0.01
+    assert won["p_value"] < 0.03  # 100 resamples give no less than 0.02
     close = pairs["random", "baseline"]
     assert close["ci95"][0] < 0 < close["ci95"][1] or abs(close["delta_mAP"]) < 0.1
     seeds = [entry["test_mAP"] for entry in arms["simclr"]["seeds"].values()]

@@ -296,32 +296,54 @@ def rollback(profile: Profile = None) -> None:
 
 @app.command()
 def predict(
-    tiles: Annotated[list[Path], typer.Argument(help="Image files of tiles.")],
+    tiles: Annotated[
+        list[str], typer.Argument(help="Tiles, folders, globs, or GeoTIFF scenes, which are cut.")
+    ],
     profile: Profile = None,
-    top: Annotated[int, typer.Option(help="How many labels to show for each tile.", min=1)] = 5,
+    top: Annotated[int, typer.Option(help="How many probabilities to show for each tile.", min=1)] = 5,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object a tile.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV: every label's probability.")] = False,
+    scene_tile_px: Annotated[
+        int, typer.Option(help="Side of the tiles that a scene is cut into.", min=8)
+    ] = 256,
 ) -> None:
     """Label tiles with the registered champion."""
     from json import dumps
 
+    from satclr import progress
     from satclr import register as stage
 
     here = project(profile)
-    failed = 0
-    rows: list[tuple[str, ...]] = [("tile", "labels", f"top {top}")]
-    for found in stage.predict(here.root, here.profile, tiles):
-        best = dict(list(found.probabilities.items())[:top])
-        failed += bool(found.error)
-        if json:
-            typer.echo(dumps({**vars(found), "probabilities": best}, ensure_ascii=False))
-        elif found.error:
-            typer.secho(f"{found.tile}: {found.error}", fg=typer.colors.RED, err=True)
-        else:
-            shown = ", ".join(f"{label} {p:.2f}" for label, p in best.items())
-            rows.append((found.tile, ", ".join(found.labels), shown))
-    if not json and len(rows) > 1:
-        _print_table(rows)
+    sources = stage.find(tiles, scene_tile_px=scene_tile_px)
+    with progress.bar("predict", len(sources)) as advance:
+        found = list(stage.predict(here.root, here.profile, sources, done=advance))
+    failed = [prediction for prediction in found if prediction.error]
+    if csv:
+        stage.write_csv(found, sys.stdout)
+    elif json:
+        for prediction in found:
+            best = dict(list(prediction.probabilities.items())[:top])
+            typer.echo(dumps({**stage.as_json(prediction), "probabilities": best}, ensure_ascii=False))
+    elif len(found) > len(failed):
+        rows: list[tuple[str, ...]] = [("tile", "labels", f"top {top}")]
+        for p in found:
+            shown = ", ".join(f"{label} {value:.2f}" for label, value in list(p.probabilities.items())[:top])
+            rows.append((p.tile, ", ".join(p.labels), shown))
+        _print_table([row for row, p in zip(rows[1:], found, strict=True) if not p.error], header=rows[0])
+    for prediction in failed:
+        typer.secho(f"{prediction.tile}: {prediction.error}", fg=typer.colors.RED, err=True)
     sys.exit(1 if failed else 0)
+
+
+@app.command()
+def export(
+    target: Annotated[Path, typer.Argument(help="The ONNX file to write.")], profile: Profile = None
+) -> None:
+    """Write the champion as ONNX (optional packages: `uv sync --group onnx`)."""
+    from satclr import register as stage
+
+    here = project(profile)
+    typer.echo(str(stage.export(here.root, here.profile, target)))
 
 
 @app.command()
@@ -339,7 +361,8 @@ def ui(
 
 @app.command()
 def sync(profile: Profile = None) -> None:
-    """Rebuild MLflow's runs from the DVC outputs that are here (after `dvc pull`)."""
+    """Rebuild MLflow's runs and champion from the DVC outputs that are here (after `dvc pull`)."""
+    from satclr import register as registry
     from satclr import tracking
 
     here = project(profile)
@@ -349,6 +372,9 @@ def sync(profile: Profile = None) -> None:
     typer.echo(f"{len(published)} arm runs in the store")
     for line in missing:
         typer.echo(f"left out: {line}", err=True)
+    restored = registry.restore(here.root, here.profile)
+    if restored is not None:
+        typer.echo(f"champion restored: version {restored.version}, {restored.arm}-s{restored.seed}")
 
 
 @app.command()
@@ -469,15 +495,18 @@ def _published(here: Project, arm: Arm) -> dict[str, Any]:
     }
 
 
-def _print_table(rows: list[tuple[str, ...]], *, mark_differences: bool = False) -> None:
-    """The first row is the header; a row whose values differ between columns can be marked."""
+def _print_table(
+    rows: list[tuple[str, ...]], *, header: tuple[str, ...] = (), mark_differences: bool = False
+) -> None:
+    """Print rows under `header`, or the first of them; rows whose values differ between columns can be marked."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for i, title in enumerate(rows[0]):
+    header, rows = (header, rows) if header else (rows[0], rows[1:])
+    for i, title in enumerate(header):
         table.add_column(title, no_wrap=i == 0, overflow="fold")
-    for row in rows[1:]:
+    for row in rows:
         differs = mark_differences and len(set(row[1:])) > 1
         table.add_row(*row, style="yellow" if differs else None)
     Console().print(table)
