@@ -1,4 +1,5 @@
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -316,6 +317,17 @@ def test_bad_input_is_named() -> None:
         views.draw(generator(), 0, Family(), tile_px=64)
     with pytest.raises(ValueError, match="square tile"):
         views.contact_sheet(noise(1, 64)[0, :32], Family(), generator=generator())
+
+
+def test_rendering_threads_use_one_thread_each() -> None:
+    before = torch.get_num_threads()
+    rendering._pool.cache_clear()
+    try:
+        pool = rendering._pool(2, os.getpid())
+        assert torch.get_num_threads() == 2
+        assert set(pool.map(lambda _: torch.get_num_threads(), range(8))) == {1}
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_contact_sheet_shows_each_augmentation() -> None:

@@ -218,11 +218,16 @@ def _render_chunks(job: _Job) -> None:
 @lru_cache(maxsize=4)
 def _pool(threads: int, _pid: int) -> ThreadPoolExecutor:
     """Threads whose own torch operations use one thread each; a forked process needs its own."""
-    pool = ThreadPoolExecutor(threads, "views", initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(threads, "views", initializer=_use_one_thread)
     started = threading.Barrier(threads)
     list(pool.map(lambda _: started.wait(), range(threads)))
     torch.set_num_threads(threads)  # the initializer also set what threads started later would take
     return pool
+
+
+def _use_one_thread() -> None:
+    torch.get_num_threads()  # a thread takes the global number at its first look, even after it set its own
+    torch.set_num_threads(1)
 
 
 def _chunks(plan: _Plan, size: int) -> list[Tensor]:

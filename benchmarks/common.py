@@ -1,0 +1,129 @@
+"""What the benchmarks share: real tiles as a data set, the project's own settings, turns, the machine.
+
+Tiles: UC Merced where the folder SATCLR_DATA has it, else the project's sample (`dvc pull` fetches it).
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from PIL import Image
+
+from satclr import params
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("satclr", "torch", "torchvision", "numpy", "pillow", "lightly")
+
+Row = dict[str, Any]  # name, ours, theirs, ratio (above 1: ours is better), unit
+
+
+def data() -> Path:
+    """The folder with Images/ and Labels/ to measure on."""
+    for folder in (
+        Path(os.environ.get("SATCLR_DATA", ROOT.parent / "shared" / "data")) / "ucmerced",
+        ROOT / "data" / "sample",
+    ):
+        if (folder / "Images").is_dir():
+            return folder
+    raise SystemExit("no tiles: run `dvc pull`, or set SATCLR_DATA to a folder that holds ucmerced/")
+
+
+def subset(out: Path, *, count: int, tile_px: int | None = None) -> Path:
+    """Write `count` tiles, spread evenly over the data set, as a data set of its own.
+
+    With `tile_px` as JPEG files of that side, so that a rival that decodes in each epoch decodes no more
+    pixels than it needs. Where the data set is too small, tiles repeat under new names.
+    """
+    source = data()
+    tables = {path.stem: list(csv.reader(path.open())) for path in sorted((source / "Labels").glob("*.csv"))}
+    listed = [(name, row) for name, table in tables.items() for row in table[1:]]
+    chosen: dict[str, list[list[str]]] = {}
+    for i in range(count):
+        turn, place = divmod(i * max(1, len(listed) // count), len(listed))
+        category, row = listed[place]
+        tile = f"{Path(row[0]).stem}{f'_{turn}' * (turn > 0)}.jpg"
+        chosen.setdefault(category, []).append([tile, *row[1:]])
+        target = out / "Images" / category / tile
+        target.parent.mkdir(parents=True, exist_ok=True)
+        content = source / "Images" / category / row[0]
+        if tile_px is None:
+            target.write_bytes(content.read_bytes())
+        else:
+            with Image.open(content) as image:
+                size = (tile_px, tile_px)
+                image.convert("RGB").resize(size, Image.Resampling.BICUBIC).save(target, quality=90)
+    (out / "Labels").mkdir(parents=True)
+    for category, rows in chosen.items():
+        with (out / "Labels" / f"{category}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([tables[category][0], *rows])
+    return out
+
+
+def arm(name: str, sections: Mapping[str, Any]) -> params.Arm:
+    """An arm of params.yaml at a scale of its own: `sections` as a profile has them."""
+    loaded = params.load(ROOT / "params.yaml")
+    empty: dict[str, Any] = {section: {} for section in params.SECTIONS}
+    profiles = loaded.profiles | {"bench": params.merge(empty, sections)}
+    return params.resolve(loaded.model_copy(update={"profiles": profiles}), "bench", name, 0)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def rate_row(name: str, ours: list[float], theirs: list[float], unit: str) -> Row:
+    """A row of speeds taken in turns; the ratio is the median of the rounds' own."""
+    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+    return {
+        "name": name,
+        "ours": round(statistics.median(ours), 2),
+        "theirs": round(statistics.median(theirs), 2),
+        "ratio": round(ratio, 3),
+        "unit": unit,
+        "rounds": len(ours),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """The processor, memory, GPU and versions; nothing that names this very machine."""
+    found: dict[str, Any] = {
+        "processor": _processor(),
+        "cores": len(psutil.Process().cpu_affinity() or []),
+        "memory_GiB": round(psutil.virtual_memory().total / 2**30),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch_threads": torch.get_num_threads(),
+        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+    }
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_properties(0)
+        found |= {"gpu": device.name, "gpu_memory_GiB": round(device.total_memory / 2**30)}
+    return found
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

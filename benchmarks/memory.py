@@ -1,0 +1,110 @@
+"""Peak memory of each stage, and that `prepare` needs no more for more tiles (Linux).
+
+    python benchmarks/memory.py [--quick]
+
+Each stage is the command that a user types, in a process and a project of its own. Peak is resident memory
+at its highest, the memory map's pages included, which the system takes back when it needs them; anonymous is
+the part that it cannot take back. Rows about a stage have no rival.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import common
+import yaml
+from common import Row
+
+POLL_S = 0.01
+SCALE: dict[str, Any] = {
+    "data": {"tile_px": 96},
+    "views": {"crop_px": 64},
+    "pretrain": {"arch": "resnet18", "weights": "none", "epochs": 1, "precision": "bfloat16"},
+    "probe": {"epochs": 2},
+}
+
+
+def rows(*, quick: bool = False) -> list[Row]:
+    few = 64 if quick else 512
+    many = 4 * few
+    with tempfile.TemporaryDirectory() as name:
+        small, large = (project(Path(name) / str(count), count) for count in (few, many))
+        prepared = {count: peak(root, "prepare") for count, root in ((few, small), (many, large))}
+        found = [
+            {
+                "name": f"memory of prepare, {many} tiles against {few}",
+                "ours": prepared[many][1],
+                "theirs": prepared[few][1],
+                "ratio": round(prepared[few][1] / prepared[many][1], 3),
+                "unit": "MiB anonymous",
+            },
+            stage("prepare", many, prepared[many]),
+        ]
+        arm = ["--arm", "simclr", "--seed", "0"]
+        found += [
+            stage(command, few, peak(small, command, *arm))
+            for command in ("pretrain", "embed", "probe", "evaluate")
+        ]
+        found.append(stage("compare", few, peak(small, "compare")))
+    return found
+
+
+def project(root: Path, count: int) -> Path:
+    """A project with one profile and one arm."""
+    common.subset(root / "data" / "bench", count=count)
+    tree = yaml.safe_load((common.ROOT / "params.yaml").read_text())
+    sections = {name: SCALE.get(name, {}) for name in tree["profiles"]["sample"]}
+    tree |= {"profile": "bench", "profiles": {"bench": sections}, "run": ["simclr"]}
+    (root / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    return root
+
+
+def stage(command: str, count: int, peaks: tuple[float, float]) -> Row:
+    return {
+        "name": f"peak memory of {command}, {count} tiles",
+        "ours": peaks[0],
+        "theirs": None,
+        "ratio": None,
+        "unit": "MiB",
+        "anonymous_MiB": peaks[1],
+    }
+
+
+def peak(root: Path, *command: str) -> tuple[float, float]:
+    """MiB at the peak, resident and anonymous, of one command; raises if it fails."""
+    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (root / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "satclr", *command], cwd=root, env=environment, stdout=log, stderr=log
+        )
+        anonymous_kib = 0
+        while True:
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                break
+            anonymous_kib = max(anonymous_kib, anonymous(pid=process.pid))
+            time.sleep(POLL_S)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"satclr {' '.join(command)} failed:\n{(root / 'log').read_text()[-2000:]}")
+    return round(usage.ru_maxrss / 1024, 1), round(anonymous_kib / 1024, 1)
+
+
+def anonymous(*, pid: int) -> int:
+    """KiB of RssAnon at this moment; 0 where the process has just ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("RssAnon")), 0)
+
+
+if __name__ == "__main__":
+    print(json.dumps(rows(quick="--quick" in sys.argv), indent=2))

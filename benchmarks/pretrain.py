@@ -1,0 +1,201 @@
+"""Pretraining images/s: the product's own loop against the limit, lightly's recipe and the paper's loop.
+
+    python benchmarks/pretrain.py [--quick]
+
+Ours is `satclr.pretrain.train` on a packed store, its speed as it logs it each epoch; between two of its
+epochs each rival has a turn of as many steps. The limit is the same step on views already in memory. The
+rivals read the same tiles as JPEG files of the store's size, with 2 workers; both are written from their
+descriptions. An image is a tile, of which a step sees two views.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+import torch
+import views as transforms
+from common import Row
+from loss_memory import loss as loss_of
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from satclr import encoder as enc
+from satclr import loss as objectives
+from satclr import optimizers, prepare, pretrain, tiles
+from satclr.params import Settings
+
+WORKERS = 2
+SPARE = 20  # tiles that are not trained on, so that every split of a small store has some
+
+Step = Callable[[], float]  # one turn: seconds of `steps` steps
+
+
+@dataclass(frozen=True)
+class Size:
+    arch: str
+    crop_px: int
+    tile_px: int
+    batch_size: int
+    steps: int  # a turn
+    rounds: int
+
+
+FULL = (Size("resnet18", 64, 96, 128, 4, 3), Size("resnet50", 224, 256, 16, 2, 3))
+QUICK = (Size("resnet18", 64, 96, 16, 2, 1), Size("resnet50", 224, 256, 2, 2, 1))
+
+
+def rows(*, quick: bool = False) -> list[Row]:
+    return [row for size in (QUICK if quick else FULL) for row in compare(size)]
+
+
+def compare(size: Size) -> list[Row]:
+    """Ours over each rival, at one size."""
+    settings = common.arm("simclr", {
+        "data": {"tile_px": size.tile_px},
+        "views": {"crop_px": size.crop_px},
+        "pretrain": {"arch": size.arch, "weights": "none", "precision": "bfloat16", "epochs": size.rounds + 1,
+                     "batch_size": size.batch_size},
+    }).settings  # fmt: skip
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        count = size.batch_size * size.steps
+        files = common.subset(folder / "data", count=count + SPARE, tile_px=size.tile_px)
+        prepare.run(files, folder / "build", settings.data)
+        store = tiles.open_store(folder / "build")
+        store = replace(store, splits=np.where(np.arange(count + SPARE) < count, "train", "val"))
+        images = sorted((files / "Images").rglob("*.jpg"))[:count]
+        rivals = {
+            "the limit": limit(size, settings),
+            "lightly's recipe": lightly(size, images),
+            "the paper's loop": paper(size, images)[1],
+        }
+        ours, theirs = take_turns(store, settings, rivals, folder, images=count)
+    where = f"{size.arch} {size.crop_px} px"
+    found = [
+        common.rate_row(f"pretraining {where} against {rival}", ours, speeds, "images/s")
+        for rival, speeds in theirs.items()
+    ]
+    return [{**row, "batch_size": size.batch_size, "precision": "bfloat16"} for row in found]
+
+
+def take_turns(
+    store: tiles.Store, settings: Settings, rivals: Mapping[str, Step], folder: Path, *, images: int
+) -> tuple[list[float], dict[str, list[float]]]:
+    """Images/s of ours and of each rival, a value a round; the first round warms up."""
+    ours: list[float] = []
+    theirs: dict[str, list[float]] = {name: [] for name in rivals}
+
+    def log(epoch: int, measured: Mapping[str, float]) -> None:
+        speeds = {name: images / step() for name, step in rivals.items()}
+        if epoch > 1:
+            ours.append(measured["tiles_per_s"])
+            for name, speed in speeds.items():
+                theirs[name].append(speed)
+
+    pretrain.train(store, settings=settings, seed=0, root=folder, folder=folder, log=log)
+    return ours, theirs
+
+
+def limit(size: Size, settings: Settings) -> Step:
+    """The same network, precision, loss and optimizer on views that lie ready."""
+    how = settings.pretrain
+    encoder, width = enc.build(size.arch)
+    model = nn.Sequential(encoder, enc.projection_head(width, **how.projection.model_dump())).train()
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = optimizers.build(model, how)
+    x = torch.randn(2 * size.batch_size, 3, size.crop_px, size.crop_px, dtype=torch.bfloat16)
+    x = x.to(memory_format=torch.channels_last)
+
+    def steps() -> None:
+        for _ in range(size.steps):
+            with enc.autocast(x.device, how.precision):
+                z = model(x)
+            value = objectives.nt_xent(z.float(), how.temperature)
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            optimizer.step()
+            value.item()
+
+    return lambda: common.seconds(steps)
+
+
+class Files(Dataset[tuple[Tensor, Tensor]]):
+    """JPEG files, decoded with PIL each time, as two views."""
+
+    def __init__(self, paths: list[Path], transform: Callable[[Image.Image], Tensor]) -> None:
+        self.paths, self.transform = paths, transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        with Image.open(self.paths[i]) as image:
+            one, two = self.transform(image.convert("RGB"))
+        return one, two
+
+
+def loader(size: Size, paths: list[Path], transform: Callable[[Image.Image], Tensor]) -> DataLoader[Any]:
+    return DataLoader(
+        Files(paths, transform),
+        size.batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=WORKERS,
+        persistent_workers=True,
+    )
+
+
+def two_forwards(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: DataLoader[Any],
+    loss: Callable[[Tensor, Tensor], Tensor],
+) -> Step:
+    """An epoch of float32, contiguous, one view after the other."""
+
+    def steps() -> None:
+        model.train()
+        for one, two in batches:
+            value = loss(model(one), model(two))
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            value.item()
+
+    return lambda: common.seconds(steps)
+
+
+def lightly(size: Size, paths: list[Path]) -> Step:
+    """lightly's documented SimCLR: its projection head, loss and SGD, its transform at the paper's settings."""
+    from lightly.loss import NTXentLoss
+    from lightly.models.modules import SimCLRProjectionHead
+
+    encoder, width = enc.build(size.arch)
+    model = nn.Sequential(encoder, nn.Flatten(), SimCLRProjectionHead(width, width, 128))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.06)
+    batches = loader(size, paths, transforms.lightly(size.crop_px))
+    return two_forwards(model, optimizer, batches, NTXentLoss(temperature=0.5))
+
+
+def paper(size: Size, paths: list[Path]) -> tuple[nn.Module, Step]:
+    """The paper's encoder and loop: PIL transforms, head D → 512 → 128, broadcast NT-Xent, Adam."""
+    encoder, width = enc.build(size.arch)
+    model = nn.Sequential(encoder, enc.projection_head(width, hidden=512, out=128, batch_norm=False))
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-4)
+    batches = loader(size, paths, transforms.paper(size.crop_px))
+    unused = torch.empty(0)
+    loss = lambda one, two: loss_of("broadcast", torch.cat([one, two]), unused)  # noqa: E731
+    return encoder, two_forwards(model, optimizer, batches, loss)
+
+
+if __name__ == "__main__":
+    print(json.dumps(rows(quick="--quick" in sys.argv), indent=2))
