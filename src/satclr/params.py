@@ -161,9 +161,35 @@ class Probe(Model):
     select: Literal["best", "last", "first"]  # which epoch is tested; best: by validation mAP
 
 
+class Sweep(Model):
+    """Probes of every learning rate × weight decay, trained together; the best on validation is reported."""
+
+    learning_rates: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)]
+    weight_decays: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)]  # decoupled (AdamW)
+    epochs: Count  # cosine schedule
+    standardize: bool  # features to mean 0 and deviation 1 over the training tiles
+
+
+class Neighbours(Model):
+    """Weighted k-nearest-neighbour tagging by cosine similarity."""
+
+    k: Count
+    temperature: Annotated[float, Field(gt=0)]  # weight = exp(similarity / temperature)
+
+
+class LabelFractions(Model):
+    """The sweep again, on seeded subsets of the training labels."""
+
+    fractions: list[Annotated[float, Field(gt=0, lt=1)]]  # the whole is the sweep itself
+    subsets: Count  # draws of each fraction
+
+
 class Evaluate(Model):
     undefined_ap: Literal["exclude", "zero"]  # a label without positives (zero: notebook)
     bootstrap_resamples: Annotated[int, Field(ge=100)]
+    sweep: Sweep
+    knn: Neighbours
+    labels: LabelFractions
 
 
 class Register(Model):

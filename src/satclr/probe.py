@@ -1,7 +1,7 @@
 """The linear probe: features → models/<profile>/<arm>/probe.safetensors and its curves.
 
-In: features.npy, the store's labels. Out: the linear layer of the chosen epoch; probe.csv with training and
-validation loss and validation mAP an epoch.
+In: features.npy, the store's labels. Out: the linear layer of the chosen epoch, with the thresholds and the
+temperature that validation tiles give; probe.csv with training and validation loss and validation mAP an epoch.
 
     satclr probe --profile sample --arm simclr --seed 0
 """
@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,7 @@ from satclr.params import Settings
 
 Log = Callable[[int, Mapping[str, float]], None]
 Encode = Callable[[npt.NDArray[np.int64]], Tensor]  # rows of the store → features (B,D)
+NEVER = 2.0
 COLUMNS = ("epoch", "train_loss", "val_loss", "val_mAP")
 
 
@@ -68,11 +70,29 @@ def run(
         raise ValueError("probe.epochs is 0")
     curve.parent.mkdir(parents=True, exist_ok=True)
     facts = enc.metadata(encoder) | {"labels": store.labels, "best_epoch": best_epoch}
+    facts |= decisions(kept, cached[store.rows("val")], store.targets[store.rows("val")])
     tensorfile.save(out, kept, val_mAP=epochs[best_epoch - 1]["val_mAP"], **facts)
     with curve.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows([i, *(row[name] for name in COLUMNS[1:])] for i, row in enumerate(epochs, 1))
+
+
+def decisions(
+    layer: Mapping[str, Tensor], features: npt.NDArray[np.float32], targets: npt.NDArray[np.uint8]
+) -> dict[str, Any]:
+    """What turns scores into decisions, tuned on validation tiles: thresholds (K) of probabilities, temperature.
+
+    layer: weight (K,D) and bias (K,); features (N,D), targets (N,K). A label without positives is never said:
+    its threshold is NEVER, above any probability.
+    """
+    weight, bias = (layer[name].double().numpy() for name in ("weight", "bias"))
+    logits = features.astype(float) @ weight.T + bias
+    best = metrics.tune_thresholds(metrics.sigmoid(logits).astype(np.float32), targets)
+    return {
+        "thresholds": np.where(np.isinf(best), NEVER, best).tolist(),
+        "temperature": metrics.fit_temperature(logits, targets),
+    }
 
 
 def fingerprint(settings: Settings, seed: int, encoder: Path) -> str:
