@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -264,16 +264,21 @@ def register(profile: Profile = None) -> None:
 
 @app.command()
 def arms(profile: Profile = None) -> None:
-    """Show the resolved arms as a table: every setting, arm by arm."""
+    """Show the resolved arms: every setting of the first that runs, and what each other arm changes."""
     here = project(profile)
-    names = list(here.params.arms)
-    flat = [here.arm(name, None).flat() for name in names]
-    runs = ["yes" if name in here.params.run else "no" for name in names]
-    rows: list[tuple[str, ...]] = [(f"profile {here.profile}", *names), ("runs", *runs)]
-    rows += [
-        (key, *(f[key] for f in flat)) for key in flat[0] if key not in ("profile", "arm", "seed")
-    ]  # fmt: skip
-    _print_table(rows, mark_differences=True)
+    reference, *others = dict.fromkeys([*here.params.run, *here.params.arms])
+    identity = ("profile", "arm", "seed")
+    settings = {name: here.arm(name, None).flat() for name in (reference, *others)}
+    first = {key: value for key, value in settings[reference].items() if key not in identity}
+    _print_table(list(first.items()), header=(f"profile {here.profile}", reference))
+    typer.echo()
+    rows: list[tuple[str, ...]] = [(reference, "yes" if reference in here.params.run else "no", "")]
+    for name in others:
+        changes = [
+            f"{key} {value}" for key, value in settings[name].items() if first.get(key, value) != value
+        ]
+        rows.append((name, "yes" if name in here.params.run else "no", "\n".join(changes)))
+    _print_table(rows, header=("arm", "runs", f"changes to {reference}"))
 
 
 @app.command()
@@ -495,18 +500,15 @@ def _published(here: Project, arm: Arm) -> dict[str, Any]:
     }
 
 
-def _print_table(
-    rows: list[tuple[str, ...]], *, header: tuple[str, ...] = (), mark_differences: bool = False
-) -> None:
-    """Print rows under `header`, or the first of them; rows whose values differ between columns can be marked."""
+def _print_table(rows: Sequence[tuple[str, ...]], *, header: tuple[str, ...] = ()) -> None:
+    """Print rows under `header`, or under the first of them."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
     header, rows = (header, rows) if header else (rows[0], rows[1:])
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for i, title in enumerate(header):
         table.add_column(title, no_wrap=i == 0, overflow="fold")
     for row in rows:
-        differs = mark_differences and len(set(row[1:])) > 1
-        table.add_row(*row, style="yellow" if differs else None)
+        table.add_row(*row)
     Console().print(table)
