@@ -256,7 +256,13 @@ def register(profile: Profile = None) -> None:
     decision = stage.run(
         here.root,
         profile=here.profile,
-        runs=[(arm.name, arm.seed) for seeds in here.arms() for arm in seeds],
+        # A probe on batch statistics cannot be served: its score for a tile depends on other tiles.
+        runs=[
+            (a.name, a.seed)
+            for seeds in here.arms()
+            for a in seeds
+            if a.settings.probe.batch_norm == "frozen"
+        ],
         minimum_val_mAP=here.arms()[0][0].settings.register_.minimum_val_mAP,
     )
     typer.echo(decision.reason)
