@@ -39,3 +39,6 @@ format: setup        ## format the code
 
 ui: setup            ## MLflow on this project's store
 	$(RUN) satclr ui
+
+bench: setup         ## measure against the paper's way and lightly's; writes benchmarks/results.json
+	$(RUN) --group bench python benchmarks/run.py

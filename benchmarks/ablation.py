@@ -167,11 +167,11 @@ def papers_way(scale: Scale, files: Path, store: tiles.Store) -> None:
     mean, std = statistics_of(split["train"])
     size = rivals.Size(scale.arch, scale.crop_px, scale.tile_px, scale.batch_size, steps=0, rounds=0)
     encoder, width = enc.build(scale.arch)
-    probed(encoder, width, split, mean, std, epochs=scale.probe_epochs)
+    probed(encoder, width, split, mean, std, labels=len(store.labels), epochs=scale.probe_epochs)
     encoder, epoch = rivals.paper(size, training)
     for _ in range(scale.pretrain_epochs):
         epoch()
-    probed(encoder, width, split, mean, std, epochs=scale.probe_epochs)
+    probed(encoder, width, split, mean, std, labels=len(store.labels), epochs=scale.probe_epochs)
 
 
 def statistics_of(batches: DataLoader[Any]) -> tuple[Tensor, Tensor]:
@@ -192,11 +192,12 @@ def probed(
     mean: Tensor,
     std: Tensor,
     *,
+    labels: int,
     epochs: int,
 ) -> float:
     """Train a linear layer, the frozen encoder run again on every batch; returns the test mAP."""
     encoder.eval()
-    layer = nn.Linear(width, next(iter(split["test"]))[1].shape[1])
+    layer = nn.Linear(width, labels)
     optimizer = torch.optim.Adam(layer.parameters(), lr=1e-3)
     criterion = nn.BCEWithLogitsLoss()
 

@@ -102,12 +102,12 @@ def machine() -> dict[str, Any]:
     """The processor, memory, GPU and versions; nothing that names this very machine."""
     found: dict[str, Any] = {
         "processor": _processor(),
-        "cores": len(psutil.Process().cpu_affinity() or []),
+        "cores": os.cpu_count(),
         "memory_GiB": round(psutil.virtual_memory().total / 2**30),
         "system": platform.system(),
         "python": platform.python_version(),
         "torch_threads": torch.get_num_threads(),
-        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "versions": {name: number for name in PACKAGES if (number := _version(name))},
     }
     if torch.cuda.is_available():
         device = torch.cuda.get_device_properties(0)

@@ -110,7 +110,7 @@ def limit(size: Size, settings: Settings) -> Step:
     how = settings.pretrain
     encoder, width = enc.build(size.arch)
     model = nn.Sequential(encoder, enc.projection_head(width, **how.projection.model_dump())).train()
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last)
     optimizer = optimizers.build(model, how)
     x = torch.randn(2 * size.batch_size, 3, size.crop_px, size.crop_px, dtype=torch.bfloat16)
     x = x.to(memory_format=torch.channels_last)

@@ -1,0 +1,98 @@
+"""All benchmarks as one table, and benchmarks/results.json.
+
+    make bench                                          all of them, some 12 minutes on two quiet cores
+    python benchmarks/run.py views pretrain             some of them; the others' rows stay as they were
+    python benchmarks/run.py --quick                    tiny sizes, to see that they work; writes nothing
+
+A ratio above 1 says that ours is faster or smaller. benchmarks/gpu.py runs on its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import common
+from common import Row
+from rich.console import Console
+from rich.table import Table
+
+OUT = Path(__file__).with_name("results.json")
+MODULES = ("views", "pretrain", "ablation", "loss_memory", "memory", "bootstrap")
+TARGETS = {
+    "views at 224 px against the paper's transform": 3.0,
+    "views at 224 px against lightly": 1.2,
+    "views at 64 px against lightly": 2.0,
+    "pretraining resnet18 64 px against the limit": 0.90,
+    "pretraining resnet50 224 px against the limit": 0.95,
+    "pretraining resnet18 64 px against lightly's recipe": 2.0,
+    "pretraining resnet50 224 px against the paper's loop": 3.0,
+    "whole ablation, same epochs": 4.0,
+}
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    arguments.add_argument("which", nargs="*", metavar="NAME", help=f"of {', '.join(MODULES)}")
+    arguments.add_argument("--quick", action="store_true")
+    given = arguments.parse_args()
+    unknown = set(given.which) - set(MODULES)
+    if unknown:
+        arguments.error(
+            f"no benchmark is called {', '.join(sorted(unknown))}; there are {', '.join(MODULES)}"
+        )
+    which = given.which or list(MODULES)
+    rows = [row for name in which for row in measured(name, quick=given.quick)]
+    if not given.quick:
+        rows = kept(set(which)) + rows
+        rows.sort(key=lambda row: MODULES.index(row["benchmark"]))
+        document = {"machine": common.machine(), "tiles": common.data().name, "rows": rows}
+        OUT.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    show(rows)
+
+
+def measured(name: str, *, quick: bool) -> list[Row]:
+    """A benchmark's rows with their targets. In a quick run, those that have no quick way are left out."""
+    rows = importlib.import_module(name).rows
+    has_quick = "quick" in inspect.signature(rows).parameters
+    if quick and not has_quick:
+        return []
+    start = time.monotonic()
+    found: list[Row] = rows(quick=quick) if has_quick else rows()
+    Console(stderr=True).print(f"{name}: {time.monotonic() - start:.0f} s")
+    return [judged({"benchmark": name, **row}) for row in found]
+
+
+def judged(row: Row) -> Row:
+    target = TARGETS.get(row["name"])
+    return row if target is None else {**row, "target": target, "met": row["ratio"] >= target}
+
+
+def kept(measured_now: set[str]) -> list[Row]:
+    """Rows of the last run's other benchmarks, if that was on this kind of machine and these versions."""
+    if not OUT.exists():
+        return []
+    last: dict[str, Any] = json.loads(OUT.read_text(encoding="utf-8"))
+    if last["machine"] != common.machine():
+        return []
+    return [row for row in last["rows"] if row["benchmark"] not in measured_now]
+
+
+def show(rows: list[Row]) -> None:
+    table = Table("benchmark", "ours", "theirs", "unit", "ratio", "at least", "met")
+    for row in rows:
+        numbers = [f"{row[key]:,.4g}" if row[key] is not None else "" for key in ("ours", "theirs")]
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        target = f"{row['target']:.2f}" if "target" in row else ""
+        met = {True: "yes", False: "NO", None: ""}[row.get("met")]
+        table.add_row(row["name"], *numbers, row["unit"], ratio, target, met)
+    Console(width=160).print(table)
+
+
+if __name__ == "__main__":
+    main()
