@@ -234,7 +234,7 @@ def compare(profile: Profile = None) -> None:
     """Set the arms side by side: table, intervals, figures in reports/<profile>."""
     here = project(profile)
     from satclr import compare as stage
-    from satclr import figures, tracking
+    from satclr import figures
 
     palette = figures.Palette(list(here.params.arms))
     report = stage.run(
@@ -244,6 +244,24 @@ def compare(profile: Profile = None) -> None:
     if report["ladder"]:
         typer.echo()
         _print_table(stage.ladder_table(report))
+
+
+@app.command()
+def report(profile: Profile = None) -> None:
+    """Write the whole study as one page, reports/<profile>/report.html, and publish it to MLflow."""
+    here = project(profile)
+    from satclr import figures, tiles, tracking
+    from satclr import report as stage
+
+    path = stage.run(
+        here.results,
+        here.reports,
+        tiles.open_store(here.store),
+        arms=here.arms(),
+        palette=figures.Palette(list(here.params.arms)),
+        commit=stage.commit(here.root),
+    )
+    typer.echo(f"{path.relative_to(here.root)}: {path.stat().st_size / 1e6:.1f} MB")
     tracking.publish_report(here.root, here.profile, here.reports)
 
 

@@ -1,0 +1,78 @@
+"use strict";
+const shown = [];
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+function theme() {
+  const axis = { gridcolor: css("--line"), zerolinecolor: css("--line"), linecolor: css("--line") };
+  const hover = { bgcolor: css("--card"), bordercolor: css("--line"), font: { color: css("--ink") } };
+  return { layout: { font: { color: css("--ink") }, xaxis: axis, yaxis: axis, hoverlabel: hover } };
+}
+
+async function draw(element, figure) {
+  const still = innerWidth < 600 || !element.dataset.arm; // a finger that scrolls must not pan a chart
+  const layout = { ...figure.layout, template: theme(), dragmode: still ? false : "pan" };
+  const options = { responsive: true, displayModeBar: false, scrollZoom: !still, doubleClick: "reset" };
+  await Plotly.newPlot(element, figure.data, layout, options);
+  shown.push(element);
+}
+
+const repaint = () => shown.forEach((element) => Plotly.relayout(element, { template: theme() }));
+const read = (id) => JSON.parse(document.getElementById(id).textContent);
+
+async function maps() {
+  const data = read("map-data");
+  const projection = document.getElementById("projection");
+  const colour = document.getElementById("colour");
+  const tip = document.getElementById("tip");
+  const sheet = document.getElementById("sheet").src;
+  const palette = read("map-colours");
+  const elements = [...document.querySelectorAll("[data-arm]")];
+
+  const colours = () => colour.value === ""
+    ? data.category.map((c) => palette[c % palette.length])
+    : data.labels.map((labels) => labels.includes(Number(colour.value)) ? "#D55E00" : "#9AA3AD66");
+  const fill = () => elements.forEach((element) => {
+    const points = data.arms[element.dataset.arm][projection.value];
+    const xy = { x: [points.map((p) => p[0])], y: [points.map((p) => p[1])], "marker.color": [colours()] };
+    Plotly.update(element, xy, { "xaxis.autorange": true, "yaxis.autorange": true });
+  });
+  const show = (event) => {
+    const i = event.points[0].pointNumber;
+    const side = 2 * data.side_px;
+    const place = [i % data.columns, Math.floor(i / data.columns)].map((n) => `${-n * side}px`).join(" ");
+    const picture = document.createElement("i");
+    picture.style.background = `url(${sheet}) ${place} / ${data.columns * side}px auto`;
+    const names = data.labels[i].map((k) => data.names[k]).join(", ") || "no label";
+    tip.replaceChildren(picture, `${data.tiles[i]}: ${names}`);
+    tip.style.display = "block";
+    const box = tip.getBoundingClientRect();
+    tip.style.left = `${Math.max(4, Math.min(event.event.clientX + 14, innerWidth - box.width - 8))}px`;
+    tip.style.top = `${Math.max(4, Math.min(event.event.clientY + 14, innerHeight - box.height - 8))}px`;
+  };
+  for (const element of elements) {
+    await draw(element, read("chart-map"));
+    element.on("plotly_hover", show);
+    element.on("plotly_unhover", () => { tip.style.display = "none"; });
+  }
+  projection.addEventListener("change", fill);
+  colour.addEventListener("change", fill);
+  fill();
+}
+
+async function start() {
+  for (const element of document.querySelectorAll("[data-chart]")) {
+    await draw(element, read(`chart-${element.dataset.chart}`));
+  }
+  if (document.getElementById("map-data")) await maps();
+  document.documentElement.dataset.ready = "yes";
+}
+
+dark.addEventListener("change", repaint);
+addEventListener("beforeprint", () => {
+  document.querySelectorAll("details").forEach((element) => { element.open = true; });
+  repaint();
+  shown.forEach((element) => Plotly.Plots.resize(element));
+});
+addEventListener("afterprint", repaint);
+start();

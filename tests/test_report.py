@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from satclr import compare, embed, evaluate, figures, params, pretrain, probe, report, tiles
+from satclr.report import page
+
+from .conftest import resolve
+
+PALETTE = figures.Palette(["baseline", "simclr"])
+QUICK = {"labels": {"fractions": [0.5], "subsets": 2}, "sweep": {"epochs": 2}}
+
+
+@pytest.fixture(scope="module")
+def measured(store: tiles.Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with models, results and the comparison of two arms, from the stages themselves."""
+    root = tmp_path_factory.mktemp("measured")
+    for arm in each():
+        model, result = root / "models" / arm.key, root / "results" / arm.key
+        log = lambda *_: None  # noqa: E731
+        pretrain.run(
+            store, settings=arm.settings, seed=0, root=root, out=model / "encoder.safetensors",
+            curve=result / "pretrain.csv", log=log,
+        )  # fmt: skip
+        embed.run(
+            store, encoder=model / "encoder.safetensors", out=model / "features.npy", settings=arm.settings
+        )
+        probe.run(
+            store, features=model / "features.npy", encoder=model / "encoder.safetensors",
+            out=model / "probe.safetensors", curve=result / "probe.csv", settings=arm.settings, seed=0, log=log,
+        )  # fmt: skip
+        evaluate.run(
+            store, features=model / "features.npy", probe=model / "probe.safetensors", out=result, arm=arm
+        )
+    compare.run(root / "results", root / "reports", arms=[[arm] for arm in each()], palette=PALETTE)
+    return root
+
+
+def each() -> list[params.Arm]:
+    return [resolve(name, evaluate=QUICK) for name in ("baseline", "simclr")]
+
+
+def write(root: Path, store: tiles.Store) -> Path:
+    return report.run(
+        root / "results",
+        root / "reports",
+        store,
+        arms=[[arm] for arm in each()],
+        palette=PALETTE,
+        commit="c0ffee",
+    )
+
+
+def test_the_page_is_one_file_that_asks_nothing_of_the_network(measured: Path, store: tiles.Store) -> None:
+    html = write(measured, store).read_text()
+    assert len(html) < 15e6
+    own = html.replace(
+        max(re.findall(r"<script>(.*?)</script>", html, re.DOTALL), key=len), ""
+    )  # without Plotly
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", own)
+    assert not re.search(r"@import|url\((?!\$\{sheet)", own)
+
+
+def test_the_page_shows_the_numbers_of_compare(measured: Path, store: tiles.Store) -> None:
+    html = write(measured, store).read_text()
+    found = json.loads((measured / "reports" / "compare.json").read_text())
+    for entry in found["arms"].values():
+        assert f"{entry['test_mAP']:.4f}" in html
+        assert f"{entry['seeds']['0']['test_knn_mAP']:.4f}" in html
+    assert f"{found['contrasts'][0]['delta_mAP']:+.4f}" in html
+    assert "c0ffee" in html
+    assert store.digest in html
+
+
+def test_a_repeated_report_is_bit_identical(measured: Path, store: tiles.Store) -> None:
+    assert write(measured, store).read_bytes() == write(measured, store).read_bytes()
+
+
+def test_mistakes_are_the_highest_without_and_the_lowest_with_the_label(
+    measured: Path, store: tiles.Store
+) -> None:
+    with np.load(measured / "results" / "simclr-s0" / "scores.npz") as saved:
+        scores, targets, names = (saved[k] for k in ("test_scores", "test_targets", "test_tiles"))
+    found = page._hardest(page.Run(each()[1], measured / "results" / "simclr-s0"), store)
+    assert [float(row["AP"]) for row in found] == sorted(float(row["AP"]) for row in found)
+    for row in found:
+        k = store.labels.index(row["label"])
+        for examples, has, sign in ((row["wrong"], 0, -1), (row["missed"], 1, 1)):
+            rows = np.flatnonzero(targets[:, k] == has)
+            expected = rows[np.argsort(sign * scores[rows, k], kind="stable")][: page.EXAMPLES]
+            shown = [float(e["score"]) for e in examples]
+            assert shown == pytest.approx(scores[expected, k])
+            assert all(targets[names.tolist().index(e["tile"]), k] == has for e in examples)
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"), [([0.1, 0.2], "yes"), ([-0.2, -0.1], "no"), ([-0.1, 0.1], "open")]
+)
+def test_the_verdict_is_the_intervals(interval: list[float], verdict: str) -> None:
+    tree: dict[str, Any] = {
+        "arms": {"baseline": {"val_mAP": 0.9}, "a": {"val_mAP": 0.3}, "b": {"val_mAP": 0.4}},
+        "contrasts": [
+            {"arm": "a", "against": "baseline", "ci95": [5, 6]},
+            {"arm": "b", "against": "baseline", "ci95": interval},
+            {"arm": "b", "against": "a", "ci95": [5, 6]},
+        ],
+    }
+    found = report.page.answer(tree)
+    assert (found["verdict"], found["arm"]) == (verdict, "b")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda root: (root / "reports" / "compare.json").unlink(), "run `satclr compare` first"),
+        (lambda root: (root / "results" / "simclr-s0" / "probe.csv").unlink(), "probe.csv does not exist"),
+        (lambda root: rename_arm(root / "reports" / "compare.json"), "run `satclr compare` again"),
+    ],
+)
+def test_what_is_missing_is_named(
+    measured: Path, store: tiles.Store, tmp_path: Path, spoil: Callable[[Path], None], says: str
+) -> None:
+    shutil.copytree(measured, tmp_path / "copy")
+    spoil(tmp_path / "copy")
+    with pytest.raises(report.ReportError, match=says):
+        write(tmp_path / "copy", store)
+
+
+def rename_arm(path: Path) -> None:
+    tree = json.loads(path.read_text())
+    tree["arms"]["other"] = tree["arms"].pop("baseline")
+    path.write_text(json.dumps(tree))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("no Chromium with chromedriver on this machine")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield found
+    found.quit()
+
+
+OVERLAPS = """
+const boxes = [...document.querySelectorAll("main > *, .pair > *, .tiles > *")].filter(e => e.offsetHeight);
+const seen = [];
+for (const a of boxes) for (const b of boxes) {
+  if (a === b || a.contains(b) || b.contains(a)) continue;
+  const p = a.getBoundingClientRect(), q = b.getBoundingClientRect();
+  const wide = Math.min(p.right, q.right) - Math.max(p.left, q.left);
+  const high = Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top);
+  if (wide > 1 && high > 1) seen.push(`${a.tagName} ${a.className} and ${b.tagName} ${b.className}`);
+}
+return seen;
+"""
+
+
+@pytest.mark.parametrize("width_px", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_opens_the_page_without_a_complaint(
+    measured: Path, store: tiles.Store, browser: Any, width_px: int, scheme: str
+) -> None:
+    path = write(measured, store)
+    size = {"width": width_px, "height": 900, "deviceScaleFactor": 1, "mobile": width_px < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    browser.execute_cdp_cmd(
+        "Network.emulateNetworkConditions",
+        {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0},
+    )
+    browser.get(path.as_uri())
+    deadline = time.monotonic() + 60
+    while browser.execute_script("return document.documentElement.dataset.ready") != "yes":
+        assert time.monotonic() < deadline, browser.get_log("browser")
+        time.sleep(0.1)
+    assert browser.get_log("browser") == []
+    charts = browser.execute_script(
+        "return [...document.querySelectorAll('.chart')].map(e => [e.querySelectorAll('svg').length, e.clientWidth])"
+    )
+    assert len(charts) >= 7
+    assert all(drawn and 0 < wide <= width_px for drawn, wide in charts)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width_px
+    assert browser.execute_script(OVERLAPS) == []
+    ink = browser.execute_script("return getComputedStyle(document.querySelector('.chart .xtick text')).fill")
+    assert ink == {"light": "rgb(27, 31, 36)", "dark": "rgb(232, 234, 237)"}[scheme]
