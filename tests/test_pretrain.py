@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
 import os
 import signal
@@ -237,3 +238,45 @@ def test_lars_scales_matrices_by_trust_and_leaves_vectors_alone() -> None:
     optimizers.Lars([w, b], lr=0.5, weight_decay=0.1).step()
     torch.testing.assert_close(w.detach(), expected_w)
     torch.testing.assert_close(b.detach(), expected_b)
+
+
+SUPERVISED = ("supcon_any", "supcon_all", "jaccard", "mulsupcon")
+
+
+@pytest.mark.parametrize("name", SUPERVISED)
+def test_supervised_objectives_see_the_labels_of_training_tiles_and_no_others(
+    name: str, store: tiles.Store, tmp_path: Path
+) -> None:
+    arm = resolve(name, pretrain={"epochs": 1})
+    assert arm.settings.pretrain.objective == name
+    train = (store.splits == "train")[:, None]
+    poisoned = dataclasses.replace(store, targets=np.where(train, store.targets, 1 - store.targets))
+    other = dataclasses.replace(store, targets=np.roll(store.targets, 1, axis=0))
+    weights = run(store, tmp_path / "a", arm)
+    assert same(run(poisoned, tmp_path / "b", arm), weights)
+    assert not same(run(other, tmp_path / "c", arm), weights)
+
+
+def test_each_objective_is_the_loss_of_its_name() -> None:
+    z, y = torch.randn(12, 5, dtype=torch.float64), (torch.rand(6, 4) < 0.5).repeat(2, 1)
+    S = torch.nn.functional.normalize(z, dim=1) @ torch.nn.functional.normalize(z, dim=1).T / 0.3
+    log_p = S.masked_fill(torch.eye(12, dtype=torch.bool), -math.inf).log_softmax(1)
+    shared = (y[:, None] & y).sum(2).double()
+    union = (y[:, None] | y).sum(2).clamp(min=1)
+    both = torch.eye(12, dtype=torch.float64).roll(6, 0)
+    alike = ((y[:, None] == y).all(2) & y.any(1)).double()
+    others = y.double() @ (y.double() / (y.sum(0) - 1).clamp(min=1)).T
+    log_p.fill_diagonal_(0)
+    weights: dict[params.Objective, torch.Tensor] = {
+        "nt_xent": both,
+        "supcon_any": (shared > 0).double(),
+        "supcon_all": alike,
+        "jaccard": shared / union,
+    }
+    for name, W in weights.items():
+        W.fill_diagonal_(0)
+        rows = W.sum(1) > 0
+        expected = -(W * log_p).sum(1)[rows] / W.sum(1)[rows]
+        torch.testing.assert_close(pretrain.contrast(z, y, name, 0.3), expected.mean())
+    expected = -(others * log_p).sum() / y.sum()
+    torch.testing.assert_close(pretrain.contrast(z, y, "mulsupcon", 0.3), expected)

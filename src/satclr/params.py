@@ -105,6 +105,10 @@ class Views(Model):
         return self
 
 
+# nt_xent knows no labels; the others see the labels of the training tiles (loss.py says what each does).
+Objective = Literal["none", "nt_xent", "supcon_any", "supcon_all", "jaccard", "mulsupcon"]
+
+
 class Projection(Model):
     """The head that pretraining puts on the encoder and drops afterwards."""
 
@@ -119,7 +123,7 @@ class Pretrain(Model):
     arch: str  # a torchvision classification model
     weights: str  # IMAGENET1K_V2 and the like, none, or the path of a safetensors or state-dict file
     normalization: Literal["train", "imagenet", "released"]  # whose mean and std enter the encoder
-    objective: Literal["none", "nt_xent"]
+    objective: Objective
     temperature: Annotated[float, Field(gt=0, le=10)]
     projection: Projection
     forward: Literal["joint", "separate"]  # both views in one batch, or (notebook) one after the other

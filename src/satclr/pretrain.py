@@ -27,9 +27,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from satclr import encoder as enc
-from satclr import loss as objectives
+from satclr import loss as losses
 from satclr import optimizers, progress, randomness, tensorfile, tiles, views
-from satclr.params import Pretrain, Settings
+from satclr.params import Objective, Pretrain, Settings
 
 CHECKPOINT_EVERY_S = 600.0  # within an epoch
 CHECKPOINT_AFTER_S = 15.0  # at an epoch's end, if so much has passed since the last: more would be lost time
@@ -155,7 +155,9 @@ def _contrast(
             first = state.step
             for rows, batch in tiles.stream(store, batches[first:], device):
                 rate = optimizers.learning_rate(how, epoch * steps + state.step, steps)
-                loss = _step(forward, optimizer, rate, batch, store, settings, (seed, epoch, state.step))
+                targets = torch.from_numpy(store.targets[rows])
+                draw = (seed, epoch, state.step)
+                loss = _step(forward, optimizer, rate, batch, targets, store, settings, draw)
                 state.step += 1
                 pending.append((loss, rows))
                 if device.type == "cpu" or len(pending) == 32 or state.step == steps:  # 32: keep a GPU fed
@@ -181,11 +183,15 @@ def _step(
     optimizer: torch.optim.Optimizer,
     rate: float,
     batch: Tensor,  # (B,H,H,3) uint8
+    targets: Tensor,  # (B,K) uint8
     store: tiles.Store,
     settings: Settings,
     draw: tuple[int, int, int],  # seed, epoch, step
 ) -> Tensor:
-    """One step of SimCLR (arXiv:2002.05709, algorithm 1); returns the loss, detached and on the device."""
+    """One step of SimCLR (arXiv:2002.05709, algorithm 1), whatever the objective.
+
+    Returns the loss, detached and on the device.
+    """
     how = settings.pretrain
     device = batch.device
     mean, std = store.statistics(how.normalization)
@@ -201,13 +207,31 @@ def _step(
     )
     with enc.seeded(randomness.derive(seed, "dropout", epoch, step)), enc.autocast(device, how.precision):
         z = forward(x) if how.forward == "joint" else torch.cat([forward(view) for view in x.chunk(2)])
-    loss = objectives.nt_xent(z.float(), how.temperature)
+    both = targets.bool().to(device).repeat(2, 1)  # each view has its tile's labels
+    loss = contrast(z.float(), both, how.objective, how.temperature)
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
     return loss.detach()
+
+
+def contrast(z: Tensor, targets: Tensor, objective: Objective, temperature: float) -> Tensor:
+    """The loss that an arm asks for, of z (2B,D) and the labels (2B,K) of its rows; NT-Xent ignores labels."""
+    match objective:
+        case "nt_xent":
+            return losses.nt_xent(z, temperature)
+        case "supcon_any":
+            return losses.supcon(z, targets, temperature, "any")
+        case "supcon_all":
+            return losses.supcon(z, targets, temperature, "all")
+        case "jaccard":
+            return losses.supcon(z, targets, temperature, "jaccard")
+        case "mulsupcon":
+            return losses.mulsupcon(z, targets, temperature)
+        case "none":
+            raise ValueError("objective: none has no loss; there is nothing to train")
 
 
 def adapt_batch_norm(encoder: nn.Module, store: tiles.Store, settings: Settings) -> None:
