@@ -120,6 +120,7 @@ class Projection(Model):
 class Pretrain(Model):
     """From the initial encoder to the one that is probed."""
 
+    from_: Name | None = Field(alias="from")  # go on from this arm's finished encoder (same profile and seed)
     arch: str  # a torchvision classification model
     weights: str  # IMAGENET1K_V2 and the like, none, or the path of a safetensors or state-dict file
     normalization: Literal["train", "imagenet", "released"]  # whose mean and std enter the encoder
@@ -130,6 +131,10 @@ class Pretrain(Model):
     adapt_batch_norm: bool  # re-estimate BatchNorm's running statistics on the training tiles
     epochs: Count
     batch_size: Annotated[int, Field(ge=2)]  # tiles a step; each gives two views
+    micro_batch_size: (
+        Annotated[int, Field(ge=2)] | None
+    )  # tiles in memory at once, over all processes (null: all)
+    processes: Count  # of this machine, that share each batch
     optimizer: Literal["adam", "adamw", "lars"]
     learning_rate: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0)]
@@ -145,6 +150,8 @@ class Pretrain(Model):
             raise ValueError(f"warmup_epochs {self.warmup_epochs} leaves nothing of epochs {self.epochs}")
         if self.warmup_epochs and self.schedule == "constant":
             raise ValueError("warmup_epochs goes with schedule: cosine")
+        if self.micro_batch_size is not None and self.forward == "separate":
+            raise ValueError("micro_batch_size goes with forward: joint")
         return self
 
 
@@ -152,6 +159,7 @@ class Embed(Model):
     """One pass of the frozen encoder over every tile."""
 
     batch_size: Count
+    processes: Count  # of this machine, that share the tiles
     precision: Literal["float32", "bfloat16"]
 
 
