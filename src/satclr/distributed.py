@@ -9,7 +9,11 @@ communication and `sum_gradients` is the only other exchange of a step besides B
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
+import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -36,6 +40,49 @@ def rank() -> int:
 def processes() -> int:
     """How many share the work."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def launch(count: int, *arguments: str) -> None:
+    """Run `satclr <arguments>` in `count` processes of this machine, as torchrun does.
+
+    Raises `ProcessError` when one ends badly, in seconds: which, and why; torchrun ends the others.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,  # the user decides; nothing is lost but the steps since the checkpoint
+        monitor_interval=0.1,
+    )
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // count)))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # said below, in one line
+    try:
+        elastic_launch(config, sys.executable)("-m", "satclr", *arguments)
+    except ChildFailedError as error:
+        codes = {rank: failure.exitcode for rank, failure in sorted(error.failures.items())}
+        killed = {rank: code for rank, code in codes.items() if code < 0}
+        ends = [f"process {rank} of {count} {_end(code)}" for rank, code in (killed or codes).items()]
+        raise ProcessError(
+            f"{', '.join(ends)}; the others were stopped. "
+            "The same command goes on from the last checkpoint, with another number of processes too"
+        ) from None
+    except SignalException as stopped:
+        sys.exit(128 + stopped.sigval)
+
+
+def _end(code: int) -> str:
+    return (
+        f"was killed by {signal.Signals(-code).name}"
+        if code < 0
+        else f"failed with exit code {code} (see above)"
+    )
 
 
 @contextmanager

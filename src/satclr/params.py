@@ -275,8 +275,8 @@ def load(path: Path) -> Params:
     params = _validate(Params, tree, sources={})
     _check_names(params)
     for profile in params.profiles:
-        for arm in params.arms:
-            resolve(params, profile, arm, params.seeds[0])
+        arms = {arm: resolve(params, profile, arm, params.seeds[0]) for arm in params.arms}
+        _check_starts(params, {name: arm.settings.pretrain.from_ for name, arm in arms.items()})
     return params
 
 
@@ -321,6 +321,24 @@ def _check_names(params: Params) -> None:
     _check_sections({"defaults": params.defaults}, required=SECTIONS, allowed=SECTIONS, path="")
     _check_sections(params.profiles, required=SECTIONS, allowed=SECTIONS, path="profiles.")
     _check_sections(params.arms, required=("pretrain",), allowed=ARM_SECTIONS, path="arms.")
+
+
+def _check_starts(params: Params, starts: Mapping[str, str | None]) -> None:
+    """Arms that go on from another arm: it exists, it does not lead back, and it runs too."""
+    for arm, start in starts.items():
+        if start is None:
+            continue
+        path = f"{FILE}: arms.{arm}.pretrain.from = {start!r}"
+        pick(params.arms, start, f"arm in {path}:")
+        chain = [arm]
+        following: str | None = start
+        while following is not None:
+            if following in chain:
+                raise ParamsError(f"{path} leads back: {' from '.join([*chain, following])}")
+            chain.append(following)
+            following = starts.get(following)
+        if arm in params.run and start not in params.run:
+            raise ParamsError(f"{path}: {start!r} is not in run; list it there, before {arm!r}")
 
 
 def _check_sections(

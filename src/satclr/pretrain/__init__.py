@@ -9,6 +9,7 @@ with the weights it would have had anyway. Two arms that ask for the same pretra
 """
 
 from satclr.pretrain.loop import RunError as RunError
+from satclr.pretrain.stage import CODE as CODE
 from satclr.pretrain.stage import fingerprint as fingerprint
 from satclr.pretrain.stage import run as run
 from satclr.pretrain.stage import train as train
