@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
 import os
 import signal
@@ -17,6 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 from satclr import encoder, optimizers, params, pretrain, tiles
+from satclr.pretrain import loop
+from satclr.pretrain import step as steps
 
 from .conftest import resolve
 
@@ -38,7 +41,7 @@ def run(
 @pytest.fixture(autouse=True)
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint at every epoch's end."""
-    monkeypatch.setattr(pretrain, "CHECKPOINT_AFTER_S", 0.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_AFTER_S", 0.0)
 
 
 def same(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> bool:
@@ -102,19 +105,19 @@ def test_a_checkpoint_within_an_epoch_is_exact_too(
 ) -> None:
     arm = resolve()
     whole = run(store, tmp_path / "a", arm)
-    monkeypatch.setattr(pretrain, "CHECKPOINT_EVERY_S", 0.0)
-    steps = iter(range(100))
-    real = pretrain._step
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", 0.0)
+    count = iter(range(100))
+    real = steps.Step.__call__
 
-    def failing(*args: Any) -> torch.Tensor:
-        if next(steps) == 6:  # the third step of the second epoch
+    def failing(*args: Any, **named: Any) -> torch.Tensor:
+        if next(count) == 6:  # the third step of the second epoch
             raise Stopped
-        return real(*args)
+        return real(*args, **named)
 
-    monkeypatch.setattr(pretrain, "_step", failing)
+    monkeypatch.setattr(steps.Step, "__call__", failing)
     with pytest.raises(Stopped):
         run(store, tmp_path / "b", arm)
-    monkeypatch.setattr(pretrain, "_step", real)
+    monkeypatch.setattr(steps.Step, "__call__", real)
     assert same(run(store, tmp_path / "b", arm), whole)
 
 
@@ -122,9 +125,10 @@ KILLED = """
 import sys
 from pathlib import Path
 from satclr import pretrain, tiles
+from satclr.pretrain import loop
 from tests.conftest import resolve
-pretrain.CHECKPOINT_AFTER_S = 0.0
-arm = resolve(pretrain={"epochs": 40})
+loop.CHECKPOINT_AFTER_S = 0.0
+arm = resolve(pretrain={"epochs": 12})
 root = Path(sys.argv[2])
 pretrain.run(tiles.open_store(Path(sys.argv[1])), settings=arm.settings, seed=0, root=root,
              out=root / "encoder.safetensors", curve=root / "pretrain.csv", log=lambda *_: None)
@@ -237,3 +241,140 @@ def test_lars_scales_matrices_by_trust_and_leaves_vectors_alone() -> None:
     optimizers.Lars([w, b], lr=0.5, weight_decay=0.1).step()
     torch.testing.assert_close(w.detach(), expected_w)
     torch.testing.assert_close(b.detach(), expected_b)
+
+
+SUPERVISED = ("supcon_any", "supcon_all", "jaccard", "mulsupcon")
+
+
+@pytest.mark.parametrize("name", SUPERVISED)
+def test_supervised_objectives_see_the_labels_of_training_tiles_and_no_others(
+    name: str, store: tiles.Store, tmp_path: Path
+) -> None:
+    arm = resolve(name, pretrain={"epochs": 1})
+    assert arm.settings.pretrain.objective == name
+    train = (store.splits == "train")[:, None]
+    poisoned = dataclasses.replace(store, targets=np.where(train, store.targets, 1 - store.targets))
+    other = dataclasses.replace(store, targets=np.roll(store.targets, 1, axis=0))
+    weights = run(store, tmp_path / "a", arm)
+    assert same(run(poisoned, tmp_path / "b", arm), weights)
+    assert not same(run(other, tmp_path / "c", arm), weights)
+
+
+def test_each_objective_is_the_loss_of_its_name() -> None:
+    z, y = torch.randn(12, 5, dtype=torch.float64), (torch.rand(6, 4) < 0.5).repeat(2, 1)
+    S = torch.nn.functional.normalize(z, dim=1) @ torch.nn.functional.normalize(z, dim=1).T / 0.3
+    log_p = S.masked_fill(torch.eye(12, dtype=torch.bool), -math.inf).log_softmax(1)
+    shared = (y[:, None] & y).sum(2).double()
+    union = (y[:, None] | y).sum(2).clamp(min=1)
+    both = torch.eye(12, dtype=torch.float64).roll(6, 0)
+    alike = ((y[:, None] == y).all(2) & y.any(1)).double()
+    others = y.double() @ (y.double() / (y.sum(0) - 1).clamp(min=1)).T
+    log_p.fill_diagonal_(0)
+    weights: dict[params.Objective, torch.Tensor] = {
+        "nt_xent": both,
+        "supcon_any": (shared > 0).double(),
+        "supcon_all": alike,
+        "jaccard": shared / union,
+    }
+    for name, W in weights.items():
+        W.fill_diagonal_(0)
+        rows = W.sum(1) > 0
+        expected = -(W * log_p).sum(1)[rows] / W.sum(1)[rows]
+        torch.testing.assert_close(pretrain.contrast(z, y, name, 0.3), expected.mean())
+    expected = -(others * log_p).sum() / y.sum()
+    torch.testing.assert_close(pretrain.contrast(z, y, "mulsupcon", 0.3), expected)
+
+
+class Net(torch.nn.Module):
+    """Rows (b,3,8,8) → z (b,5)."""
+
+    def __init__(self, *, batch_norm: bool) -> None:
+        super().__init__()
+        norm = torch.nn.BatchNorm2d(6) if batch_norm else torch.nn.GroupNorm(2, 6)
+        self.layers = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 6, 3), norm, torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(216, 5)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.layers(x)
+        return out
+
+
+def gradients(
+    net: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, objective: params.Objective, size: int | None
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Loss and gradients by `step.backward`; x (2,B,3,8,8)."""
+
+    def encode(part: steps.Part) -> torch.Tensor:
+        z: torch.Tensor = net(x[:, part.own].flatten(0, 1)).unflatten(0, (2, -1))
+        return z
+
+    net.zero_grad()
+    loss = steps.backward(
+        net,
+        encode,
+        steps.cut(x.shape[1], size),
+        lambda z: pretrain.contrast(z.flatten(0, 1), y.repeat(2, 1), objective, 0.3),
+    )
+    return loss, [p.grad.clone() for p in net.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("objective", ["nt_xent", *SUPERVISED])
+@pytest.mark.parametrize("size", [2, 3, 5, 13])
+def test_cached_gradients_are_those_of_the_whole_batch(objective: params.Objective, size: int) -> None:
+    net = Net(batch_norm=False).double()
+    x, y = torch.randn(2, 13, 3, 8, 8, dtype=torch.float64), torch.rand(13, 4) < 0.4
+    loss, found = gradients(net, x, y, objective, size)
+    net.zero_grad()
+    expected = pretrain.contrast(net(x.flatten(0, 1)), y.repeat(2, 1), objective, 0.3)
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach(), rtol=0, atol=1e-12)
+    for grad, parameter in zip(found, net.parameters(), strict=True):
+        torch.testing.assert_close(grad, parameter.grad, rtol=0, atol=1e-10)
+
+
+def test_cached_gradients_normalise_by_micro_batch_and_move_statistics_once() -> None:
+    net = Net(batch_norm=True).double()
+    x, y = torch.randn(2, 12, 3, 8, 8, dtype=torch.float64), torch.rand(12, 4) < 0.4
+    twin = Net(batch_norm=True).double()
+    twin.load_state_dict(net.state_dict())
+    _, found = gradients(net, x, y, "nt_xent", 4)
+    chunks = [x[:, start : start + 4].flatten(0, 1) for start in (0, 4, 8)]
+    z = torch.cat([twin(chunk).unflatten(0, (2, -1)) for chunk in chunks], 1)
+    pretrain.contrast(z.flatten(0, 1), y.repeat(2, 1), "nt_xent", 0.3).backward()
+    for grad, parameter in zip(found, twin.parameters(), strict=True):
+        torch.testing.assert_close(grad, parameter.grad, rtol=0, atol=1e-10)
+    inside = [net.layers[0](chunk) for chunk in chunks]  # (8,6,6,6)
+    norm = net.layers[1]
+    mean = torch.stack([h.mean((0, 2, 3)) for h in inside]).mean(0)
+    var = torch.stack([h.var((0, 2, 3)) for h in inside]).mean(0)
+    torch.testing.assert_close(norm.running_mean, 0.1 * mean)
+    torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * var)
+    assert norm.num_batches_tracked == 1
+
+
+def test_a_micro_batch_takes_both_views_of_its_tiles_and_the_draws_of_the_whole_batch(
+    store: tiles.Store, tmp_path: Path
+) -> None:
+    changes = {"arch": "squeezenet1_1", "projection": {"batch_norm": False}, "epochs": 2}  # no BatchNorm
+    run(store, tmp_path / "a", resolve(pretrain=changes))
+    run(store, tmp_path / "b", resolve(pretrain={**changes, "micro_batch_size": 3}))
+    found, expected = losses(tmp_path / "b" / "simclr-s0"), losses(tmp_path / "a" / "simclr-s0")
+    np.testing.assert_allclose(found, expected, rtol=2e-3)
+
+
+def test_cached_runs_are_resumed_exactly(store: tiles.Store, tmp_path: Path) -> None:
+    arm = resolve(pretrain={"micro_batch_size": 3})
+
+    def stop(_epoch: int, _: Mapping[str, float]) -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        run(store, tmp_path / "a", arm, stop)
+    resumed = run(store, tmp_path / "a", arm)
+    assert same(resumed, run(store, tmp_path / "b", arm))
+    assert not same(resumed, run(store, tmp_path / "c", resolve()))
+    assert (
+        resumed["conv1.1.num_batches_tracked"]
+        == run(store, tmp_path / "c", resolve())["conv1.1.num_batches_tracked"]
+    )

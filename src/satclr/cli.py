@@ -87,6 +87,21 @@ class Project:
     def model(self, arm: Arm, file: str) -> Path:
         return self.root / "models" / self.profile / arm.key / file
 
+    def start(self, arm: Arm) -> Path | None:
+        """The encoder that an arm's pretraining goes on from (`pretrain.from`)."""
+        source = arm.settings.pretrain.from_
+        if source is None:
+            return None
+        path = self.model(arm.model_copy(update={"name": source}), "encoder.safetensors")
+        if not path.is_file():
+            command = f"satclr pretrain --profile {self.profile} --arm {source} --seed {arm.seed}"
+            fail(
+                f"arm {arm.name!r} goes on from {source!r} (pretrain.from), but {path} does not exist; "
+                f"run `{command}` first, or `dvc repro pretrain@{self.profile}-{source}-{arm.seed}`",
+                code=2,
+            )
+        return path
+
     def result(self, arm: Arm, file: str = "") -> Path:
         return self.results / arm.key / file
 
@@ -129,7 +144,8 @@ def exit_code(error: Exception) -> int | None:
 
 
 def fail(message: str, *, code: int) -> NoReturn:
-    typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
+    rank = f" (process {os.environ['RANK']})" if "RANK" in os.environ else ""  # under torchrun
+    typer.secho(f"error{rank}: {message}", fg=typer.colors.RED, err=True)
     sys.exit(code)
 
 
@@ -148,14 +164,16 @@ def pretrain(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
     """Pretrain an arm's encoder (`objective: none` writes the initial one)."""
     here = project(profile)
     chosen = here.arm(arm, seed)
+    start, trains = here.start(chosen), chosen.settings.pretrain.objective != "none"
+    if trains and _shared(here, chosen, "pretrain", chosen.settings.pretrain.processes):
+        return
+    from satclr import distributed, tiles
     from satclr import pretrain as stage
-    from satclr import tiles
 
     store = tiles.open_store(here.store)
-    fingerprint = stage.fingerprint(chosen.settings, chosen.seed, store.digest)
-    with _live(
-        here, chosen, "pretrain", fingerprint, enabled=chosen.settings.pretrain.objective != "none"
-    ) as log:
+    fingerprint = stage.fingerprint(chosen.settings, chosen.seed, store.digest, start)
+    logs = trains and distributed.rank() == 0
+    with _live(here, chosen, "pretrain", fingerprint, enabled=logs) as log:
         stage.run(
             store,
             settings=chosen.settings,
@@ -164,6 +182,7 @@ def pretrain(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
             out=here.model(chosen, "encoder.safetensors"),
             curve=here.result(chosen, "pretrain.csv"),
             log=log,
+            start=start,
         )
 
 
@@ -172,6 +191,8 @@ def embed(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
     """Encode every tile once with an arm's frozen encoder."""
     here = project(profile)
     chosen = here.arm(arm, seed)
+    if _shared(here, chosen, "embed", chosen.settings.embed.processes):
+        return
     from satclr import embed as stage
     from satclr import tiles
 
@@ -487,6 +508,17 @@ def views(
     typer.echo(f"{out}: {len(tiles)} tiles")
 
 
+def _shared(here: Project, arm: Arm, command: str, processes: int) -> bool:
+    """Run a stage in several processes, if the settings ask for them and this is not one of them."""
+    if processes == 1 or "RANK" in os.environ:
+        return False
+    from satclr import distributed
+
+    arguments = (command, "--profile", here.profile, "--arm", arm.name, "--seed", str(arm.seed))
+    distributed.launch(processes, *arguments)
+    return True
+
+
 @contextmanager
 def _live(
     here: Project, arm: Arm, stage: Any, fingerprint: str, *, enabled: bool = True
@@ -520,7 +552,7 @@ def _published(here: Project, arm: Arm) -> dict[str, Any]:
         "arm": arm.name,
         "seed": arm.seed,
         "params": arm.flat(),
-        "fingerprint": stage.fingerprint(arm.settings, arm.seed, digest),
+        "fingerprint": stage.fingerprint(arm.settings, arm.seed, digest, here.start(arm)),
     }
 
 

@@ -3,16 +3,18 @@
 In: build/<profile>, models/<profile>/<arm>/encoder.safetensors. Out: features.npy (N,D) float32, in index order.
 
     satclr embed --profile sample --arm simclr --seed 0
+    torchrun --nproc-per-node 2 -m satclr embed --profile sample --arm simclr --seed 0
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 
+from satclr import distributed, progress, tiles
 from satclr import encoder as enc
-from satclr import progress, tiles
 from satclr.params import Settings
 
 
@@ -21,21 +23,35 @@ def run(store: tiles.Store, *, encoder: Path, out: Path, settings: Settings) -> 
 
     With `probe.batch_norm: frozen` a tile's features depend on that tile alone. With `batch` they depend on
     its batch: each split is cut in index order into batches of `probe.batch_size`, as the notebook's
-    unshuffled loaders do.
+    unshuffled loaders do. Under torchrun each process takes its turn at the batches, into the same file.
     """
+    with distributed.group(enc.device().type):
+        _embed(store, encoder, out, settings)
+
+
+def _embed(store: tiles.Store, encoder: Path, out: Path, settings: Settings) -> None:
     frozen = enc.Frozen(encoder, precision=settings.embed.precision, batch_norm=settings.probe.batch_norm)
     size = settings.embed.batch_size if settings.probe.batch_norm == "frozen" else settings.probe.batch_size
     batches = [rows for split in tiles.SPLITS for rows in tiles.split_batches(store.rows(split), size)]
-    out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(out.name + ".part")
-    features = np.lib.format.open_memmap(part, "w+", np.float32, (len(store.names), frozen.width))
-    with progress.bar("embed", len(store.names)) as advance:
-        for rows, batch in tiles.stream(store, batches, frozen.device):
+    first = distributed.rank() == 0
+    if first:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shape = (len(store.names), frozen.width)
+        np.lib.format.open_memmap(part, "w+", np.float32, shape).flush()
+    distributed.agree(True, device=frozen.device)  # the file stands
+    features = np.load(part, mmap_mode="r+")
+    own = batches[distributed.rank() :: distributed.processes()]
+    with progress.bar("embed", sum(map(len, own))) if first else nullcontext(lambda _count: None) as advance:
+        for rows, batch in tiles.stream(store, own, frozen.device):
             features[rows] = frozen(batch)
             advance(len(rows))
+    features.flush()
+    distributed.agree(True, device=frozen.device)  # the file is full
+    if not first:
+        return
     if not all(np.isfinite(features[rows]).all() for rows in batches):
         part.unlink()
         raise enc.EncoderError(f"{encoder} gives features that are not finite; train or fetch it again")
-    features.flush()
     del features
     part.replace(out)

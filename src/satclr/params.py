@@ -105,6 +105,10 @@ class Views(Model):
         return self
 
 
+# nt_xent knows no labels; the others see the labels of the training tiles (loss.py says what each does).
+Objective = Literal["none", "nt_xent", "supcon_any", "supcon_all", "jaccard", "mulsupcon"]
+
+
 class Projection(Model):
     """The head that pretraining puts on the encoder and drops afterwards."""
 
@@ -116,16 +120,21 @@ class Projection(Model):
 class Pretrain(Model):
     """From the initial encoder to the one that is probed."""
 
+    from_: Name | None = Field(alias="from")  # go on from this arm's finished encoder (same profile and seed)
     arch: str  # a torchvision classification model
     weights: str  # IMAGENET1K_V2 and the like, none, or the path of a safetensors or state-dict file
     normalization: Literal["train", "imagenet", "released"]  # whose mean and std enter the encoder
-    objective: Literal["none", "nt_xent"]
+    objective: Objective
     temperature: Annotated[float, Field(gt=0, le=10)]
     projection: Projection
     forward: Literal["joint", "separate"]  # both views in one batch, or (notebook) one after the other
     adapt_batch_norm: bool  # re-estimate BatchNorm's running statistics on the training tiles
     epochs: Count
     batch_size: Annotated[int, Field(ge=2)]  # tiles a step; each gives two views
+    micro_batch_size: (
+        Annotated[int, Field(ge=2)] | None
+    )  # tiles in memory at once, over all processes (null: all)
+    processes: Count  # of this machine, that share each batch
     optimizer: Literal["adam", "adamw", "lars"]
     learning_rate: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0)]
@@ -141,6 +150,8 @@ class Pretrain(Model):
             raise ValueError(f"warmup_epochs {self.warmup_epochs} leaves nothing of epochs {self.epochs}")
         if self.warmup_epochs and self.schedule == "constant":
             raise ValueError("warmup_epochs goes with schedule: cosine")
+        if self.micro_batch_size is not None and self.forward == "separate":
+            raise ValueError("micro_batch_size goes with forward: joint")
         return self
 
 
@@ -148,6 +159,7 @@ class Embed(Model):
     """One pass of the frozen encoder over every tile."""
 
     batch_size: Count
+    processes: Count  # of this machine, that share the tiles
     precision: Literal["float32", "bfloat16"]
 
 
@@ -263,8 +275,8 @@ def load(path: Path) -> Params:
     params = _validate(Params, tree, sources={})
     _check_names(params)
     for profile in params.profiles:
-        for arm in params.arms:
-            resolve(params, profile, arm, params.seeds[0])
+        arms = {arm: resolve(params, profile, arm, params.seeds[0]) for arm in params.arms}
+        _check_starts(params, {name: arm.settings.pretrain.from_ for name, arm in arms.items()})
     return params
 
 
@@ -309,6 +321,24 @@ def _check_names(params: Params) -> None:
     _check_sections({"defaults": params.defaults}, required=SECTIONS, allowed=SECTIONS, path="")
     _check_sections(params.profiles, required=SECTIONS, allowed=SECTIONS, path="profiles.")
     _check_sections(params.arms, required=("pretrain",), allowed=ARM_SECTIONS, path="arms.")
+
+
+def _check_starts(params: Params, starts: Mapping[str, str | None]) -> None:
+    """Arms that go on from another arm: it exists, it does not lead back, and it runs too."""
+    for arm, start in starts.items():
+        if start is None:
+            continue
+        path = f"{FILE}: arms.{arm}.pretrain.from = {start!r}"
+        pick(params.arms, start, f"arm in {path}:")
+        chain = [arm]
+        following: str | None = start
+        while following is not None:
+            if following in chain:
+                raise ParamsError(f"{path} leads back: {' from '.join([*chain, following])}")
+            chain.append(following)
+            following = starts.get(following)
+        if arm in params.run and start not in params.run:
+            raise ParamsError(f"{path}: {start!r} is not in run; list it there, before {arm!r}")
 
 
 def _check_sections(

@@ -1,0 +1,264 @@
+"""Several processes as one: who this process is, its share of the work, and sums over all.
+
+    torchrun --nproc-per-node 2 -m satclr pretrain --profile sample --arm simclr --seed 0
+
+gloo on CPUs, nccl on GPUs. Outside `group` every function does what one process alone needs, that is nothing.
+The loss is computed on every process from all projections, so that `gather` hands back gradients without
+communication and `sum_gradients` is the only other exchange of a step besides BatchNorm's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+TIMEOUT_S = 120.0  # of one exchange: past it a process hangs (one that dies is noticed at once)
+
+
+class ProcessError(RuntimeError):
+    """Another process is gone: exit code 1, the last good checkpoint kept."""
+
+
+def rank() -> int:
+    """Which of the processes this is, from 0; 0 is the one that logs and writes."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def processes() -> int:
+    """How many share the work."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def launch(count: int, *arguments: str) -> None:
+    """Run `satclr <arguments>` in `count` processes of this machine, as torchrun does.
+
+    Raises `ProcessError` when one ends badly, in seconds: which, and why; torchrun ends the others.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,  # the user decides; nothing is lost but the steps since the checkpoint
+        monitor_interval=0.1,
+    )
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // count)))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # said below, in one line
+    try:
+        elastic_launch(config, sys.executable)("-m", "satclr", *arguments)
+    except ChildFailedError as error:
+        codes = {rank: failure.exitcode for rank, failure in sorted(error.failures.items())}
+        killed = {rank: code for rank, code in codes.items() if code < 0}
+        ends = [f"process {rank} of {count} {_end(code)}" for rank, code in (killed or codes).items()]
+        raise ProcessError(
+            f"{', '.join(ends)}; the others were stopped. "
+            "The same command goes on from the last checkpoint, with another number of processes too"
+        ) from None
+    except SignalException as stopped:
+        sys.exit(128 + stopped.sigval)
+
+
+def _end(code: int) -> str:
+    return (
+        f"was killed by {signal.Signals(-code).name}"
+        if code < 0
+        else f"failed with exit code {code} (see above)"
+    )
+
+
+@contextmanager
+def group(device_type: str) -> Iterator[None]:
+    """Join the processes that torchrun started; nothing to join for a process alone."""
+    if processes() == 1:
+        yield
+        return
+    device = None
+    if device_type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    backend = "nccl" if device_type == "cuda" else "gloo"
+    with _peers("the start"):
+        dist.init_process_group(backend, timeout=timedelta(seconds=TIMEOUT_S), device_id=device)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def share(whole: slice) -> slice:
+    """The part of `whole` that is this process's; parts differ by one at most and keep the order."""
+    mine = shares(whole.stop - whole.start, processes())[rank()]
+    return slice(whole.start + mine.start, whole.start + mine.stop)
+
+
+def shares(count: int, parts: int) -> list[slice]:
+    """`count` things cut into `parts` runs whose lengths differ by one at most."""
+    ends = [count * i // parts for i in range(parts + 1)]
+    return [slice(start, stop) for start, stop in pairwise(ends)]
+
+
+def gather(z: Tensor, whole: slice) -> Tensor:
+    """Put together z (2,b,D) of each process's `share(whole)`: (2,B,D), with gradients.
+
+    Every process must compute the same function of the result: each then holds the gradient of all rows and
+    keeps its own.
+    """
+    if processes() == 1:
+        return z
+    out: Tensor = _Gather.apply(z, whole)
+    return out
+
+
+def sum_gradients(model: nn.Module) -> None:
+    """Add up the processes' gradients, which are those of one loss by each one's tiles."""
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    if processes() == 1 or not grads:
+        return
+    flat = _sum(torch.cat([grad.flatten() for grad in grads]), "summing gradients")
+    for grad, summed in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+        grad.copy_(summed.view_as(grad))
+
+
+def agree(word: bool, *, device: torch.device) -> bool:
+    """What process 0 says, on every process; waits for all."""
+    if processes() == 1:
+        return word
+    said = torch.tensor([int(word and rank() == 0)], device=device)
+    return bool(_sum(said, "agreeing").item())
+
+
+def synchronize_batch_norm(model: nn.Module) -> None:
+    """Let every BatchNorm normalise by the batch of all processes; parameters and buffers stay the same objects.
+
+    PyTorch's own SyncBatchNorm runs on GPUs alone; on a CPU `SyncBatchNorm` below takes its place.
+    """
+    if processes() == 1:
+        return
+    for name, child in model.named_children():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 - the base of all three
+            on_gpu = next(child.buffers()).is_cuda
+            setattr(
+                model,
+                name,
+                nn.SyncBatchNorm.convert_sync_batchnorm(child) if on_gpu else SyncBatchNorm.like(child),
+            )
+        else:
+            synchronize_batch_norm(child)
+
+
+class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001
+    """BatchNorm over the rows of all processes, any device: x (B,C,...) → the same shape."""
+
+    @classmethod
+    def like(cls, norm: nn.modules.batchnorm._BatchNorm) -> SyncBatchNorm:
+        """Stands in for `norm`, whose parameters and buffers it takes over."""
+        twin = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        twin.weight, twin.bias = norm.weight, norm.bias
+        twin.running_mean, twin.running_var = norm.running_mean, norm.running_var
+        twin.num_batches_tracked = norm.num_batches_tracked
+        return twin.train(norm.training)
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - the base's name
+        if input.ndim < 2:
+            raise ValueError(f"BatchNorm got {input.ndim} dimensions; it needs (B,C,...)")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        y, mean, var, count = _Normalize.apply(x, self.weight, self.bias, self.eps)
+        if self.running_mean is not None and self.running_var is not None:
+            tracked = self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+            momentum = 1 / float(tracked) if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(var * (count / (count - 1)), momentum)
+        out: Tensor = y
+        return out
+
+
+class _Normalize(torch.autograd.Function):
+    """Mean and variance of all processes' rows, from each one's own, so that large means do no harm."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        own_mean, own_var = torch.batch_norm_update_stats(x, None, None, 0.0)  # fast; the variance is biased
+        rows = own_mean.new_full((1,), x.numel() / x.shape[1])
+        every = own_mean.new_zeros(processes(), 2 * len(own_mean) + 1)
+        every[rank()] = torch.cat([own_mean, own_var, rows])
+        means, variances, counts = _sum(every, "BatchNorm").split([len(own_mean), len(own_mean), 1], 1)
+        parts = counts / counts.sum()
+        mean = (parts * means).sum(0)
+        var = (parts * (variances + (means - mean).square())).sum(0)
+        y = nn.functional.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
+        ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt(), counts.sum())
+        ctx.mark_non_differentiable(mean, var)
+        return y, mean, var, counts.sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight, mean, inverse, count = ctx.saved_tensors
+        _, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
+            g, x, weight, None, None, mean, inverse, True, 0.0, [False, True, True]
+        )
+        whole = _sum(torch.stack([by_weight, by_bias]), "BatchNorm") / count
+        # x̂ = (x - mean)·inverse; the gradient is weight·inverse·(g - mean of g - x̂·mean of g·x̂)
+        by_g = weight * inverse
+        by_x = -by_g * whole[0] * inverse
+        constant = -by_g * whole[1] - by_x * mean
+        shape = (1, -1, *(1,) * (x.ndim - 2))
+        by_input = torch.addcmul(constant.view(shape), x, by_x.view(shape)).addcmul_(g, by_g.view(shape))
+        return by_input.to(x.dtype), by_weight, by_bias, None
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, whole: slice) -> Tensor:
+        mine = share(whole)
+        ctx.mine = slice(mine.start - whole.start, mine.stop - whole.start)
+        every = z.new_zeros(z.shape[0], whole.stop - whole.start, z.shape[2])
+        every[:, ctx.mine] = z
+        return _sum(every, "gathering projections")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return g[:, ctx.mine].contiguous(), None
+
+
+def _sum(values: Tensor, what: str) -> Tensor:
+    """`values` added up over all processes, in place."""
+    with _peers(what):
+        dist.all_reduce(values)
+    return values
+
+
+@contextmanager
+def _peers(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, dist.DistError) as error:
+        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise ProcessError(
+            f"process {rank()} of {processes()} lost the others while {what} ({reason[0][:200]})"
+        ) from None

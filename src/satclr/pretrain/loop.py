@@ -1,0 +1,144 @@
+"""The training loop: epochs, steps, checkpoints; on one screen."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from satclr import distributed, optimizers, progress, randomness, tiles
+from satclr import encoder as enc
+from satclr.params import Settings
+from satclr.pretrain import checkpoint
+from satclr.pretrain.step import Step, cut
+
+CHECKPOINT_EVERY_S = 600.0  # within an epoch
+CHECKPOINT_AFTER_S = 15.0  # at an epoch's end, if so much has passed since the last: more would be lost time
+
+Log = Callable[[int, Mapping[str, float]], None]
+
+
+class RunError(RuntimeError):
+    """Training cannot go on: exit code 1, the last good checkpoint kept."""
+
+
+def contrast(
+    store: tiles.Store,
+    encoder: nn.Module,
+    width: int,
+    *,
+    settings: Settings,
+    seed: int,
+    folder: Path,
+    log: Log,
+) -> checkpoint.State:
+    """Train `encoder` (features of `width`) on the training split; it is left in eval mode."""
+    how, device = settings.pretrain, next(encoder.parameters()).device
+    train_rows = store.rows("train")
+    size = min(how.batch_size, len(train_rows))
+    _check_size(size, len(train_rows), how.micro_batch_size)
+    steps = len(train_rows) // size
+    step, state = _start(encoder, width, store, settings=settings, seed=seed, folder=folder)
+    parts = cut(size, how.micro_batch_size)
+    saved = time.monotonic()
+    with _bar(steps * how.epochs) as advance:
+        advance(state.epoch * steps + state.step)
+        for epoch in range(state.epoch, how.epochs):
+            started, first = time.monotonic(), state.step
+            order = train_rows[randomness.permutation(len(train_rows), seed, "order", epoch).numpy()]
+            batches = tiles.split_batches(order, size)[first:steps]
+            held = [np.concatenate([rows[part.own] for part in parts]) for rows in batches]
+            pending: list[tuple[Tensor, npt.NDArray[np.int64]]] = []
+            for rows, (_, batch) in zip(batches, tiles.stream(store, held, device), strict=True):
+                rate = optimizers.learning_rate(how, epoch * steps + state.step, steps)
+                targets = torch.from_numpy(store.targets[rows])
+                loss = step(batch, targets, parts, epoch=epoch, step=state.step, rate=rate)
+                state.step += 1
+                pending.append((loss, rows))
+                if device.type == "cpu" or len(pending) == 32 or state.step == steps:  # 32: keep a GPU fed
+                    _settle(pending, state, store, epoch)
+                if time.monotonic() - saved > CHECKPOINT_EVERY_S and not pending:
+                    saved = _save(folder, step, state)
+                advance(1)
+            state.curve.append((math.fsum(state.partial) / steps, rate))
+            state.epoch, state.step, state.partial = epoch + 1, 0, []
+            if time.monotonic() - saved > CHECKPOINT_AFTER_S:
+                saved = _save(folder, step, state)
+            if distributed.rank() == 0:
+                speed = (steps - first) * size / (time.monotonic() - started)
+                log(epoch + 1, {"loss": state.curve[-1][0], "learning_rate": rate, "tiles_per_s": speed})
+    encoder.eval()
+    return state
+
+
+def _start(
+    encoder: nn.Module, width: int, store: tiles.Store, *, settings: Settings, seed: int, folder: Path
+) -> tuple[Step, checkpoint.State]:
+    """The step and where to go on with it."""
+    how, device = settings.pretrain, next(encoder.parameters()).device
+    with enc.seeded(randomness.derive(seed, "projection")):
+        head = enc.projection_head(width, **how.projection.model_dump()).to(device)
+    model = nn.Sequential(encoder, head).train()
+    if how.channels_last:
+        model.to(memory_format=torch.channels_last)
+    distributed.synchronize_batch_norm(model)
+    optimizer = optimizers.build(model, how)
+    state = checkpoint.resume(folder, model, optimizer)
+    if (state.epoch or state.step) and distributed.rank() == 0:
+        progress.say(f"going on from the checkpoint after epoch {state.epoch}, step {state.step}")
+    forward: Callable[[Tensor], Tensor] = torch.compile(model) if how.compile else model
+    return Step(model, forward, optimizer, settings, store.statistics(how.normalization), seed), state
+
+
+def _check_size(size: int, train_tiles: int, micro_batch_size: int | None) -> None:
+    if size < 2:
+        raise RunError(f"{train_tiles} training tiles are too few to contrast; 2 are needed")
+    smallest = min(part.tiles.stop - part.tiles.start for part in cut(size, micro_batch_size))
+    if smallest < distributed.processes():
+        raise RunError(
+            f"{distributed.processes()} processes cannot share {smallest} tiles (batches of {size}, "
+            f"micro_batch_size {micro_batch_size}); start fewer or raise pretrain.micro_batch_size"
+        )
+
+
+@contextmanager
+def _bar(total: int) -> Iterator[Callable[[int], None]]:
+    if distributed.rank() > 0:
+        yield lambda _count: None
+        return
+    with progress.bar("pretrain", total) as advance:
+        yield advance
+
+
+def _save(folder: Path, step: Step, state: checkpoint.State) -> float:
+    """Write a checkpoint, on process 0; returns when."""
+    if distributed.rank() == 0:
+        checkpoint.save(folder, step.model, step.optimizer, state)
+    return time.monotonic()
+
+
+def _settle(
+    pending: list[tuple[Tensor, npt.NDArray[np.int64]]],
+    state: checkpoint.State,
+    store: tiles.Store,
+    epoch: int,
+) -> None:
+    """Fetch the losses of the latest steps and stop if one is not finite."""
+    values = torch.stack([loss for loss, _ in pending]).tolist()
+    for i, (value, (_, rows)) in enumerate(zip(values, pending, strict=True)):
+        if not math.isfinite(value):
+            step = state.step - len(pending) + i + 1
+            names = ", ".join(store.names[row] for row in rows[:5])
+            raise RunError(
+                f"the loss is {value} in epoch {epoch + 1}, step {step}; its {len(rows)} tiles begin with "
+                f"{names}. Lower learning_rate or raise temperature; the last checkpoint is kept"
+            )
+    state.partial += values
+    pending.clear()

@@ -1,0 +1,180 @@
+"""The stage around the training loop: fingerprint, lock, initial encoder, outputs."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+import torch
+from torch import nn
+
+from satclr import distributed, progress, randomness, tiles, views
+from satclr import encoder as enc
+from satclr.params import Settings
+from satclr.pretrain import checkpoint
+from satclr.pretrain.loop import Log, contrast
+
+CODE = (
+    "pretrain",
+    "views",
+    "distributed.py",
+    "encoder.py",
+    "loss.py",
+    "optimizers.py",
+    "tiles.py",
+    "randomness.py",
+    "tensorfile.py",
+)
+PATIENCE_S = 10.0  # between two tries for a lock that somebody holds
+
+
+def run(
+    store: tiles.Store,
+    *,
+    settings: Settings,
+    seed: int,
+    root: Path,
+    out: Path,
+    curve: Path,
+    log: Log,
+    start: Path | None = None,
+) -> None:
+    """Write the pretrained encoder to `out` and its loss an epoch to `curve`.
+
+    `start` is the encoder to go on from, if any (`pretrain.from`). `log(epoch, metrics)` hears of each epoch
+    as it ends. Under torchrun every process calls this; process 0 logs and writes.
+    Raises `encoder.EncoderError` for weights that are not to be had, `RunError` when the loss is not finite
+    and `distributed.ProcessError` when another process is gone.
+    """
+    key = fingerprint(settings, seed, store.digest, start)
+    folder = root / ".cache" / "checkpoints" / key
+    folder.mkdir(parents=True, exist_ok=True)
+    with distributed.group(enc.device().type), _lock(folder):
+        done = distributed.agree((folder / "encoder.safetensors").exists(), device=enc.device())
+        if not done:
+            train(store, settings=settings, seed=seed, root=root, folder=folder, log=log, start=start)
+        if distributed.rank() > 0:
+            return
+        if done:
+            progress.say(f"this pretraining has been run before; its encoder is taken from {key[:12]}")
+        for source, target in ((folder / "encoder.safetensors", out), (folder / "pretrain.csv", curve)):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part = target.with_name(target.name + ".part")
+            shutil.copyfile(source, part)
+            part.replace(target)
+
+
+def fingerprint(settings: Settings, seed: int, store_digest: str, start: Path | None = None) -> str:
+    """Stands for all that the encoder depends on: parameters, tiles, code, and the encoder it goes on from.
+
+    Not for the number of processes, which may change between a run's beginning and its end.
+    """
+    code = hashlib.sha256()
+    for name in CODE:
+        path = Path(__file__).parents[1] / name
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            code.update(file.read_bytes())
+    facts = {
+        "views": settings.views.model_dump(mode="json"),
+        "pretrain": settings.pretrain.model_dump(mode="json", exclude={"processes"}),
+        "seed": seed,
+        "store": store_digest,
+        "code": code.hexdigest(),
+        "start": hashlib.sha256(start.read_bytes()).hexdigest() if start else None,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def train(
+    store: tiles.Store,
+    *,
+    settings: Settings,
+    seed: int,
+    root: Path,
+    folder: Path,
+    log: Log,
+    start: Path | None = None,
+) -> None:
+    """Train, or go on from the checkpoint in `folder`, and leave encoder and curve there."""
+    how = settings.pretrain
+    mean, std = store.statistics(how.normalization)
+    weights = str(start.absolute()) if start else how.weights
+    with filelock.FileLock(folder / "weights.lock"):  # one process downloads, the others find the file
+        encoder, width = enc.initial(how.arch, weights, seed=randomness.derive(seed, "encoder"), root=root)
+    encoder.to(enc.device())
+    state = checkpoint.State()
+    if how.adapt_batch_norm:
+        adapt_batch_norm(encoder, store, settings)
+    if how.objective != "none":
+        state = contrast(store, encoder, width, settings=settings, seed=seed, folder=folder, log=log)
+    if distributed.rank() > 0:
+        return
+    _write_curve(folder / "pretrain.csv", state.curve)
+    facts = {"mean": mean, "std": std, "crop_px": settings.views.crop_px, "tile_px": store.stats["tile_px"]}
+    enc.save(encoder, folder / "encoder.safetensors", arch=how.arch, width=width, **facts)
+    (folder / checkpoint.FILE).unlink(missing_ok=True)
+
+
+def adapt_batch_norm(encoder: nn.Module, store: tiles.Store, settings: Settings) -> None:
+    """Re-estimate BatchNorm's running statistics on the training tiles, without a gradient.
+
+    The mean over batches of evaluation views, in index order (Li et al., "Revisiting Batch Normalization For
+    Practical Domain Adaptation", arXiv:1603.04779). The encoder is left in eval mode.
+    """
+    device = next(encoder.parameters()).device
+    mean, std = store.statistics(settings.pretrain.normalization)
+    norms = enc.batch_norms(encoder)
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain average over batches
+        norm.train()
+    batches = tiles.split_batches(store.rows("train"), settings.pretrain.batch_size)
+    if len(batches) > 1 and len(batches[-1]) < settings.pretrain.batch_size:
+        batches = batches[:-1]  # a small rest would count as much as a whole batch
+    with torch.inference_mode():
+        for _, batch in tiles.stream(store, batches, device):
+            encoder(views.evaluation_view(batch, crop_px=settings.views.crop_px, mean=mean, std=std))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    encoder.eval()
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """One run a fingerprint; the lock dies with its process. Process 0 holds it, the others wait with it."""
+    lock = filelock.FileLock(folder / "lock")
+    patience_s = 0.0
+    while not distributed.agree(distributed.rank() == 0 and _try(lock, patience_s), device=enc.device()):
+        if patience_s == 0 and distributed.rank() == 0:
+            holder = (folder / "holder").read_text() if (folder / "holder").exists() else "another process"
+            progress.say(f"waiting for {holder}, which runs the same pretraining ({folder.name[:12]})")
+        patience_s = PATIENCE_S
+    if distributed.rank() == 0:
+        (folder / "holder").write_text(f"process {os.getpid()}")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _try(lock: filelock.BaseFileLock, patience_s: float) -> bool:
+    try:
+        lock.acquire(timeout=patience_s)
+    except filelock.Timeout:
+        return False
+    return True
+
+
+def _write_curve(path: Path, curve: Sequence[tuple[float, float]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["epoch", "loss", "learning_rate"])
+        writer.writerows([epoch, *row] for epoch, row in enumerate(curve, 1))
