@@ -41,7 +41,7 @@ def measured(store: tiles.Store, tmp_path_factory: pytest.TempPathFactory) -> Pa
         evaluate.run(
             store, features=model / "features.npy", probe=model / "probe.safetensors", out=result, arm=arm
         )
-    compare.run(root / "results", root / "reports", arms=[[arm] for arm in each()], palette=PALETTE)
+    compare.run(root / "results", root / "reports", arms=[[arm] for arm in each()], rungs=(), palette=PALETTE)
     return root
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import ctypes
 import hashlib
 import json
 import os
@@ -53,6 +55,8 @@ def run(
     Raises `encoder.EncoderError` for weights that are not to be had, `RunError` when the loss is not finite
     and `distributed.ProcessError` when another process is gone.
     """
+    if enc.device().type == "cpu":
+        keep_freed_memory()
     key = fingerprint(settings, seed, store.digest, start)
     folder = root / ".cache" / "checkpoints" / key
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,6 +73,17 @@ def run(
             part = target.with_name(target.name + ".part")
             shutil.copyfile(source, part)
             part.replace(target)
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep what tensors free, for the next step, instead of handing it back and faulting it in again.
+
+    A tenth of a ResNet-18's step at 64 px on two cores. Nothing happens where libc is another one.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(ctypes.c_int(-4), ctypes.c_int(0))  # M_MMAP_MAX: no mapping of its own for a large tensor
+        libc.mallopt(ctypes.c_int(-1), ctypes.c_int(2**31 - 1))  # M_TRIM_THRESHOLD: nothing given back
 
 
 def fingerprint(settings: Settings, seed: int, store_digest: str, start: Path | None = None) -> str:
