@@ -514,8 +514,8 @@ def _shared(here: Project, arm: Arm, command: str, processes: int) -> bool:
         return False
     from satclr import distributed
 
-    arguments = (command, "--profile", here.profile, "--arm", arm.name, "--seed", str(arm.seed))
-    distributed.launch(processes, *arguments)
+    options = ("--profile", here.profile, "--arm", arm.name, "--seed", str(arm.seed))
+    distributed.launch(processes, "-m", "satclr", command, *options)
     return True
 
 

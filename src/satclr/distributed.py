@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import pairwise
@@ -43,7 +43,7 @@ def processes() -> int:
 
 
 def launch(count: int, *arguments: str) -> None:
-    """Run `satclr <arguments>` in `count` processes of this machine, as torchrun does.
+    """Run `python <arguments>` in `count` processes of this machine, as torchrun does.
 
     Raises `ProcessError` when one ends badly, in seconds: which, and why; torchrun ends the others.
     """
@@ -64,31 +64,40 @@ def launch(count: int, *arguments: str) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // count)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # said below, in one line
     try:
-        elastic_launch(config, sys.executable)("-m", "satclr", *arguments)
+        elastic_launch(config, sys.executable)(*arguments)
     except ChildFailedError as error:
-        codes = {rank: failure.exitcode for rank, failure in sorted(error.failures.items())}
-        killed = {rank: code for rank, code in codes.items() if code < 0}
-        ends = [f"process {rank} of {count} {_end(code)}" for rank, code in (killed or codes).items()]
         raise ProcessError(
-            f"{', '.join(ends)}; the others were stopped. "
+            f"{_verdict({rank: failure.exitcode for rank, failure in error.failures.items()}, count)}; "
+            "the others were stopped. "
             "The same command goes on from the last checkpoint, with another number of processes too"
         ) from None
     except SignalException as stopped:
         sys.exit(128 + stopped.sigval)
 
 
-def _end(code: int) -> str:
-    return (
-        f"was killed by {signal.Signals(-code).name}"
-        if code < 0
-        else f"failed with exit code {code} (see above)"
-    )
+def _verdict(codes: Mapping[int, int], count: int) -> str:
+    """Who began it: rather a process that was killed than those that missed it, and none that torchrun ended."""
+    first = {rank: code for rank, code in sorted(codes.items()) if code != -signal.SIGTERM} or codes
+    first = {rank: code for rank, code in first.items() if code < 0} or first
+    ends = [
+        f"process {rank} of {count} "
+        + (
+            f"was killed by {signal.Signals(-code).name}"
+            if code < 0
+            else f"failed with exit code {code} (see above)"
+        )
+        for rank, code in first.items()
+    ]
+    return ", ".join(ends)
 
 
 @contextmanager
 def group(device_type: str) -> Iterator[None]:
-    """Join the processes that torchrun started; nothing to join for a process alone."""
-    if processes() == 1:
+    """Join the processes that torchrun started; nothing to join for a process alone or in a group already.
+
+    Join once in a process's life: gloo finds the addresses of a former group.
+    """
+    if processes() == 1 or dist.is_initialized():
         yield
         return
     device = None
@@ -96,7 +105,7 @@ def group(device_type: str) -> Iterator[None]:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     backend = "nccl" if device_type == "cuda" else "gloo"
-    with _peers("the start"):
+    with _peers("starting"):
         dist.init_process_group(backend, timeout=timedelta(seconds=TIMEOUT_S), device_id=device)
     try:
         yield
@@ -143,7 +152,7 @@ def agree(word: bool, *, device: torch.device) -> bool:
     if processes() == 1:
         return word
     said = torch.tensor([int(word and rank() == 0)], device=device)
-    return bool(_sum(said, "agreeing").item())
+    return bool(_sum(said, "waiting").item())
 
 
 def synchronize_batch_norm(model: nn.Module) -> None:
@@ -205,7 +214,9 @@ class _Normalize(torch.autograd.Function):
         rows = own_mean.new_full((1,), x.numel() / x.shape[1])
         every = own_mean.new_zeros(processes(), 2 * len(own_mean) + 1)
         every[rank()] = torch.cat([own_mean, own_var, rows])
-        means, variances, counts = _sum(every, "BatchNorm").split([len(own_mean), len(own_mean), 1], 1)
+        means, variances, counts = _sum(every, "synchronizing BatchNorm").split(
+            [len(own_mean), len(own_mean), 1], 1
+        )
         parts = counts / counts.sum()
         mean = (parts * means).sum(0)
         var = (parts * (variances + (means - mean).square())).sum(0)
@@ -221,7 +232,7 @@ class _Normalize(torch.autograd.Function):
         _, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
             g, x, weight, None, None, mean, inverse, True, 0.0, [False, True, True]
         )
-        whole = _sum(torch.stack([by_weight, by_bias]), "BatchNorm") / count
+        whole = _sum(torch.stack([by_weight, by_bias]), "synchronizing BatchNorm") / count
         # x̂ = (x - mean)·inverse; the gradient is weight·inverse·(g - mean of g - x̂·mean of g·x̂)
         by_g = weight * inverse
         by_x = -by_g * whole[0] * inverse
@@ -260,5 +271,5 @@ def _peers(what: str) -> Iterator[None]:
     except (RuntimeError, dist.DistError) as error:
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise ProcessError(
-            f"process {rank()} of {processes()} lost the others while {what} ({reason[0][:200]})"
+            f"process {rank()} of {processes()} lost another while {what} ({reason[0][:200]})"
         ) from None

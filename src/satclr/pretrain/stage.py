@@ -64,15 +64,15 @@ def run(
         done = distributed.agree((folder / "encoder.safetensors").exists(), device=enc.device())
         if not done:
             train(store, settings=settings, seed=seed, root=root, folder=folder, log=log, start=start)
-        if distributed.rank() > 0:
-            return
-        if done:
-            progress.say(f"this pretraining has been run before; its encoder is taken from {key[:12]}")
-        for source, target in ((folder / "encoder.safetensors", out), (folder / "pretrain.csv", curve)):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(target.name + ".part")
-            shutil.copyfile(source, part)
-            part.replace(target)
+        if distributed.rank() == 0:
+            if done:
+                progress.say(f"this pretraining has been run before; its encoder is taken from {key[:12]}")
+            for source, target in ((folder / "encoder.safetensors", out), (folder / "pretrain.csv", curve)):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                part = target.with_name(target.name + ".part")
+                shutil.copyfile(source, part)
+                part.replace(target)
+        distributed.agree(True, device=enc.device())  # nobody returns before the files stand
 
 
 def keep_freed_memory() -> None:
