@@ -250,6 +250,22 @@ def robustness(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None
 
 
 @app.command()
+def maps(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
+    """Lay an arm's test tiles out in the plane: UMAP, t-SNE, PCA."""
+    here = project(profile)
+    chosen = here.arm(arm, seed)
+    from satclr import maps as stage
+    from satclr import tiles
+
+    stage.run(
+        tiles.open_store(here.store),
+        features=here.model(chosen, "features.npy"),
+        out=here.result(chosen, "maps.json"),
+        arm=chosen,
+    )
+
+
+@app.command()
 def compare(profile: Profile = None) -> None:
     """Set the arms side by side: table, intervals, figures in reports/<profile>."""
     here = project(profile)

@@ -285,7 +285,7 @@ def _maps(first: Mapping[str, Run], store: tiles.Store) -> dict[str, Any] | None
     picture, columns = pictures.sheet(store.pixels[rows], side_px=MAP_PX)
     categories = sorted(set(store.categories))
     return {
-        "numbers": {name: tree["numbers"] for name, tree in found.items()},
+        "numbers": found,
         "projections": list(next(iter(found.values()))["projections"]),
         "sheet": picture,
         "data": {
