@@ -77,6 +77,8 @@ def tiny_params() -> dict[str, Any]:
         "embed": {},
         "probe": {"epochs": 3, "batch_size": 8},
         "evaluate": {"bootstrap_resamples": 100},
+        "robustness": {"corruptions": ["haze", "rotation"], "strengths": [1, 3]},
+        "maps": {"projections": ["pca"]},
         "register": {},
     }
     return tree

@@ -251,6 +251,42 @@ def evaluate(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
 
 
 @app.command()
+def robustness(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
+    """Test an arm on corrupted tiles: haze, clouds, snow, noise, and so on."""
+    here = project(profile)
+    chosen = here.arm(arm, seed)
+    from satclr import robustness as stage
+    from satclr import tiles
+
+    result = stage.run(
+        tiles.open_store(here.store),
+        encoder_file=here.model(chosen, "encoder.safetensors"),
+        probe=here.model(chosen, "probe.safetensors"),
+        out=here.result(chosen, "robustness.json"),
+        arm=chosen,
+    )
+    if result["corruptions"]:
+        clean, left, drop = (result[k] for k in ("clean_mAP", "mean_corruption_mAP", "relative_drop"))
+        typer.echo(f"{chosen.key}: test mAP {clean:.4f}, {left:.4f} under corruption, {100 * drop:.1f}% less")
+
+
+@app.command()
+def maps(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
+    """Lay an arm's test tiles out in the plane: UMAP, t-SNE, PCA."""
+    here = project(profile)
+    chosen = here.arm(arm, seed)
+    from satclr import maps as stage
+    from satclr import tiles
+
+    stage.run(
+        tiles.open_store(here.store),
+        features=here.model(chosen, "features.npy"),
+        out=here.result(chosen, "maps.json"),
+        arm=chosen,
+    )
+
+
+@app.command()
 def compare(profile: Profile = None) -> None:
     """Set the arms side by side: table, intervals, figures in reports/<profile>."""
     here = project(profile)

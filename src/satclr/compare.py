@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,12 @@ from satclr.params import Arm
 # Briody & Aygen's own test mAP on MLRSNet: a frozen ImageNet ResNet-50, and after SimCLR.
 PAPER = {"baseline": 0.6361, "simclr": 0.9133}
 CURVES = {"train_loss": "training loss", "val_loss": "validation loss", "val_mAP": "validation mAP"}
+
+
+MORE = {  # stages that may be left out: the numbers of their files that go into compare.json
+    "robustness": ("clean_mAP", "mean_corruption_mAP", "relative_drop"),
+    "maps": ("knn_label_overlap",),
+}
 
 
 class CompareError(ValueError):
@@ -45,6 +51,7 @@ class Result:
     tiles: list[str]
     scores: npt.NDArray[np.float32]  # (N,K) of the test tiles
     targets: npt.NDArray[np.uint8]  # (N,K)
+    more: dict[str, dict[str, Any]] = field(default_factory=dict)  # a stage of MORE → its file
 
 
 def run(
@@ -90,7 +97,10 @@ def numbers(found: Mapping[str, Sequence[Result]]) -> dict[str, Any]:
         if found[name][0].arm.settings.evaluate.undefined_ap == "zero":
             samples[:, a] *= (first.targets.sum(axis=0) > 0).mean()
     return {
-        "arms": {name: _arm_numbers(found[name], samples[:, a]) for a, name in enumerate(names)},
+        "arms": {
+            name: _arm_numbers(found[name], samples[:, a]) | _more_numbers(found[name])
+            for a, name in enumerate(names)
+        },
         "contrasts": [
             {
                 "arm": names[b],
@@ -135,6 +145,11 @@ def read(folder: Path, arm: Arm) -> Result:
                 tiles=scores["test_tiles"].tolist(),
                 scores=scores["test_scores"],
                 targets=scores["test_targets"],
+                more={
+                    name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+                    for name in MORE
+                    if (folder / f"{name}.json").is_file()
+                },
             )
     except FileNotFoundError as error:
         raise CompareError(
@@ -205,6 +220,16 @@ def _arm_numbers(results: Sequence[Result], samples: npt.NDArray[np.float64]) ->
             str(r.arm.seed): {k: v for k, v in r.metrics.items() if k not in _IDENTITY} for r in results
         },
     }
+
+
+def _more_numbers(results: Sequence[Result]) -> dict[str, Any]:
+    """Robustness and maps in numbers, means over seeds, of the stages that were not left out."""
+    found = {}
+    for stage, keys in MORE.items():
+        known = [{key: r.more.get(stage, {}).get(key) for key in keys} for r in results]
+        if all(value is not None for numbers in known for value in numbers.values()):
+            found[stage] = {key: float(np.mean([numbers[key] for numbers in known])) for key in keys}
+    return found
 
 
 _IDENTITY = ("profile", "arm", "seed")

@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 FILE = "params.yaml"
-SECTIONS = ("data", "views", "pretrain", "embed", "probe", "evaluate", "register")
+SECTIONS = ("data", "views", "pretrain", "embed", "probe", "evaluate", "robustness", "maps", "register")
 ARM_SECTIONS = ("pretrain", "probe", "evaluate")
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -204,6 +204,26 @@ class Evaluate(Model):
     labels: LabelFractions
 
 
+Corruption = Literal[
+    "illumination", "haze", "cloud", "season", "snow", "noise", "resolution", "blur", "jpeg", "rotation"
+]
+
+
+class Robustness(Model):
+    """Which corruptions the test tiles meet; none leaves the stage out."""
+
+    corruptions: list[Corruption]
+    strengths: Annotated[list[Literal[1, 2, 3]], Field(min_length=1)]
+
+
+class Maps(Model):
+    """Test tiles laid out in the plane by their features; no projection leaves the stage out."""
+
+    projections: list[Literal["umap", "tsne", "pca"]]
+    tiles: Annotated[int, Field(ge=10)]  # at most; the same ones for every arm
+    neighbours: Annotated[int, Field(ge=2)]  # of the numbers beside the maps, and of UMAP
+
+
 class Register(Model):
     minimum_val_mAP: Probability  # noqa: N815 - mAP is the field's spelling; no version below it
 
@@ -217,6 +237,8 @@ class Settings(Model):
     embed: Embed
     probe: Probe
     evaluate: Evaluate
+    robustness: Robustness
+    maps: Maps
     register_: Register = Field(alias="register")
 
     @model_validator(mode="after")

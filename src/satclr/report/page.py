@@ -6,7 +6,7 @@ import csv
 import json
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata, resources
@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from satclr import figures, tiles
+from satclr import corruptions, figures, tiles
 from satclr.params import Arm
 from satclr.report import charts, pictures
 
@@ -119,6 +120,7 @@ def _render(
     template = environment.from_string((folder / "template.html").read_text(encoding="utf-8"))
     first = {name: seeds[0] for name, seeds in runs.items()}
     best = max(compare["arms"], key=lambda name: float(compare["arms"][name]["val_mAP"]))
+    robustness = _robustness(runs, store, audit["flagged"])
     return template.render(
         profile=compare["profile"],
         css=(folder / "style.css").read_text(encoding="utf-8"),
@@ -132,9 +134,9 @@ def _render(
         ladder=_ladder(reports),
         best=best,
         seeds=[r.arm.seed for r in next(iter(runs.values()))],
-        charts=_charts(compare, runs, audit, palette),
+        charts=_charts(compare, runs, audit, palette, robustness),
         hardest=_hardest(first[best], store),
-        robustness=_robustness(runs, store),
+        robustness=robustness,
         maps=_maps(first, store),
         audit=audit,
         store=store,
@@ -170,6 +172,7 @@ def _charts(
     runs: Mapping[str, Sequence[Run]],
     audit: Mapping[str, Any],
     palette: figures.Palette,
+    robustness: Mapping[str, Any] | None,
 ) -> dict[str, str]:
     first = {name: seeds[0] for name, seeds in runs.items()}
     classes = {name: run.table("per_class_ap.csv") for name, run in first.items()}
@@ -195,9 +198,8 @@ def _charts(
     few = {n: _label_efficiency(entry) for n, entry in compare["arms"].items()}
     if all(few.values()):
         drawn["label_efficiency"] = charts.label_efficiency(few, palette)
-    found = {n: run.tree("robustness.json") for n, run in first.items()}
-    if all(tree.get("corruptions") for tree in found.values()):
-        drawn["robustness"] = charts.robustness(found, palette)
+    if robustness:
+        drawn["robustness"] = charts.robustness(robustness["arms"], palette)
     drawn["map"] = charts.embedding()
     return {name: charts.to_json(figure) for name, figure in drawn.items()}
 
@@ -239,16 +241,37 @@ def _hardest(found: Run, store: tiles.Store) -> list[dict[str, Any]]:
     return hardest
 
 
-def _robustness(runs: Mapping[str, Sequence[Run]], store: tiles.Store) -> dict[str, Any] | None:
-    found = {name: seeds[0].tree("robustness.json") for name, seeds in runs.items()}
+def _robustness(
+    runs: Mapping[str, Sequence[Run]], store: tiles.Store, flagged: Collection[str]
+) -> dict[str, Any] | None:
+    """Each arm's mAPs under corruption, means over its seeds, and one tile under every corruption."""
+    found = {name: _mean_of([run.tree("robustness.json") for run in seeds]) for name, seeds in runs.items()}
     if not all(tree.get("corruptions") for tree in found.values()):
         return None
-    first = next(iter(found.values()))
-    return {"arms": found, "names": list(first["corruptions"]), "pictures": _corrupted(first, store)}
+    tested = next(iter(found.values()))["corruptions"]
+    return {"arms": found, "names": list(tested), "pictures": _corrupted(tested, store, flagged)}
 
 
-def _corrupted(first: Mapping[str, Any], store: tiles.Store) -> list[dict[str, Any]]:  # noqa: ARG001
-    return []
+def _mean_of(trees: Sequence[Any]) -> Any:
+    """Trees of the same shape as one, a mean in place of each number."""
+    if isinstance(trees[0], dict):
+        return {key: _mean_of([tree[key] for tree in trees]) for key in trees[0]}
+    return None if trees[0] is None else float(np.mean(trees))
+
+
+def _corrupted(
+    tested: Mapping[str, Mapping[str, float]], store: tiles.Store, flagged: Collection[str]
+) -> list[dict[str, Any]]:
+    """The test tile with the most labels, of those the audit trusts, untouched and under everything."""
+    trusted = [row for row in store.rows("test").tolist() if store.names[row] not in flagged]
+    row = max(trusted or store.rows("test").tolist(), key=lambda row: int(store.targets[row].sum()))
+    tile, key = torch.from_numpy(store.pixels[[row]]), [store.names[row]]
+    shown = [{"name": "untouched", "pictures": [pictures.uri(tile[0].numpy(), side_px=CORRUPTION_PX)]}]
+    for name, strengths in tested.items():
+        each = [corruptions.corrupt(tile, name, strength=int(s), keys=key)[0].numpy() for s in strengths]
+        uris = [pictures.uri(pixels, side_px=CORRUPTION_PX) for pixels in each]
+        shown.append({"name": name, "pictures": uris})
+    return shown
 
 
 def _maps(first: Mapping[str, Run], store: tiles.Store) -> dict[str, Any] | None:
@@ -262,7 +285,7 @@ def _maps(first: Mapping[str, Run], store: tiles.Store) -> dict[str, Any] | None
     picture, columns = pictures.sheet(store.pixels[rows], side_px=MAP_PX)
     categories = sorted(set(store.categories))
     return {
-        "numbers": {name: tree["numbers"] for name, tree in found.items()},
+        "numbers": found,
         "projections": list(next(iter(found.values()))["projections"]),
         "sheet": picture,
         "data": {

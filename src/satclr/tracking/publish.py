@@ -222,6 +222,8 @@ def _report_numbers(report: Mapping[str, Any]) -> list[tuple[str, float]]:
     rows = []
     for arm, entry in report["arms"].items():
         rows += [(f"test_mAP/{arm}", entry["test_mAP"]), (f"val_mAP/{arm}", entry["val_mAP"])]
+        for stage in ("robustness", "maps"):
+            rows += [(f"{stage}_{key}/{arm}", value) for key, value in entry.get(stage, {}).items()]
     for contrast in report["contrasts"]:
         name = f"{contrast['arm']} - {contrast['against']}"
         low, high = contrast["ci95"]
