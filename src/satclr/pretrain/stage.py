@@ -82,7 +82,9 @@ def keep_freed_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(ctypes.c_int(-4), ctypes.c_int(0))  # M_MMAP_MAX: no mapping of its own for a large tensor
+        libc.mallopt(
+            ctypes.c_int(-4), ctypes.c_int(0)
+        )  # M_MMAP_MAX: no mapping of its own for a large tensor
         libc.mallopt(ctypes.c_int(-1), ctypes.c_int(2**31 - 1))  # M_TRIM_THRESHOLD: nothing given back
 
 
