@@ -127,8 +127,11 @@ def test_evaluate_agrees_with_scikit_learn(store: tiles.Store, tmp_path: Path) -
 
     features = rng.normal(size=(len(store.names), 6)).astype(np.float32)
     np.save(tmp_path / "features.npy", features)
+    tuned = {"thresholds": [0.5, 0.5, 0.5], "temperature": 1.0}
     layer = {"weight": torch.randn(3, 6), "bias": torch.randn(3)}
-    tensorfile.save(tmp_path / "probe.safetensors", layer, labels=store.labels, best_epoch=1, val_mAP=0.5)
+    tensorfile.save(
+        tmp_path / "probe.safetensors", layer, labels=store.labels, best_epoch=1, val_mAP=0.5, **tuned
+    )
     arm = resolve("baseline")
     result = evaluate.run(
         store, features=tmp_path / "features.npy", probe=tmp_path / "probe.safetensors",
