@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
-from satclr import encoder, optimizers, params, pretrain, tiles
+from satclr import cli, encoder, optimizers, params, pretrain, tiles
 from satclr.pretrain import loop
 from satclr.pretrain import step as steps
 
-from .conftest import resolve
+from .conftest import resolve, tiny_params
 
 
 def run(
@@ -29,11 +30,12 @@ def run(
     root: Path,
     arm: params.Arm,
     log: Callable[[int, Mapping[str, float]], None] | None = None,
+    start: Path | None = None,
 ) -> dict[str, torch.Tensor]:
     out = root / arm.key / "encoder.safetensors"
     pretrain.run(
         store, settings=arm.settings, seed=arm.seed, root=root, out=out,
-        curve=root / arm.key / "pretrain.csv", log=log or (lambda _step, _metrics: None),
+        curve=root / arm.key / "pretrain.csv", log=log or (lambda _step, _metrics: None), start=start,
     )  # fmt: skip
     return load_file(out)
 
@@ -378,3 +380,64 @@ def test_cached_runs_are_resumed_exactly(store: tiles.Store, tmp_path: Path) -> 
         resumed["conv1.1.num_batches_tracked"]
         == run(store, tmp_path / "c", resolve())["conv1.1.num_batches_tracked"]
     )
+
+
+def test_a_warm_restart_goes_on_from_the_other_arms_encoder(store: tiles.Store, tmp_path: Path) -> None:
+    first = run(store, tmp_path, resolve())
+    start = tmp_path / "simclr-s0" / "encoder.safetensors"
+    still = resolve("baseline")
+    assert same(run(store, tmp_path / "still", still, start=start), first)
+    arm = resolve("jaccard")
+    warm = run(store, tmp_path / "warm", arm, start=start)
+    assert not same(warm, first)
+    assert not same(warm, run(store, tmp_path / "cold", arm))
+    key = pretrain.fingerprint(arm.settings, 0, store.digest, start)
+    assert key != pretrain.fingerprint(arm.settings, 0, store.digest)
+    start.write_bytes(start.read_bytes() + b"x")
+    assert key != pretrain.fingerprint(arm.settings, 0, store.digest, start)
+
+
+@pytest.mark.parametrize(
+    ("arms", "run_", "says"),
+    [
+        ({"a": "b"}, ["baseline"], ["arms.a.pretrain.from", "'b'", "params.yaml has"]),
+        ({"a": "a"}, ["baseline"], ["leads back: a from a"]),
+        ({"a": "b", "b": "a"}, ["baseline"], ["leads back: a from b from a"]),
+        ({"a": "simclr"}, ["baseline", "a"], ["'simclr' is not in run"]),
+        ({"a": "simclr"}, ["baseline", "simclr", "a"], []),
+        ({"a": "simclr"}, ["baseline"], []),
+    ],
+)
+def test_a_warm_restart_that_cannot_be_is_named(
+    arms: dict[str, str], run_: list[str], says: list[str], tmp_path: Path
+) -> None:
+    tree = tiny_params() | {"run": run_}
+    tree["arms"] |= {arm: {"pretrain": {"from": start}} for arm, start in arms.items()}
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    if not says:
+        loaded = params.load(path)
+        arm = params.resolve(loaded, "tiny", "a", 0)
+        assert arm.settings.pretrain.from_ == arm.flat()["pretrain.from"] == "simclr"
+        return
+    with pytest.raises(params.ParamsError) as caught:
+        params.load(path)
+    assert all(text in str(caught.value) for text in says), str(caught.value)
+
+
+def test_a_warm_restart_says_which_arm_to_run_first(
+    project: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project(lambda tree: tree["arms"].update(warm={"pretrain": {"from": "simclr"}}))
+    monkeypatch.setattr(sys, "argv", ["satclr", "pretrain", "--arm", "warm", "--seed", "3"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert "`satclr pretrain --profile tiny --arm simclr --seed 3`" in message
+    assert "simclr-s3/encoder.safetensors does not exist" in message
+
+
+def test_the_number_of_processes_is_no_part_of_a_fingerprint(store: tiles.Store) -> None:
+    one, two = (resolve(pretrain={"processes": n}).settings for n in (1, 2))
+    assert pretrain.fingerprint(one, 0, store.digest) == pretrain.fingerprint(two, 0, store.digest)
