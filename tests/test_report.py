@@ -24,7 +24,7 @@ from satclr import (
     robustness,
     tiles,
 )
-from satclr.report import page
+from satclr.report import page, pictures
 
 from .conftest import resolve
 
@@ -256,6 +256,6 @@ def test_the_corrupted_tile_is_one_the_audit_trusts(measured: Path, store: tiles
     test = [store.names[row] for row in store.rows("test")]
     tested = {"haze": {"1": 0.5, "3": 0.4}}
     rows = page._corrupted(tested, store, flagged=test[1:])
-    expected = page.pictures.uri(store.pixels[store.names.index(test[0])], side_px=page.CORRUPTION_PX)
+    expected = pictures.uri(store.pixels[store.names.index(test[0])], side_px=page.CORRUPTION_PX)
     assert rows[0] == {"name": "untouched", "pictures": [expected]}
     assert [(row["name"], len(row["pictures"])) for row in rows[1:]] == [("haze", 2)]
