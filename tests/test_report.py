@@ -11,8 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from satclr import compare, embed, evaluate, figures, params, pretrain, probe, report, tiles
-from satclr.report import page
+from satclr import (
+    compare,
+    embed,
+    evaluate,
+    figures,
+    maps,
+    params,
+    pretrain,
+    probe,
+    report,
+    robustness,
+    tiles,
+)
+from satclr.report import page, pictures
 
 from .conftest import resolve
 
@@ -41,6 +53,11 @@ def measured(store: tiles.Store, tmp_path_factory: pytest.TempPathFactory) -> Pa
         evaluate.run(
             store, features=model / "features.npy", probe=model / "probe.safetensors", out=result, arm=arm
         )
+        robustness.run(
+            store, encoder_file=model / "encoder.safetensors", probe=model / "probe.safetensors",
+            out=result / "robustness.json", arm=arm,
+        )  # fmt: skip
+        maps.run(store, features=model / "features.npy", out=result / "maps.json", arm=arm)
     compare.run(root / "results", root / "reports", arms=[[arm] for arm in each()], rungs=(), palette=PALETTE)
     return root
 
@@ -195,9 +212,50 @@ def test_a_browser_opens_the_page_without_a_complaint(
     charts = browser.execute_script(
         "return [...document.querySelectorAll('.chart')].map(e => [e.querySelectorAll('svg').length, e.clientWidth])"
     )
-    assert len(charts) >= 7
+    assert len(charts) >= 11  # among them a map for each arm
     assert all(drawn and 0 < wide <= width_px for drawn, wide in charts)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width_px
     assert browser.execute_script(OVERLAPS) == []
     ink = browser.execute_script("return getComputedStyle(document.querySelector('.chart .xtick text')).fill")
     assert ink == {"light": "rgb(27, 31, 36)", "dark": "rgb(232, 234, 237)"}[scheme]
+
+
+def test_pointing_at_a_map_shows_the_tile(measured: Path, store: tiles.Store, browser: Any) -> None:
+    browser.get(write(measured, store).as_uri())
+    deadline = time.monotonic() + 60
+    while browser.execute_script("return document.documentElement.dataset.ready") != "yes":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    shown = browser.execute_script(
+        """
+        const map = document.querySelector("[data-arm]");
+        map.emit("plotly_hover", { points: [{ pointNumber: 2 }], event: { clientX: 40, clientY: 40 } });
+        const tip = document.getElementById("tip");
+        return [tip.textContent, tip.offsetHeight, getComputedStyle(tip.firstChild).backgroundImage];
+        """
+    )
+    tree = json.loads((measured / "results" / "simclr-s0" / "maps.json").read_text())
+    tile = tree["tiles"][2]
+    labels = [
+        label for label, has in zip(store.labels, store.targets[store.names.index(tile)], strict=True) if has
+    ]
+    assert shown[0] == f"{tile}: {', '.join(labels)}"
+    assert shown[1] > 88
+    assert shown[2].startswith('url("data:image/jpeg')
+    colours = "return [...new Set(document.querySelector('[data-arm]').data[0].marker.color)].length"
+    by_category = browser.execute_script(colours)
+    browser.execute_script(
+        "const s = document.getElementById('colour'); s.value = '1'; s.dispatchEvent(new Event('change'))"
+    )
+    shown_tiles = [store.names.index(name) for name in tree["tiles"]]
+    assert by_category == len({store.categories[row] for row in shown_tiles})
+    assert browser.execute_script(colours) == len(set(store.targets[shown_tiles, 1].tolist()))
+
+
+def test_the_corrupted_tile_is_one_the_audit_trusts(measured: Path, store: tiles.Store) -> None:
+    test = [store.names[row] for row in store.rows("test")]
+    tested = {"haze": {"1": 0.5, "3": 0.4}}
+    rows = page._corrupted(tested, store, flagged=test[1:])
+    expected = pictures.uri(store.pixels[store.names.index(test[0])], side_px=page.CORRUPTION_PX)
+    assert rows[0] == {"name": "untouched", "pictures": [expected]}
+    assert [(row["name"], len(row["pictures"])) for row in rows[1:]] == [("haze", 2)]

@@ -71,8 +71,8 @@ def _cloud(x: Tensor, level: int, draws: list[torch.Generator]) -> Tensor:
 
 
 def _season(x: Tensor, level: int, draws: list[torch.Generator]) -> Tensor:  # noqa: ARG001
-    """Vegetation, where green exceeds red and blue, turns to the brown of autumn at its own brightness."""
-    greenness = ((2 * x[:, 1] - x[:, 0] - x[:, 2]) * 8).clamp(0, 1)[:, None]
+    """Vegetation, where green exceeds both red and blue, turns to the brown of autumn at its own brightness."""
+    greenness = ((x[:, 1] - torch.maximum(x[:, 0], x[:, 2])) * 12).clamp(0, 1)[:, None]
     brown = _grey(x) * _colour(x, 1.35, 0.95, 0.5)
     return x + (brown - x) * greenness * (0.4, 0.7, 1.0)[level]
 

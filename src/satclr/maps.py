@@ -105,7 +105,7 @@ def _umap(x: npt.NDArray[np.float32], *, neighbours: int, seed: int) -> Floats:
         warnings.simplefilter(
             "ignore"
         )  # umap warns of its own dependencies, and that a seed means one thread
-        from umap import UMAP  # type: ignore[import-untyped]
+        from umap import UMAP
 
         model = UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed, n_jobs=1)
         plane: Floats = model.fit_transform(x)

@@ -108,7 +108,7 @@ def robustness(found: Mapping[str, Mapping[str, Any]], palette: Palette) -> Any:
         figure.add_vline(
             x=result["clean_mAP"], line={"color": palette.colour(arm), "dash": "dot", "width": 1.5}
         )
-    figure.update_xaxes(title="test mAP, mean over strengths (dotted: untouched tiles)", rangemode="tozero")
+    figure.update_xaxes(title="test mAP", rangemode="tozero")
     figure.update_yaxes(autorange="reversed", automargin=True)
     return figure
 
@@ -141,7 +141,7 @@ def _gaps(upper: Sequence[float], lower: Sequence[float]) -> list[float]:
 
 
 def _figure(*, height: int) -> Any:
-    from plotly import graph_objects as go  # type: ignore[import-untyped]
+    from plotly import graph_objects as go
 
     figure = go.Figure()
     figure.update_layout(
