@@ -82,10 +82,10 @@ def ladder(
         _interval(level, step["test_mAP"], step["ci95"], place, colour)
         if "against" in step:
             _interval(change, step["delta_mAP"], step["delta_ci95"], place, colour)
-            text = f"{step['delta_mAP']:+.3f}"
             change.annotate(
-                text, (step["delta_mAP"], place), (0, 7), textcoords="offset points", ha="center", fontsize=8
-            )
+                f"{step['delta_mAP']:+.3f}", (step["delta_mAP"], place), (0, 7), textcoords="offset points",
+                ha="center", fontsize=8, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
+            )  # fmt: skip
     for name, value in paper.items():
         level.axvline(value, color="#999999", linestyle=":", linewidth=1.2)
         level.annotate(
