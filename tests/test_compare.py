@@ -76,6 +76,7 @@ def test_contrasts_are_later_minus_earlier_with_paired_intervals(
     seeds = [entry["test_mAP"] for entry in arms["simclr"]["seeds"].values()]
     assert arms["simclr"]["test_mAP"] == pytest.approx(np.mean(seeds))
     assert arms["simclr"]["test_mAP_sd"] == pytest.approx(np.std(seeds, ddof=1))
+    assert f"{np.mean(seeds):.4f} ± {np.std(seeds, ddof=1):.4f}" in compare.table(report)[2]
 
 
 def test_the_ladder_climbs_in_the_order_asked_for(

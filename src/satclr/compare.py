@@ -168,7 +168,7 @@ def per_class(found: Mapping[str, Sequence[Result]]) -> tuple[list[str], dict[st
 
 
 def table(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The report as rows a person reads: arm, test mAP, interval, validation mAP, against the reference."""
+    """The report as rows a person reads: arm, test mAP (± deviation over seeds), interval, against the reference."""
     reference = next(iter(report["arms"]))
     against = {c["arm"]: c for c in report["contrasts"] if c["against"] == reference}
     rows: list[tuple[str, ...]] = [
@@ -178,7 +178,8 @@ def table(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
         low, high = arm["test_mAP_ci95"]
         row: tuple[str, ...] = (
             name,
-            f"{arm['test_mAP']:.4f}",
+            f"{arm['test_mAP']:.4f}"
+            + (f" ± {arm['test_mAP_sd']:.4f}" if arm["test_mAP_sd"] is not None else ""),
             f"{low:.4f} to {high:.4f}",
             f"{arm['val_mAP']:.4f}",
         )
