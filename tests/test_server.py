@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -64,7 +65,9 @@ def postgres(tmp_path: Path) -> Iterator[str]:
     if not POSTGRES:
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
     port = free_port()
-    folder = Path(f"/tmp/satclr-postgres-{port}")  # noqa: S108 - another user must reach it
+    folder = (
+        Path(tempfile.gettempdir()) / f"satclr-postgres-{port}"
+    )  # tmp_path is closed to PostgreSQL's user
     options: dict[str, Any] = {"cwd": "/"}
     if os.geteuid() == 0:
         user = pwd.getpwnam("postgres")

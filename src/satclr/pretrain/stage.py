@@ -55,8 +55,6 @@ def run(
     Raises `encoder.EncoderError` for weights that are not to be had, `RunError` when the loss is not finite
     and `distributed.ProcessError` when another process is gone.
     """
-    if enc.device().type == "cpu":
-        keep_freed_memory()
     key = fingerprint(settings, seed, store.digest, start)
     folder = root / ".cache" / "checkpoints" / key
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,6 +118,8 @@ def train(
     start: Path | None = None,
 ) -> None:
     """Train, or go on from the checkpoint in `folder`, and leave encoder and curve there."""
+    if enc.device().type == "cpu":
+        keep_freed_memory()
     how = settings.pretrain
     mean, std = store.statistics(how.normalization)
     weights = str(start.absolute()) if start else how.weights
