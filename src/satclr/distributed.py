@@ -233,12 +233,11 @@ class _Normalize(torch.autograd.Function):
             g, x, weight, None, None, mean, inverse, True, 0.0, [False, True, True]
         )
         whole = _sum(torch.stack([by_weight, by_bias]), "synchronizing BatchNorm") / count
-        # x̂ = (x - mean)·inverse; the gradient is weight·inverse·(g - mean of g - x̂·mean of g·x̂)
-        by_g = weight * inverse
-        by_x = -by_g * whole[0] * inverse
-        constant = -by_g * whole[1] - by_x * mean
+        # x̂ = (x - mean)·inverse; the gradient is weight·inverse·(g - mean of g - x̂·mean of g·x̂). Differences are
+        # taken before they are scaled: folded into constants they lose digits where the mean is large.
         shape = (1, -1, *(1,) * (x.ndim - 2))
-        by_input = torch.addcmul(constant.view(shape), x, by_x.view(shape)).addcmul_(g, by_g.view(shape))
+        centred = (x - mean.view(shape)).mul_((whole[0] * inverse).view(shape))
+        by_input = (g - whole[1].view(shape)).sub_(centred).mul_((weight * inverse).view(shape))
         return by_input.to(x.dtype), by_weight, by_bias, None
 
 
