@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 from torch import Tensor
 from torchvision.transforms import ColorJitter, GaussianBlur, RandomResizedCrop, v2
 from torchvision.transforms.v2 import functional as F  # noqa: N812

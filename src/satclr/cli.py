@@ -456,6 +456,8 @@ def sync(profile: Profile = None) -> None:
         here.root, [_published(here, arm) for seeds in here.arms() for arm in seeds]
     )
     typer.echo(f"{len(published)} arm runs in the store")
+    if (here.reports / "compare.json").is_file():
+        tracking.publish_report(here.root, here.profile, here.reports)
     for line in missing:
         typer.echo(f"left out: {line}", err=True)
     restored = registry.restore(here.root, here.profile)

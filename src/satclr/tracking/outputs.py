@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def points(outputs: Outputs) -> list[POINT]:
         for row in table(outputs.results / f"{stage}.csv"):
             epoch = int(row.pop("epoch"))
             rows += [(f"{stage}/{key}", float(value), epoch) for key, value in row.items() if value]
-    for key, value in outputs.metrics.items():
+    for key, value in _flat(outputs.metrics):
         if key == "seed":
             continue
         name = re.sub(r"^(test|val)_", r"\1/", metric_name(key))
@@ -90,6 +90,15 @@ def points(outputs: Outputs) -> list[POINT]:
     names = metric_names([row["label"] for row in classes])
     rows += [(f"test_ap/{name}", float(row["AP"]), 0) for name, row in zip(names, classes, strict=True)]
     return rows
+
+
+def _flat(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What metrics.json holds, {"sweep": {"learning_rate": r}} as ("sweep_learning_rate", r)."""
+    for key, value in metrics.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}_{inner}", number) for inner, number in value.items())
+        else:
+            yield key, value
 
 
 def table(path: Path) -> list[dict[str, str]]:
