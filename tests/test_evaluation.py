@@ -61,6 +61,11 @@ def load(path: Path) -> dict[str, Any]:
     return tree
 
 
+def header(path: Path) -> list[str]:
+    with path.open() as file:
+        return next(csv.reader(file))
+
+
 def names(tree: dict[str, Any], prefix: str = "") -> set[str]:
     """The keys of a tree, those of inner ones behind a dot."""
     found = set()
@@ -75,7 +80,7 @@ def test_the_files_hold_every_number_under_its_name(measured: Path) -> None:
         found = load(folder / "metrics.json")
         assert names(found) == set(METRICS.split()) | {"profile", "arm", "seed"}
         assert set(found["label_efficiency"][0]) == {"fraction", "tiles", "test_mAP", "sd", "subsets"}
-        assert next(csv.reader((folder / "per_class_ap.csv").open())) == PER_CLASS.split()
+        assert header(folder / "per_class_ap.csv") == PER_CLASS.split()
         assert names(load(folder / "robustness.json")) == set(ROBUSTNESS.split())
         assert names(load(folder / "maps.json")) == set(MAPS.split()) | {"tiles", "projections.pca"}
     report = load(measured / "reports" / "tiny" / "compare.json")
@@ -86,8 +91,7 @@ def test_the_files_hold_every_number_under_its_name(measured: Path) -> None:
         assert names(entry) == set(COMPARED_ARM.split()) | more
         assert names(seeds["0"]) == set(METRICS.split())
     assert [set(contrast) for contrast in report["contrasts"]] == [set(CONTRAST.split())]
-    with (measured / "reports" / "tiny" / "per_class_ap.csv").open() as file:
-        assert next(csv.reader(file)) == COMPARED_LABEL.split()
+    assert header(measured / "reports" / "tiny" / "per_class_ap.csv") == COMPARED_LABEL.split()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -62,12 +62,16 @@ def per_label(rows: Sequence[Row], counts: Sequence[Row], *, arm: str) -> list[d
         if row["AP"]:
             by_label.setdefault(row["label"], {})[row["arm"]] = row
     count = {row["label"]: row for row in counts}
-    found = [
-        {"label": label, "positives": int(count[label]["positives"]),
-         "prevalence": float(count[label]["prevalence"]), "arms": arms}
+    found: list[dict[str, Any]] = [
+        {
+            "label": label,
+            "positives": int(count[label]["positives"]),
+            "prevalence": float(count[label]["prevalence"]),
+            "arms": arms,
+        }
         for label, arms in by_label.items()
-    ]  # fmt: skip
-    by = "delta_AP" if next(iter(found))["arms"][arm]["delta_AP"] else "AP"
+    ]
+    by = "delta_AP" if any(row["arms"][arm]["delta_AP"] for row in found) else "AP"
     return sorted(found, key=lambda row: -float(row["arms"][arm][by]))
 
 
