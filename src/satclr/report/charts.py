@@ -49,7 +49,7 @@ def curves(values: Curves, palette: Palette, *, ylabel: str) -> Any:
 
 def labels(rows: Sequence[Mapping[str, Any]], arms: Sequence[str], palette: Palette) -> Any:
     """AP of every label with its interval, arms beside each other on the label's line; rows of `per_label`."""
-    figure = _label_dots(rows, arms, palette, keys=("AP", "AP_lo", "AP_hi"))
+    figure = _label_dots(rows, arms, palette, keys=("AP", "AP_lo", "AP_hi"), height=_height(rows, arms))
     figure.update_xaxes(title="test AP", range=[0, 1.02])
     return figure
 
@@ -57,15 +57,25 @@ def labels(rows: Sequence[Mapping[str, Any]], arms: Sequence[str], palette: Pale
 def differences(rows: Sequence[Mapping[str, Any]], arms: Sequence[str], palette: Palette) -> Any:
     """How much more AP than the first arm's every label has, with its paired interval; rows of `per_label`."""
     keys = ("delta_AP", "delta_AP_lo", "delta_AP_hi")
-    figure = _label_dots(rows, arms[1:], palette, keys=keys)
+    figure = _label_dots(rows, arms[1:], palette, keys=keys, height=_height(rows, arms))
     figure.update_xaxes(title=f"difference in test AP to {arms[0]}", zeroline=True)
     return figure
 
 
+def _height(rows: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> int:
+    """The same for both charts of labels, so that a label's lines stand side by side."""
+    return 90 + (12 + 9 * len(arms)) * len(rows)
+
+
 def _label_dots(
-    rows: Sequence[Mapping[str, Any]], arms: Sequence[str], palette: Palette, *, keys: Sequence[str]
+    rows: Sequence[Mapping[str, Any]],
+    arms: Sequence[str],
+    palette: Palette,
+    *,
+    keys: Sequence[str],
+    height: int,
 ) -> Any:
-    figure = _figure(height=90 + (12 + 9 * len(arms)) * len(rows))
+    figure = _figure(height=height)
     for i, arm in enumerate(arms):
         middle, low, high = ([float(row["arms"][arm][key]) for row in rows] for key in keys)
         shift = 0.6 * ((i + 0.5) / len(arms) - 0.5)
