@@ -24,9 +24,8 @@ from .conftest import ROOT, resolve
 B = 13  # tiles a batch: an odd number, so that shares differ
 OBJECTIVES = [name for name in get_args(params.Objective) if name != "none"]
 CASES = [(name, norm, size) for name in OBJECTIVES for norm in ("group", "batch") for size in (None, 5)]
-# Views as rows alone decide them, and no BatchNorm, whose gradients amplify rounding on batches this small.
+# No BatchNorm, whose gradients amplify rounding on batches this small.
 CALM: dict[str, Any] = {
-    "views": {"blur_p": 0.0},
     "pretrain": {"arch": "squeezenet1_1", "projection": {"batch_norm": False}, "epochs": 3},
 }
 
@@ -204,7 +203,7 @@ def test_too_many_processes_for_a_batch_is_one_error(
 
 
 if __name__ == "__main__":
-    loop.CHECKPOINT_AFTER_S = 0.0
+    loop.CHECKPOINT_AFTER_S, loop.CHECKPOINT_SHARE = 0.0, 0
     opened, target = tiles.open_store(Path(sys.argv[2])), Path(sys.argv[3])
     if sys.argv[1] == "work":
         work(opened, target)
