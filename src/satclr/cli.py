@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -102,6 +103,20 @@ class Project:
             )
         return path
 
+    def check_start(self, arm: Arm) -> None:
+        """Stop if the arm that this one went on from has another encoder by now; DVC sees its settings only."""
+        from satclr import encoder, tensorfile
+
+        own, start = self.model(arm, "encoder.safetensors"), self.start(arm)
+        if start is None or not own.exists():
+            return
+        if encoder.metadata(own).get("start") != {"sha256": tensorfile.digest(start)}:
+            fail(
+                f"arm {arm.name!r} with seed {arm.seed} went on from another encoder than {start} is now; run "
+                f"`dvc repro --force --single-item pretrain@{self.profile}-{arm.name}-{arm.seed}`, then `dvc repro`",
+                code=2,
+            )
+
     def result(self, arm: Arm, file: str = "") -> Path:
         return self.results / arm.key / file
 
@@ -157,6 +172,18 @@ def prepare(profile: Profile = None) -> None:
     here = project(profile)
     arm = here.arm(here.params.run[0], None)  # data settings are the profile's: any arm has them
     stage.run(here.data, here.store, arm.settings.data)
+
+
+@app.command()
+def lineage(profile: Profile = None) -> None:
+    """Write down what each arm goes on from (`pretrain.from`), for DVC: build/<profile>/lineage."""
+    from satclr import lineage as stage
+
+    here = project(profile)
+    stage.run(
+        here.store / "lineage",
+        {name: here.arm(name, None).settings.pretrain for name in here.params.arms},
+    )
 
 
 @app.command()
@@ -293,6 +320,8 @@ def compare(profile: Profile = None) -> None:
     from satclr import compare as stage
     from satclr import figures
 
+    for arm in chain.from_iterable(here.arms()):
+        here.check_start(arm)
     palette = figures.Palette(list(here.params.arms))
     report = stage.run(
         here.results, here.reports, arms=here.arms(), rungs=here.params.ladder, palette=palette

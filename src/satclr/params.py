@@ -346,7 +346,7 @@ def _check_names(params: Params) -> None:
 
 
 def _check_starts(params: Params, starts: Mapping[str, str | None]) -> None:
-    """Arms that go on from another arm: it exists, it does not lead back, and it runs too."""
+    """Arms that go on from another arm: it exists, it does not lead back, and it runs first."""
     for arm, start in starts.items():
         if start is None:
             continue
@@ -359,8 +359,9 @@ def _check_starts(params: Params, starts: Mapping[str, str | None]) -> None:
                 raise ParamsError(f"{path} leads back: {' from '.join([*chain, following])}")
             chain.append(following)
             following = starts.get(following)
-        if arm in params.run and start not in params.run:
-            raise ParamsError(f"{path}: {start!r} is not in run; list it there, before {arm!r}")
+        if arm in params.run and start not in params.run[: params.run.index(arm)]:
+            place = "behind it in" if start in params.run else "not in"
+            raise ParamsError(f"{path}: {start!r} is {place} run; list it there, before {arm!r}")
 
 
 def _check_sections(
