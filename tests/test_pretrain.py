@@ -287,6 +287,23 @@ def test_each_objective_is_the_loss_of_its_name() -> None:
     torch.testing.assert_close(pretrain.contrast(z, y, "mulsupcon", 0.3), expected)
 
 
+def test_nt_xent_may_have_a_share_of_the_loss(store: tiles.Store, tmp_path: Path) -> None:
+    z, y = torch.randn(12, 5, dtype=torch.float64), (torch.rand(6, 4) < 0.5).repeat(2, 1)
+    plain, own = pretrain.contrast(z, y, "nt_xent", 0.3), pretrain.contrast(z, y, "mulsupcon", 0.3)
+    found = pretrain.contrast(z, y, "mulsupcon", 0.3, nt_xent_weight=0.2)
+    torch.testing.assert_close(found, 0.2 * plain + 0.8 * own)
+    ends = {w: resolve("jaccard", pretrain={"nt_xent_weight": w, "epochs": 1}) for w in (0.0, 0.5, 1.0)}
+    first = {}
+    for weight, arm in ends.items():
+        run(store, tmp_path / str(weight), arm)
+        (first[weight],) = losses(tmp_path / str(weight) / arm.key)
+    assert len(set(first.values())) == 3
+    with pytest.raises(
+        params.ParamsError, match=r"nt_xent_weight 0\.5 goes with an objective that sees labels"
+    ):
+        resolve("simclr", pretrain={"nt_xent_weight": 0.5})
+
+
 class Net(torch.nn.Module):
     """Rows (b,3,8,8) → z (b,5)."""
 

@@ -125,6 +125,7 @@ class Pretrain(Model):
     weights: str  # IMAGENET1K_V2 and the like, none, or the path of a safetensors or state-dict file
     normalization: Literal["train", "imagenet", "released"]  # whose mean and std enter the encoder
     objective: Objective
+    nt_xent_weight: Probability  # w of w·NT-Xent + (1 - w)·objective, for an objective that sees labels
     temperature: Annotated[float, Field(gt=0, le=10)]
     projection: Projection
     forward: Literal["joint", "separate"]  # both views in one batch, or (notebook) one after the other
@@ -150,6 +151,11 @@ class Pretrain(Model):
             raise ValueError(f"warmup_epochs {self.warmup_epochs} leaves nothing of epochs {self.epochs}")
         if self.warmup_epochs and self.schedule == "constant":
             raise ValueError("warmup_epochs goes with schedule: cosine")
+        if self.nt_xent_weight and self.objective in {"none", "nt_xent"}:
+            raise ValueError(
+                f"nt_xent_weight {self.nt_xent_weight} goes with an objective that sees labels, "
+                f"not with {self.objective}"
+            )
         if self.micro_batch_size is not None and self.forward == "separate":
             raise ValueError("micro_batch_size goes with forward: joint")
         return self
