@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import time
@@ -30,6 +29,8 @@ from satclr.pretrain.step import Step
 
 ROUNDS, STEPS = 3, 4
 GPUS = torch.cuda.device_count()
+SPEED = (("resnet18", 64, 128), ("resnet50", 224, 16))
+SPEED_QUICK = (("resnet18", 64, 16),)
 # encoder, side of a view, global batch, micro-batches; the last size of each shows whether memory follows the batch
 MEMORY = (
     ("resnet18", 64, 1024, (64, 128, 256)),
@@ -43,19 +44,20 @@ MEMORY_QUICK = (("resnet18", 64, 16, (4, 8)),)
 def rows(*, quick: bool = False) -> list[Row]:
     found = []
     if GPUS != 1:
-        found.append(speed(rounds=1 if quick else ROUNDS, batch_size=16 if quick else 128))
+        found += [speed(*size, rounds=1 if quick else ROUNDS) for size in (SPEED_QUICK if quick else SPEED)]
     for arch, crop_px, batch_size, sizes in MEMORY_QUICK if quick else MEMORY_GPU if GPUS else MEMORY:
         found += [memory(arch, crop_px, batch_size, size) for size in sizes]
     return found
 
 
-def speed(*, rounds: int, batch_size: int) -> Row:
+def speed(arch: str, crop_px: int, batch_size: int, *, rounds: int) -> Row:
     one, two = [], []
     for _ in range(rounds):
         for processes, speeds in ((2, two), (1, one)):
-            speeds.append(measure(processes, "resnet18", 64, batch_size, None)["tiles_per_s"])
-    name = "2 processes of nccl against 1" if GPUS else "2 processes of 1 thread against 1 of 2"
-    return rate_row(name, two, one, "tiles/s") | {"batch_size": batch_size, "precision": "bfloat16"}
+            speeds.append(measure(processes, arch, crop_px, batch_size, None)["tiles_per_s"])
+    which = "2 processes of nccl against 1" if GPUS else "2 processes of 1 thread against 1 of 2"
+    row = rate_row(f"{arch} {crop_px} px, {which}", two, one, "tiles/s")
+    return row | {"batch_size": batch_size, "precision": "bfloat16"}
 
 
 def memory(arch: str, crop_px: int, batch_size: int, size: int) -> Row:
