@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -131,6 +132,24 @@ def project(profile: str | None = None) -> Project:
 
 
 def main() -> None:
+    """Run a command; under torchrun, end at once when it fails.
+
+    At Python's own end gloo would wait for a process that is gone, until torchrun kills this one after 30 s.
+    """
+    try:
+        _main()
+    except BaseException as error:
+        code = error.code if isinstance(error, SystemExit) else 1
+        if "RANK" not in os.environ or not code:
+            raise
+        if not isinstance(error, SystemExit):
+            traceback.print_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+
+def _main() -> None:
     """Run a command; an error that a person can mend is one message, not a traceback."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
