@@ -459,3 +459,16 @@ def test_a_warm_restart_says_which_arm_to_run_first(
 def test_the_number_of_processes_is_no_part_of_a_fingerprint(store: tiles.Store) -> None:
     one, two = (resolve(pretrain={"processes": n}).settings for n in (1, 2))
     assert pretrain.fingerprint(one, 0, store.digest) == pretrain.fingerprint(two, 0, store.digest)
+
+
+def test_compiling_goes_with_one_process(
+    store: tiles.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(params.ParamsError, match="compile goes with processes: 1, not with processes: 2"):
+        resolve(pretrain={"compile": True, "processes": 2})
+    monkeypatch.setenv("WORLD_SIZE", "2")  # torchrun's doing
+    with pytest.raises(pretrain.RunError, match=r"pretrain\.compile goes with one process, not with 2"):
+        pretrain.train(
+            store, settings=resolve(pretrain={"compile": True}).settings, seed=0, root=tmp_path,
+            folder=tmp_path, log=lambda *_: None,
+        )  # fmt: skip

@@ -203,7 +203,6 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001
         if input.ndim < 2:
             raise ValueError(f"BatchNorm got {input.ndim} dimensions; it needs (B,C,...)")
 
-    @torch.compiler.disable  # exchanges between processes are not to be compiled; what lies between them is
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)

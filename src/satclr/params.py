@@ -143,7 +143,7 @@ class Pretrain(Model):
     warmup_epochs: Annotated[int, Field(ge=0)]  # linear, before a cosine
     precision: Literal["float32", "bfloat16"]  # of the encoder's arithmetic; the loss is float32
     channels_last: bool
-    compile: bool  # torch.compile
+    compile: bool  # torch.compile, in one process
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -156,6 +156,8 @@ class Pretrain(Model):
                 f"nt_xent_weight {self.nt_xent_weight} goes with an objective that sees labels, "
                 f"not with {self.objective}"
             )
+        if self.compile and self.processes > 1:
+            raise ValueError(f"compile goes with processes: 1, not with processes: {self.processes}")
         if self.micro_batch_size is not None and self.forward == "separate":
             raise ValueError("micro_batch_size goes with forward: joint")
         return self
