@@ -12,13 +12,13 @@ from satclr import cli
 
 
 def satclr(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> object:
-    """Run a command in this process; returns its exit code, None for success."""
+    """Run a command in this process; returns its exit code."""
     monkeypatch.setattr(sys, "argv", ["satclr", *arguments])
     try:
         cli.main()
     except SystemExit as stop:
         return stop.code
-    return None
+    return 0
 
 
 def family(tree: dict[str, Any]) -> None:
@@ -66,15 +66,15 @@ def test_comparing_stops_when_the_encoder_gone_on_from_is_another_by_now(
 ) -> None:
     root = project(family)
     for arguments in (["prepare"], ["pretrain", "--arm", "simclr"], ["pretrain", "--arm", "warm"]):
-        assert satclr(*arguments, monkeypatch=monkeypatch) is None
+        assert satclr(*arguments, monkeypatch=monkeypatch) == 0
     satclr("compare", monkeypatch=monkeypatch)
     assert "another encoder" not in capsys.readouterr().err
     edit(root, lambda tree: tree["arms"]["simclr"]["pretrain"].update(temperature=0.3))
-    assert satclr("pretrain", "--arm", "simclr", monkeypatch=monkeypatch) is None
+    assert satclr("pretrain", "--arm", "simclr", monkeypatch=monkeypatch) == 0
     assert satclr("compare", monkeypatch=monkeypatch) == 2
     said = capsys.readouterr().err
     assert "arm 'warm' with seed 0 went on from another encoder" in said
     assert "`dvc repro --force --single-item pretrain@tiny-warm-0`" in said
-    assert satclr("pretrain", "--arm", "warm", monkeypatch=monkeypatch) is None
+    assert satclr("pretrain", "--arm", "warm", monkeypatch=monkeypatch) == 0
     satclr("compare", monkeypatch=monkeypatch)
     assert "another encoder" not in capsys.readouterr().err
