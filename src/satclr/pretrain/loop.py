@@ -112,6 +112,8 @@ def _start(
 ) -> tuple[Step, checkpoint.State]:
     """The step and where to go on with it."""
     how, device = settings.pretrain, next(encoder.parameters()).device
+    if how.compile and distributed.processes() > 1:
+        raise RunError(f"pretrain.compile goes with one process, not with {distributed.processes()}")
     with enc.seeded(randomness.derive(seed, "projection")):
         head = enc.projection_head(width, **how.projection.model_dump()).to(device)
     model = nn.Sequential(encoder, head).train()
