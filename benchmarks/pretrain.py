@@ -54,7 +54,7 @@ class Size:
     limit_rounds: int  # turns of the limit: a ratio near 1 needs more of them
 
 
-FULL = (Size("resnet18", 64, 96, 128, 8, 3, 6), Size("resnet50", 224, 256, 16, 3, 3, 6))
+FULL = (Size("resnet18", 64, 96, 128, 8, 2, 6), Size("resnet50", 224, 256, 16, 2, 2, 4))
 QUICK = (Size("resnet18", 64, 96, 16, 2, 1, 1), Size("resnet50", 224, 256, 2, 2, 1, 1))
 
 
