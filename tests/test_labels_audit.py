@@ -1,5 +1,6 @@
 """The audit finds what is planted, on real releases and on made-up sets, and little else."""
 
+import csv
 import io
 import json
 import shutil
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from satclr.labels import Audit, Finding, Labels, audit, flagged_rows, read, render
 from satclr.labels.checks import longest_runs, namesake
+from satclr.labels.known import documented
 
 FIRST, SECOND = "mlrsnet-labels/release-2020-06-30", "mlrsnet-labels/release-2021-05-19"
 
@@ -83,6 +85,31 @@ def test_the_first_release_is_left_alone(external_data: Path) -> None:
     assert not [finding for finding in report.findings if finding.level == "error"]
     (release,) = of_kind(report, "known-release")
     assert "2020-06-30" in release.title
+
+
+def test_mlrsnets_own_spreadsheet_is_read(external_data: Path, tmp_path: Path) -> None:
+    """Sheet 1 lists the categories; sheet 2, below two lines of heading, a number, a category and its labels."""
+    folder = external_data / "mlrsnet-labels"
+    (tmp_path / "Labels").symlink_to(folder / "release-2020-06-30")
+    book, found = openpyxl.Workbook(), dict[str, list[str]]()
+    for row in csv.reader((folder / "category_labels.csv").read_text().splitlines()[1:]):
+        found.setdefault(row[0], []).append(row[1])
+    for i, category in enumerate(["Categories", *found]):
+        book.worksheets[0].append([i, category])
+    sheet = book.create_sheet()
+    sheet.append(["MLRSNet"])
+    sheet.append(["No.", "Categories", "Labels"])
+    for i, (category, names) in enumerate(found.items(), 1):
+        sheet.append([i, category, *names])
+    book.save(tmp_path / "Categories_names.xlsx")
+    labels = read(tmp_path / "Labels")
+    document = documented(tmp_path / "Labels", labels)
+    assert document is not None
+    assert document == ("Categories_names.xlsx", documented(folder / "release-2020-06-30", labels)[1])  # type: ignore[index]
+    assert set(document[1]) == set(labels.columns)
+    beyond = of_kind(audit(labels, tmp_path / "Labels"), "undocumented-label")
+    assert [len(finding.rows) for finding in beyond if finding.flagged] == []
+    assert sum(len(finding.rows) for finding in beyond) == 965
 
 
 def test_a_mixture_of_releases_is_told(external_data: Path, tmp_path: Path) -> None:
@@ -187,7 +214,9 @@ def test_a_lost_label_is_found(
     assert tiles_of(labels, finding) == tiles
 
 
-@pytest.mark.parametrize("form", ["long.csv", "wide.csv", "columns.csv", "merged.xlsx", "commas.xlsx"])
+@pytest.mark.parametrize(
+    "form", ["long.csv", "wide.csv", "columns.csv", "merged.xlsx", "commas.xlsx", "mlrsnet.xlsx"]
+)
 def test_labels_outside_the_data_sets_own_document_are_found(sound: Path, form: str) -> None:
     (sound / "Labels" / "plain.csv").rename(sound / "Labels" / "wide_plain.csv")
     strange = change(sound, "pier", range(7), kiosk=1)
@@ -210,6 +239,9 @@ def test_labels_outside_the_data_sets_own_document_are_found(sound: Path, form: 
         rows = [["No.", "Categories", "Labels"]]
         for i, (category, names) in enumerate(allowed.items()):
             rows += [[str(i), category, names[0]], *(["", "", name] for name in names[1:])]
+    elif form == "mlrsnet.xlsx":  # two lines of heading; number, category, labels, of differing count
+        rows = [["The labels of each category"], ["No.", "Category", "Labels"]]
+        rows += [[str(i), f"{c} ", *(f" {n}" for n in names)] for i, (c, names) in enumerate(allowed.items())]
     else:
         rows = [[category, ", ".join(names)] for category, names in allowed.items()]
     if form.endswith(".csv"):
@@ -217,6 +249,13 @@ def test_labels_outside_the_data_sets_own_document_are_found(sound: Path, form: 
         (sound / "Labels" / "..").resolve().joinpath("category_labels.csv").write_text(text)
     else:
         book = openpyxl.Workbook()
+        names_only = book.worksheets[0]
+        for category in (
+            "Categories",
+            "pier",
+            "plain",
+        ):  # a first sheet that names categories, some labels too
+            names_only.append([None, category])
         sheet = book.create_sheet()
         for row in rows:
             sheet.append([cell or None for cell in row])

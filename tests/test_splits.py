@@ -83,6 +83,11 @@ def test_groups_stay_together() -> None:
     assert len(apart) > 100
 
 
+def test_leakage_is_a_group_in_more_than_one_split() -> None:
+    split = ["train", "test", "test", "val", "val", "test"]
+    assert splits.spanning(split, [0, 1, 0, 3, 3, 1]) == [[0, 2]]
+
+
 def test_groups_of_one_are_no_groups() -> None:
     names = tile_names(97)
     alone = splits.split(names, fractions=PAPER, seed=3)

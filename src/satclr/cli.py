@@ -170,7 +170,7 @@ def pretrain(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
     from satclr import distributed, tiles
     from satclr import pretrain as stage
 
-    store = tiles.open_store(here.store)
+    store = tiles.open_store(here.store).learning(chosen.settings.pretrain.near_duplicates)
     fingerprint = stage.fingerprint(chosen.settings, chosen.seed, store.digest, start)
     logs = trains and distributed.rank() == 0
     with _live(here, chosen, "pretrain", fingerprint, enabled=logs) as log:
@@ -212,7 +212,7 @@ def probe(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
     from satclr import probe as stage
     from satclr import tiles
 
-    store = tiles.open_store(here.store)
+    store = tiles.open_store(here.store).learning(chosen.settings.probe.near_duplicates)
     encoder = here.model(chosen, "encoder.safetensors")
     fingerprint = stage.fingerprint(chosen.settings, chosen.seed, encoder)
     with _live(here, chosen, "probe", fingerprint) as log:
@@ -237,7 +237,7 @@ def evaluate(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
     from satclr import tiles
 
     result = stage.run(
-        tiles.open_store(here.store),
+        tiles.open_store(here.store).learning(chosen.settings.probe.near_duplicates),
         features=here.model(chosen, "features.npy"),
         probe=here.model(chosen, "probe.safetensors"),
         out=here.result(chosen),
@@ -301,6 +301,9 @@ def compare(profile: Profile = None) -> None:
     if report["ladder"]:
         typer.echo()
         _print_table(stage.ladder_table(report))
+    if report["leakage"]:
+        typer.echo()
+        _print_table(stage.leakage_table(report))
 
 
 @app.command()
