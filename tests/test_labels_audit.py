@@ -31,10 +31,10 @@ def text_of(report: Audit) -> str:
 
 
 def timed_audit(folder: Path) -> tuple[Labels, Audit]:
-    start = time.perf_counter()
+    start = time.process_time()  # of this process: other ones may keep the processor busy
     labels = read(folder)
     report = audit(labels, folder)
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
     return labels, report
 
 
@@ -81,7 +81,9 @@ def test_the_first_release_is_left_alone(external_data: Path) -> None:
     labels, report = timed_audit(external_data / FIRST)
     flagged = flagged_rows(report)
     assert len(flagged) <= 0.01 * len(labels.tiles)
-    assert set(np.flatnonzero(labels.targets.sum(1) == 0)) <= set(flagged)
+    empty = set(np.flatnonzero(labels.targets.sum(1) == 0))
+    assert len(empty) == 10
+    assert empty <= set(flagged)
     assert not [finding for finding in report.findings if finding.level == "error"]
     (release,) = of_kind(report, "known-release")
     assert "2020-06-30" in release.title
@@ -191,6 +193,40 @@ def test_planted_row_faults_are_found(sound: Path) -> None:
     flagged = {labels.tiles[row] for row in flagged_rows(report)}
     assert flagged >= filled | empty
     assert set(report.to_dict()["flagged"]) == flagged
+
+
+def test_faults_of_every_kind_planted_together_are_all_found(sound: Path) -> None:
+    for category in CATEGORIES:
+        change(sound, category, range(TILES), f1=0, f2=0, f3=0, f4=0)
+        change(sound, category, range(100, 130), f1=1, f2=1)
+    change(sound, "pier", range(60, 64), f3=1)
+    planted = {
+        "run-of-ones": change(sound, "plain", range(10, 30), **dict.fromkeys(NAMES[3:22], 1)),
+        "no-label": change(sound, "plain", range(40, 44), **dict.fromkeys(NAMES, 0)),
+        "lost-label": change(sound, "orchard", range(TILES), orchards=0),
+        "missing-namesake": change(sound, "pier", range(7, 8), pier=0),
+        "undocumented-label": change(sound, "plain", range(50, 62), orchards=1),
+        "row-without-image": {"pier_9.jpg"},
+    }
+    planted["too-many-labels"] = planted["run-of-ones"]
+    (sound / "Images" / "pier" / "pier_9.jpg").rename(sound / "Images" / "pier" / "pier_1000.jpg")
+    for path in (sound / "Labels").glob("car_kiosk.csv"):
+        path.write_text(path.read_text().replace(",f0,", ",,", 1))
+    allowed = {category: [*NAMES[:30], namesake(category, NAMES, None)[0] or ""] for category in CATEGORIES}
+    (sound / "category_labels.csv").write_text("\n".join(",".join([c, *n]) for c, n in allowed.items()))
+    labels, report = audited(sound)
+    for kind, tiles in planted.items():
+        (finding,) = of_kind(report, kind)
+        assert tiles <= tiles_of(labels, finding), kind
+        assert finding.flagged, kind
+    details = {f.kind: f.details for f in report.findings}
+    assert details["unused-label"] == ("f4",)
+    assert details["rare-label"] == ("f3",)
+    assert details["identical-labels"] == ("f1 = f2",)
+    assert details["repaired-header"] == ("car_kiosk.csv: the nameless column is read as 'f0'",)
+    assert of_kind(report, "image-without-row")[0].examples == ("pier/pier_1000.jpg",)
+    flagged = {labels.tiles[row] for row in flagged_rows(report)}
+    assert len(flagged) <= len(set.union(*planted.values())) + 0.02 * len(labels.tiles)
 
 
 @pytest.mark.parametrize(

@@ -181,8 +181,8 @@ def test_the_summary_shows_what_is_uneven_first() -> None:
     drawn = ["train"] * 70 + ["val"] * 20 + ["test"] * 10
     out = Console(file=io.StringIO(), width=100)
     with out.capture() as captured:
-        out.print(splits.summary(drawn, targets, ["even", "scarce"]))
+        out.print(splits.summary(drawn, targets, ["balanced", "scarce"]))
     text = captured.get()
-    assert text.index("scarce (none in val, test)") < text.index("even")
+    assert text.index("scarce") < text.index("none in val, test") < text.index("balanced")
     assert "train (70)" in text
     np.testing.assert_allclose(splits.prevalence(drawn, targets)["train"], [0.5, 3 / 70])

@@ -510,9 +510,12 @@ def import_(
 
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         fail(f"{name!r} is no name for a data set; use small letters, digits and _, as for a profile", code=2)
-    target = project().root / "data" / name
-    typer.echo(str(importing.run(source, target, labels_source=labels)))
-    typer.echo(f"next: `dvc add data`, then a profile {name!r} in params.yaml")
+    here = project()
+    run, known = f"`dvc exp run -S profile={name}`", name in here.params.profiles
+    typer.echo(str(importing.run(source, here.root / "data" / name, labels_source=labels)))
+    typer.echo(
+        f"next: `dvc add data`, then {run if known else f'a profile {name!r} in params.yaml, and {run}'}"
+    )
 
 
 @app.command()

@@ -21,6 +21,7 @@ from satclr import randomness
 
 SPLITS: Final = ("train", "val", "test")
 SUMMARY_LABELS: Final = 8
+SUMMARY_WIDTH: Final = 30  # characters
 
 Targets = npt.NDArray[np.uint8]
 Fractions = tuple[float, float, float]
@@ -151,15 +152,16 @@ def summary(
     whole = targets.mean(0, dtype=np.float64)
     off = np.max([abs(share - whole) for share in shares.values()], axis=0)
     order = np.argsort(-off, kind="stable")
-    table = Table(title="Label prevalence by split, the least even first", title_justify="left")
-    table.add_column("label")
+    table = Table(title="Label prevalence by split, the least even first", title_justify="left", box=None)
+    table.add_column("label", no_wrap=True, max_width=SUMMARY_WIDTH)
     for heading in (*(f"{name} ({sizes[name]:,})" for name in shares), f"all ({len(split):,})", "off by"):
         table.add_column(heading, justify="right")
+    table.add_column()
     for k in order[:most]:
         cells = [f"{share[k]:.2%}" for share in (*shares.values(), whole)]
         missing = [name for name, share in shares.items() if share[k] == 0]
-        note = f" (none in {', '.join(missing)})" if missing else ""
-        table.add_row(f"{labels[k]}{note}", *cells, f"{100 * off[k]:.2f}")
+        note = f"none in {', '.join(missing)}" if missing else ""
+        table.add_row(labels[k], *cells, f"{100 * off[k]:.2f}", note)
     if len(order) > most:
         table.caption = f"{len(order) - most} more, off by at most {100 * off[order[most]]:.2f}"
         table.caption_justify = "left"
