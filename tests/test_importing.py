@@ -11,7 +11,8 @@ import tarfile
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,7 +21,7 @@ import openpyxl
 import pytest
 from PIL import Image
 
-from satclr import importing, labels, params, prepare
+from satclr import importing, labels, params, prepare, progress
 from satclr.importing import archives, layout, programs
 from satclr.importing.rar import files as files_in
 from tests import rar
@@ -249,7 +250,35 @@ def test_each_kind_of_download_is_imported(tmp_path: Path, kind: str) -> None:
     assert (tree(source) if source.is_dir() else source.read_bytes()) == before
 
 
-@pytest.mark.parametrize("kind", ["mlrsnet zip of rars", "ucmerced txt", "aid"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_interrupted_import_of_each_kind_goes_on_and_ends_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    source, _, _ = make(kind, tmp_path)
+    importing.run(source, tmp_path / "whole" / "mine")
+
+    @contextmanager
+    def broken_off(*_: Any) -> Iterator[Callable[[int], None]]:
+        left = iter(range(5))
+
+        def advance(_: int) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+
+        yield advance
+
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "bar", broken_off)
+        with pytest.raises(KeyboardInterrupt):
+            importing.run(source, tmp_path / "data" / "mine")
+    assert not (tmp_path / "data" / "mine").exists()
+    assert importing.staging(tmp_path / "data" / "mine").is_dir()
+    importing.run(source, tmp_path / "data" / "mine")
+    assert tree(tmp_path / "data" / "mine") == tree(tmp_path / "whole" / "mine")
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_prepare_accepts_what_was_imported(tmp_path: Path, kind: str) -> None:
     source, known, _ = make(kind, tmp_path)
     importing.run(source, tmp_path / "data" / "mine")
