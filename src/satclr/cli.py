@@ -11,10 +11,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -102,6 +104,20 @@ class Project:
             )
         return path
 
+    def check_start(self, arm: Arm) -> None:
+        """Stop if the arm that this one went on from has another encoder by now; DVC sees its settings only."""
+        from satclr import encoder, tensorfile
+
+        own, start = self.model(arm, "encoder.safetensors"), self.start(arm)
+        if start is None or not own.exists():
+            return
+        if encoder.metadata(own).get("start") != {"sha256": tensorfile.digest(start)}:
+            fail(
+                f"arm {arm.name!r} with seed {arm.seed} went on from another encoder than {start} is now; run "
+                f"`dvc repro --force --single-item pretrain@{self.profile}-{arm.name}-{arm.seed}`, then `dvc repro`",
+                code=2,
+            )
+
     def result(self, arm: Arm, file: str = "") -> Path:
         return self.results / arm.key / file
 
@@ -116,6 +132,24 @@ def project(profile: str | None = None) -> Project:
 
 
 def main() -> None:
+    """Run a command; under torchrun, end at once when it fails.
+
+    At Python's own end gloo would wait for a process that is gone, until torchrun kills this one after 30 s.
+    """
+    try:
+        _main()
+    except BaseException as error:
+        code = error.code if isinstance(error, SystemExit) else 1
+        if "RANK" not in os.environ or not code:
+            raise
+        if not isinstance(error, SystemExit):
+            traceback.print_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+
+def _main() -> None:
     """Run a command; an error that a person can mend is one message, not a traceback."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
@@ -157,6 +191,18 @@ def prepare(profile: Profile = None) -> None:
     here = project(profile)
     arm = here.arm(here.params.run[0], None)  # data settings are the profile's: any arm has them
     stage.run(here.data, here.store, arm.settings.data)
+
+
+@app.command()
+def lineage(profile: Profile = None) -> None:
+    """Write down what each arm goes on from (`pretrain.from`), for DVC: build/<profile>/lineage."""
+    from satclr import lineage as stage
+
+    here = project(profile)
+    stage.run(
+        here.store / "lineage",
+        {name: here.arm(name, None).settings.pretrain for name in here.params.arms},
+    )
 
 
 @app.command()
@@ -293,6 +339,8 @@ def compare(profile: Profile = None) -> None:
     from satclr import compare as stage
     from satclr import figures
 
+    for arm in chain.from_iterable(here.arms()):
+        here.check_start(arm)
     palette = figures.Palette(list(here.params.arms))
     report = stage.run(
         here.results, here.reports, arms=here.arms(), rungs=here.params.ladder, palette=palette

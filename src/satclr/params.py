@@ -135,6 +135,7 @@ class Pretrain(Model):
     normalization: Literal["train", "imagenet", "released"]  # whose mean and std enter the encoder
     objective: Objective
     near_duplicates: NearDuplicates
+    nt_xent_weight: Probability  # w of w·NT-Xent + (1 - w)·objective, for an objective that sees labels
     temperature: Annotated[float, Field(gt=0, le=10)]
     projection: Projection
     forward: Literal["joint", "separate"]  # both views in one batch, or (notebook) one after the other
@@ -152,7 +153,7 @@ class Pretrain(Model):
     warmup_epochs: Annotated[int, Field(ge=0)]  # linear, before a cosine
     precision: Literal["float32", "bfloat16"]  # of the encoder's arithmetic; the loss is float32
     channels_last: bool
-    compile: bool  # torch.compile
+    compile: bool  # torch.compile, in one process
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -160,6 +161,13 @@ class Pretrain(Model):
             raise ValueError(f"warmup_epochs {self.warmup_epochs} leaves nothing of epochs {self.epochs}")
         if self.warmup_epochs and self.schedule == "constant":
             raise ValueError("warmup_epochs goes with schedule: cosine")
+        if self.nt_xent_weight and self.objective in {"none", "nt_xent"}:
+            raise ValueError(
+                f"nt_xent_weight {self.nt_xent_weight} goes with an objective that sees labels, "
+                f"not with {self.objective}"
+            )
+        if self.compile and self.processes > 1:
+            raise ValueError(f"compile goes with processes: 1, not with processes: {self.processes}")
         if self.micro_batch_size is not None and self.forward == "separate":
             raise ValueError("micro_batch_size goes with forward: joint")
         return self
@@ -357,7 +365,7 @@ def _check_names(params: Params) -> None:
 
 
 def _check_starts(params: Params, starts: Mapping[str, str | None]) -> None:
-    """Arms that go on from another arm: it exists, it does not lead back, and it runs too."""
+    """Arms that go on from another arm: it exists, it does not lead back, and it runs first."""
     for arm, start in starts.items():
         if start is None:
             continue
@@ -370,8 +378,9 @@ def _check_starts(params: Params, starts: Mapping[str, str | None]) -> None:
                 raise ParamsError(f"{path} leads back: {' from '.join([*chain, following])}")
             chain.append(following)
             following = starts.get(following)
-        if arm in params.run and start not in params.run:
-            raise ParamsError(f"{path}: {start!r} is not in run; list it there, before {arm!r}")
+        if arm in params.run and start not in params.run[: params.run.index(arm)]:
+            place = "behind it in" if start in params.run else "not in"
+            raise ParamsError(f"{path}: {start!r} is {place} run; list it there, before {arm!r}")
 
 
 def _check_sections(
