@@ -216,7 +216,7 @@ def pretrain(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
     from satclr import distributed, tiles
     from satclr import pretrain as stage
 
-    store = tiles.open_store(here.store)
+    store = tiles.open_store(here.store).learning(chosen.settings.pretrain.near_duplicates)
     fingerprint = stage.fingerprint(chosen.settings, chosen.seed, store.digest, start)
     logs = trains and distributed.rank() == 0
     with _live(here, chosen, "pretrain", fingerprint, enabled=logs) as log:
@@ -258,7 +258,7 @@ def probe(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
     from satclr import probe as stage
     from satclr import tiles
 
-    store = tiles.open_store(here.store)
+    store = tiles.open_store(here.store).learning(chosen.settings.probe.near_duplicates)
     encoder = here.model(chosen, "encoder.safetensors")
     fingerprint = stage.fingerprint(chosen.settings, chosen.seed, encoder)
     with _live(here, chosen, "probe", fingerprint) as log:
@@ -283,7 +283,7 @@ def evaluate(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
     from satclr import tiles
 
     result = stage.run(
-        tiles.open_store(here.store),
+        tiles.open_store(here.store).learning(chosen.settings.probe.near_duplicates),
         features=here.model(chosen, "features.npy"),
         probe=here.model(chosen, "probe.safetensors"),
         out=here.result(chosen),
@@ -349,6 +349,9 @@ def compare(profile: Profile = None) -> None:
     if report["ladder"]:
         typer.echo()
         _print_table(stage.ladder_table(report))
+    if report["leakage"]:
+        typer.echo()
+        _print_table(stage.leakage_table(report))
 
 
 @app.command()
@@ -555,9 +558,12 @@ def import_(
 
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         fail(f"{name!r} is no name for a data set; use small letters, digits and _, as for a profile", code=2)
-    target = project().root / "data" / name
-    typer.echo(str(importing.run(source, target, labels_source=labels)))
-    typer.echo(f"next: `dvc add data`, then a profile {name!r} in params.yaml")
+    here = project()
+    run, known = f"`dvc exp run -S profile={name}`", name in here.params.profiles
+    typer.echo(str(importing.run(source, here.root / "data" / name, labels_source=labels)))
+    typer.echo(
+        f"next: `dvc add data`, then {run if known else f'a profile {name!r} in params.yaml, and {run}'}"
+    )
 
 
 @app.command()

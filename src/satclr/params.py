@@ -52,7 +52,12 @@ class Split(Model):
     file: str | None  # a CSV in the data folder (columns image, split) instead of a draw
 
     @model_validator(mode="after")
-    def _sums_to_one(self) -> Self:
+    def _possible(self) -> Self:
+        if self.file is not None and (self.by == "group" or self.stratify):
+            raise ValueError(
+                f"by: {self.by} and stratify: {str(self.stratify).lower()} are about a draw, "
+                f"but file: {self.file} says which tile goes where; set file: null to draw"
+            )
         if min(self.fractions) <= 0 or abs(sum(self.fractions) - 1) > 1e-9:
             raise ValueError(
                 f"fractions {list(self.fractions)} are not three positive numbers that add up to 1"
@@ -105,6 +110,10 @@ class Views(Model):
         return self
 
 
+# Training tiles that show the same as a validation or test tile: learnt from, or not. Between arms that differ in
+# this alone stands the leakage of the split, on the same test tiles.
+NearDuplicates = Literal["keep", "leave_out"]
+
 # nt_xent knows no labels; the others see the labels of the training tiles (loss.py says what each does).
 Objective = Literal["none", "nt_xent", "supcon_any", "supcon_all", "jaccard", "mulsupcon"]
 
@@ -125,6 +134,7 @@ class Pretrain(Model):
     weights: str  # IMAGENET1K_V2 and the like, none, or the path of a safetensors or state-dict file
     normalization: Literal["train", "imagenet", "released"]  # whose mean and std enter the encoder
     objective: Objective
+    near_duplicates: NearDuplicates
     nt_xent_weight: Probability  # w of w·NT-Xent + (1 - w)·objective, for an objective that sees labels
     temperature: Annotated[float, Field(gt=0, le=10)]
     projection: Projection
@@ -178,6 +188,7 @@ class Probe(Model):
     epochs: Count
     batch_size: Annotated[int, Field(ge=2)]
     learning_rate: Annotated[float, Field(gt=0)]
+    near_duplicates: NearDuplicates  # in all that learns from labels: the sweep and neighbours too
     select: Literal["best", "last", "first"]  # which epoch is tested; best: by validation mAP
 
 
