@@ -8,12 +8,13 @@ from satclr import compare, embed, evaluate, figures, maps, params, pretrain, pr
 
 from .conftest import resolve
 
-PALETTE = figures.Palette(["baseline", "simclr"])
+ARMS = ("baseline", "simclr", "baseline_by_group")
+PALETTE = figures.Palette(list(ARMS))
 QUICK = {"labels": {"fractions": [0.1, 0.5], "subsets": 2}, "sweep": {"epochs": 2}}
 
 
 def arms() -> list[params.Arm]:
-    return [resolve(name, evaluate=QUICK) for name in ("baseline", "simclr")]
+    return [resolve(name, evaluate=QUICK) for name in ARMS]
 
 
 def models(store: tiles.Store, root: Path) -> None:

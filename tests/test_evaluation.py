@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from satclr import tiles, tracking
 
 from . import made_up
-from .measured import arms, evaluation
+from .measured import ARMS, arms, evaluation
 
 METRICS = """
 test_mAP test_mAP_ci95 test_micro_mAP val_mAP best_epoch test_tiles labels labels_without_positives
@@ -84,13 +85,15 @@ def test_the_files_hold_every_number_under_its_name(measured: Path) -> None:
         assert names(load(folder / "robustness.json")) == set(ROBUSTNESS.split())
         assert names(load(folder / "maps.json")) == set(MAPS.split()) | {"tiles", "projections.pca"}
     report = load(measured / "reports" / "tiny" / "compare.json")
-    assert set(report) == {"profile", "arms", "contrasts", "ladder", "paper"}
+    assert set(report) == {"profile", "arms", "contrasts", "ladder", "paper", "leakage"}
     more = {f"robustness.{key}" for key in ROBUSTNESS.split()} | {f"maps.{key}" for key in MAPS.split()}
     for entry in report["arms"].values():
         seeds = entry.pop("seeds")
         assert names(entry) == set(COMPARED_ARM.split()) | more
         assert names(seeds["0"]) == set(METRICS.split())
-    assert [set(contrast) for contrast in report["contrasts"]] == [set(CONTRAST.split())]
+    for contrast in report["contrasts"]:
+        first = contrast["against"] == ARMS[0]
+        assert set(contrast) == {key for key in CONTRAST.split() if first or not key.startswith("labels_")}
     assert header(measured / "reports" / "tiny" / "per_class_ap.csv") == COMPARED_LABEL.split()
 
 
@@ -108,12 +111,20 @@ def test_mlflow_holds_every_number_under_its_name(
     assert set(client.get_run(run_id).data.metrics) == set(ARM_RUN.split())
     expected = {
         "/".join([what, arm, *rest])
-        for arm in ("baseline", "simclr")
+        for arm in ARMS
         for what, *rest in (name.split("@") for name in COMPARE_RUN_ARM.split())
     }
-    expected |= {f"{what}/simclr - baseline" for what in COMPARE_RUN_CONTRAST.split()}
     expected |= {
-        f"{w}/simclr/{label}" for w in COMPARE_RUN_LABEL.split() for label in ("grass", "road", "water")
+        f"{what}/{arm} - {against}"
+        for against, arm in combinations(ARMS, 2)
+        for what in COMPARE_RUN_CONTRAST.split()
+        if against == ARMS[0] or not what.startswith("labels_")
+    }
+    expected |= {
+        f"{what}/{arm}/{label}"
+        for what in COMPARE_RUN_LABEL.split()
+        for arm in ARMS[1:]
+        for label in ("grass", "road", "water")
     }
     assert set(client.get_run(compare_id).data.metrics) == expected
 

@@ -49,6 +49,17 @@ def test_the_page_shows_the_numbers_of_compare(measured: Path, store: tiles.Stor
     assert store.digest in html
 
 
+def test_the_page_shows_leakage_and_the_prevalence_of_labels(measured: Path, store: tiles.Store) -> None:
+    html = write(measured, store).read_text()
+    (row,) = json.loads((measured / "reports" / "compare.json").read_text())["leakage"]
+    assert (row["by_tile"], row["by_group"]) == ("baseline", "baseline_by_group")
+    assert "<h3>Leakage</h3>" in html
+    assert f"<td>{row['train_tiles'][0] - row['train_tiles'][1]} of {row['train_tiles'][0]}</td>" in html
+    for split in tiles.SPLITS:
+        share = store.targets[store.rows(split)].mean(0)[store.labels.index("road")]
+        assert f"<td>{share:.2%}</td>" in html
+
+
 def test_a_repeated_report_is_bit_identical(measured: Path, store: tiles.Store) -> None:
     assert write(measured, store).read_bytes() == write(measured, store).read_bytes()
 

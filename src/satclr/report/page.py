@@ -98,6 +98,7 @@ def _render(
         answer=verdict,
         ladder=sections.ladder(reports),
         paper=compare["paper"],
+        leakage=compare["leakage"],
         best=best,
         seeds=[r.arm.seed for r in next(iter(runs.values()))],
         charts=_charts(runs, compare, labels, robustness, audit, palette),
