@@ -17,7 +17,7 @@ from . import made_up
 from .measured import ARMS, arms, evaluation
 
 METRICS = """
-test_mAP test_mAP_ci95 test_micro_mAP val_mAP best_epoch test_tiles labels labels_without_positives
+test_mAP test_mAP_ci95 test_micro_mAP val_mAP best_epoch train_tiles test_tiles labels labels_without_positives
 test_macro_F1 test_micro_F1 test_macro_precision test_micro_precision test_macro_recall test_micro_recall
 test_ECE test_ECE_scaled temperature test_LRAP test_one_error test_coverage
 test_knn_mAP test_knn_mAP_ci95 test_sweep_mAP test_sweep_mAP_ci95 val_sweep_mAP
@@ -35,7 +35,7 @@ CONTRAST = "arm against delta_mAP ci95 p_value labels_better labels_worse"
 COMPARED_LABEL = "arm label AP AP_lo AP_hi delta_AP delta_AP_lo delta_AP_hi"
 
 ARM_RUN = """
-test/mAP test/mAP_lo test/mAP_hi test/micro_mAP val/mAP best_epoch test/tiles labels
+test/mAP test/mAP_lo test/mAP_hi test/micro_mAP val/mAP best_epoch train_tiles test/tiles labels
 test/macro_F1 test/micro_F1 test/macro_precision test/micro_precision test/macro_recall test/micro_recall
 test/ECE test/ECE_scaled temperature test/LRAP test/one_error test/coverage
 test/knn_mAP test/knn_mAP_lo test/knn_mAP_hi test/sweep_mAP test/sweep_mAP_lo test/sweep_mAP_hi val/sweep_mAP
