@@ -196,7 +196,7 @@ def test_gpus_are_sampled_through_their_driver(monkeypatch: pytest.MonkeyPatch) 
     import pynvml
     import torch
 
-    from satclr.tracking import live as module
+    from satclr.tracking.live import _gpus
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     made_up_driver = {
@@ -209,7 +209,7 @@ def test_gpus_are_sampled_through_their_driver(monkeypatch: pytest.MonkeyPatch) 
     }
     for name, function in made_up_driver.items():
         monkeypatch.setattr(pynvml, name, function)
-    sample = module._gpus()()
+    sample = _gpus()()
     assert sample["gpu_1_utilization_percentage"] == 91
     assert sample["gpu_0_memory_usage_megabytes"] == 1000
     assert sample["gpu_0_power_usage_watts"] == 300

@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 from tests.serving import free_port
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-WAIT_S = 120
+WAIT_S = 300
 SHOTS = "SATCLR_SCREENSHOTS"  # a folder to keep the pictures in
 PROJECT = "SATCLR_PROJECT"  # a project after `dvc repro`, instead of a new one
 
