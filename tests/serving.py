@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-TRIES = 900  # five a second; counted, not timed: a busy machine may stand still for minutes
+TRIES = 3000  # five a second; counted, not timed: a busy machine may stand still for minutes
 
 
 def free_port() -> int:
