@@ -25,7 +25,7 @@ test: setup          ## the default test suite
 	$(RUN) pytest -m "not slow"
 
 test-slow: setup     ## the long tests: real servers, browsers, real data
-	$(RUN) pytest -m slow
+	$(RUN) --group test-s3 pytest -m slow
 
 check: setup         ## lint, types, import contracts
 	$(RUN) ruff format --check .

@@ -5,7 +5,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -192,6 +194,48 @@ def test_sigterm_ends_a_live_run_as_killed_and_sigkill_is_noticed_by_the_next(ro
     with live(root, fingerprint="next"):
         status = {run.data.tags["satclr.fingerprint"]: run.info.status for run in runs(root)}
         assert status == {"SIGTERM": "KILLED", "SIGKILL": "KILLED", "next": "RUNNING"}
+
+
+def test_a_run_of_another_machine_is_killed_after_an_hour_of_silence(root: Path) -> None:
+    store = tracking.open_store(root, "sample")
+    tags = {"satclr.host": "elsewhere", "satclr.pid": "1", "satclr.pid_started": "0.00"}
+    hour_ms, now_ms = 3_600_000, int(time.time() * 1000)
+
+    def begun(ago_ms: int) -> str:
+        run = store.client.create_run(store.experiment_id, start_time=now_ms - ago_ms, tags=tags)
+        return str(run.info.run_id)
+
+    young, silent, alive = begun(hour_ms // 2), begun(2 * hour_ms), begun(2 * hour_ms)
+    for run_id, ago_ms in ((silent, 3 * hour_ms // 2), (alive, 1000)):
+        store.client.log_metric(run_id, "system/cpu_utilization_percentage", 5.0, now_ms - ago_ms)
+    with live(root):
+        pass
+    status = {run.info.run_id: run.info.status for run in runs(root)}
+    assert {status[young], status[alive]} == {"RUNNING"}
+    assert status[silent] == "KILLED"
+
+
+def test_gpus_are_sampled_through_their_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pynvml
+    import torch
+
+    from satclr.tracking.live import _gpus
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    made_up_driver = {
+        "nvmlInit": lambda: None,
+        "nvmlDeviceGetCount": lambda: 2,
+        "nvmlDeviceGetHandleByIndex": lambda i: i,
+        "nvmlDeviceGetMemoryInfo": lambda i: SimpleNamespace(used=(i + 1) * 1e9),
+        "nvmlDeviceGetUtilizationRates": lambda i: SimpleNamespace(gpu=90 + i),
+        "nvmlDeviceGetPowerUsage": lambda i: 300_000 + i,
+    }
+    for name, function in made_up_driver.items():
+        monkeypatch.setattr(pynvml, name, function)
+    sample = _gpus()()
+    assert sample["gpu_1_utilization_percentage"] == 91
+    assert sample["gpu_0_memory_usage_megabytes"] == 1000
+    assert sample["gpu_0_power_usage_watts"] == 300
 
 
 def test_training_outlives_a_server_that_goes_away(root: Path, caplog: pytest.LogCaptureFixture) -> None:

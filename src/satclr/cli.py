@@ -122,10 +122,14 @@ class Project:
         return self.results / arm.key / file
 
 
-def project(profile: str | None = None) -> Project:
-    """The project of the working folder: the nearest folder upwards with a params.yaml."""
+def project(profile: str | None = None, *, or_ours: bool = False) -> Project:
+    """The project of the working folder: the nearest folder upwards with a params.yaml.
+
+    Outside of any, with `or_ours`, the one whose source this is.
+    """
     here = Path.cwd()
-    for folder in (here, *here.parents):
+    ours = [Path(__file__).parents[2]] if or_ours else []
+    for folder in (here, *here.parents, *ours):
         if (folder / "params.yaml").is_file():
             return Project(folder, profile)
     return fail(f"no params.yaml in {here} or above it; run satclr inside a satclr project", code=2)
@@ -489,10 +493,10 @@ def ui(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
     browser: Annotated[bool, typer.Option(help="Open the browser.")] = False,
 ) -> None:
-    """Open this project's MLflow store on 127.0.0.1."""
+    """Open this project's MLflow store on 127.0.0.1, whatever the folder."""
     from satclr import tracking
 
-    here = project(profile)
+    here = project(profile, or_ours=True)
     sys.exit(tracking.ui(here.root, here.profile, port=port, browser=browser))
 
 

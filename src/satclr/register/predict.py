@@ -41,7 +41,7 @@ def champion(root: Path, profile: str, alias: str = CHAMPION) -> Any:
             f"{name} has no {alias} in {store.uri}; run satclr register, or satclr sync after dvc pull"
         ) from None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")  # MLflow, on importing its pyfunc, advises itself on type hints
         return mlflow.pyfunc.load_model(f"models:/{name}@{alias}")
 
 
