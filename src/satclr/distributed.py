@@ -225,7 +225,9 @@ class _Normalize(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         # Running statistics, which no momentum moves, have those of a bfloat16 x in float32.
         unused = torch.zeros(2, x.shape[1], dtype=weight.dtype)
-        own_mean, own_var = torch.batch_norm_update_stats(x, unused[0], unused[1], 0.0)  # the variance is biased
+        own_mean, own_var = torch.batch_norm_update_stats(
+            x, unused[0], unused[1], 0.0
+        )  # the variance is biased
         rows = own_mean.new_full((1,), x.numel() / x.shape[1])
         every = _all(torch.cat([own_mean, own_var, rows]), "synchronizing BatchNorm")
         means, variances, counts = every.split([len(own_mean), len(own_mean), 1], 1)
