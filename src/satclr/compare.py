@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from satclr import figures, metrics, randomness
+from satclr import atomic, figures, metrics, randomness
 from satclr.params import Arm
 
 # Briody & Aygen's own test mAP on MLRSNet: a frozen ImageNet ResNet-50, and after SimCLR.
@@ -71,10 +71,7 @@ def run(
     _check_same_test(found)
     report = {"profile": arms[0][0].profile, **numbers(found), "paper": PAPER}
     report["ladder"] = ladder(report, rungs)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "compare.json").write_text(
-        json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    atomic.write_json(out / "compare.json", report, allow_nan=True)
     _write_curves(out / "curves.csv", found)
     labels, aps = per_class(found)
     _write_per_class(out / "per_class_ap.csv", labels, aps)
@@ -258,7 +255,7 @@ def _table(path: Path) -> list[dict[str, float]]:
 
 
 def _write_curves(path: Path, found: Mapping[str, Sequence[Result]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with atomic.replacing(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["arm", "seed", "epoch", *CURVES])
         for name, results in found.items():
@@ -268,7 +265,7 @@ def _write_curves(path: Path, found: Mapping[str, Sequence[Result]]) -> None:
 
 
 def _write_per_class(path: Path, labels: Sequence[str], aps: Mapping[str, npt.NDArray[np.float64]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with atomic.replacing(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["arm", "label", "AP"])
         for name, ap in aps.items():

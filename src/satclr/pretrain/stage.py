@@ -17,7 +17,7 @@ import filelock
 import torch
 from torch import nn
 
-from satclr import distributed, progress, randomness, tiles, views
+from satclr import atomic, distributed, progress, randomness, tiles, views
 from satclr import encoder as enc
 from satclr.params import Settings
 from satclr.pretrain import checkpoint
@@ -66,10 +66,8 @@ def run(
             if done:
                 progress.say(f"this pretraining has been run before; its encoder is taken from {key[:12]}")
             for source, target in ((folder / "encoder.safetensors", out), (folder / "pretrain.csv", curve)):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                part = target.with_name(target.name + ".part")
-                shutil.copyfile(source, part)
-                part.replace(target)
+                with atomic.replacing(target) as part:
+                    shutil.copyfile(source, part)
         distributed.agree(True, device=enc.device())  # nobody returns before the files stand
 
 
@@ -191,7 +189,7 @@ def _try(lock: filelock.BaseFileLock, patience_s: float) -> bool:
 
 
 def _write_curve(path: Path, curve: Sequence[tuple[float, float]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with atomic.replacing(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["epoch", "loss", "learning_rate"])
         writer.writerows([epoch, *row] for epoch, row in enumerate(curve, 1))

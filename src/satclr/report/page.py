@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from satclr import corruptions, figures, tiles
+from satclr import atomic, corruptions, figures, tiles
 from satclr.params import Arm
 from satclr.report import charts, pictures
 
@@ -83,9 +83,7 @@ def run(
     if len(html.encode()) > MAX_MB * 1e6:
         raise ReportError(f"the report is {len(html.encode()) / 1e6:.1f} MB, over {MAX_MB}; run fewer arms")
     path = reports / "report.html"
-    part = path.with_name("report.html.part")
-    part.write_text(html, encoding="utf-8")
-    part.replace(path)
+    atomic.write_text(path, html)
     return path
 
 
