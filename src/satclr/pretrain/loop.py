@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,14 +14,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from satclr import distributed, optimizers, progress, randomness, tiles
+from satclr import distributed, optimizers, progress, randomness, stopping, tiles
 from satclr import encoder as enc
 from satclr.params import Settings
 from satclr.pretrain import checkpoint
 from satclr.pretrain.step import Step, cut
 
 CHECKPOINT_EVERY_S = 600.0  # within an epoch
-CHECKPOINT_AFTER_S = 15.0  # at an epoch's end, if so much has passed since the last: more would be lost time
+# At an epoch's end, if so much has passed since the last: more would be lost time.
+CHECKPOINT_AFTER_S = float(os.environ.get("SATCLR_CHECKPOINT_AFTER_S", "15"))
 
 Log = Callable[[int, Mapping[str, float]], None]
 
@@ -48,7 +50,7 @@ def contrast(
     step, state = _start(encoder, width, store, settings=settings, seed=seed, folder=folder)
     parts = cut(size, how.micro_batch_size)
     saved = time.monotonic()
-    with _bar(steps * how.epochs) as advance:
+    with _bar(steps * how.epochs) as advance, stopping.deferred() as stop:
         advance(state.epoch * steps + state.step)
         for epoch in range(state.epoch, how.epochs):
             started, first = time.monotonic(), state.step
@@ -62,11 +64,15 @@ def contrast(
                 loss = step(batch, targets, parts, epoch=epoch, step=state.step, rate=rate)
                 state.step += 1
                 pending.append((loss, rows))
-                if device.type == "cpu" or len(pending) == 32 or state.step == steps:  # 32: keep a GPU fed
+                if (
+                    device.type == "cpu" or len(pending) == 32 or state.step == steps or stop.asked
+                ):  # 32: keep a GPU fed
                     _settle(pending, state, store, epoch)
-                if time.monotonic() - saved > CHECKPOINT_EVERY_S and not pending:
+                if time.monotonic() - saved > CHECKPOINT_EVERY_S and not pending and state.step < steps:
                     saved = _save(folder, step, state)
                 advance(1)
+                if stop.asked and state.step < steps:
+                    _leave(stop, folder, step, state)
             state.curve.append((math.fsum(state.partial) / steps, rate))
             state.epoch, state.step, state.partial = epoch + 1, 0, []
             if time.monotonic() - saved > CHECKPOINT_AFTER_S:
@@ -74,6 +80,8 @@ def contrast(
             if distributed.rank() == 0:
                 speed = (steps - first) * size / (time.monotonic() - started)
                 log(epoch + 1, {"loss": state.curve[-1][0], "learning_rate": rate, "tiles_per_s": speed})
+            if stop.asked and state.epoch < how.epochs:
+                _leave(stop, folder, step, state)
     encoder.eval()
     return state
 
@@ -122,6 +130,16 @@ def _save(folder: Path, step: Step, state: checkpoint.State) -> float:
     if distributed.rank() == 0:
         checkpoint.save(folder, step.model, step.optimizer, state)
     return time.monotonic()
+
+
+def _leave(stop: stopping.Stop, folder: Path, step: Step, state: checkpoint.State) -> None:
+    """Save and go, as the signal asked. Others than process 0 wait for it to go: it may need them to end its step."""
+    if distributed.rank() == 0:
+        _save(folder, step, state)
+        progress.say(
+            f"stopped after epoch {state.epoch}, step {state.step}; the same command goes on from there"
+        )
+        stop.leave()
 
 
 def _settle(
