@@ -520,6 +520,15 @@ def sync(profile: Profile = None) -> None:
 
 
 @app.command()
+def mend() -> None:
+    """Mend what a killed `dvc repro` left behind: its lock file, its list of who works on what."""
+    from satclr import mend as repair
+
+    for line in repair.run(project().root) or ["nothing to mend"]:
+        typer.echo(line)
+
+
+@app.command()
 def relocate() -> None:
     """Mend the paths in the MLflow store after the project folder has moved."""
     from satclr import tracking
