@@ -60,8 +60,8 @@ def test_processes_that_are_gone_hold_nothing(root: Path) -> None:
     path = root / ".dvc" / "tmp" / "rwlock"
     mine = {"pid": os.getpid(), "cmd": sys.argv[0] or "pytest"}
     other = {"pid": os.getpid(), "cmd": "/somewhere/bin/dvc repro"}  # a process id that another one has now
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        pass
     gone = {"pid": dead.pid, "cmd": "/somewhere/bin/dvc repro"}
     path.write_text(
         json.dumps({"write": {"/a": gone, "/b": other, "/c": mine}, "read": {"/d": [gone, mine]}})

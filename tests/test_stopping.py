@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -34,14 +35,17 @@ def interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-def start(code: str, **environment: str) -> subprocess.Popen[str]:
-    """A process that listens, up to the point where it does."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
+@contextmanager
+def started(code: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that listens, from where it does."""
+    plain = {k: v for k, v in os.environ.items() if k not in {"DVC_STAGE", "RANK"}}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**plain, **environment}
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process
+        process.kill()
 
 
 def test_a_deferred_signal_shows_at_once_and_acts_on_leaving() -> None:
@@ -83,38 +87,24 @@ def test_without_a_signal_nothing_happens() -> None:
 
 @pytest.mark.parametrize("code", [SLEEPING, DEAF])
 def test_sigterm_ends_a_process_in_time_even_in_the_middle_of_a_long_call(code: str) -> None:
-    process = start(code)
-    begun = time.monotonic()
-    process.terminate()
-    assert process.wait() == 143
-    assert time.monotonic() - begun < 5
+    with started(code) as process:
+        begun = time.monotonic()
+        process.terminate()
+        assert process.wait() == 143
+        assert time.monotonic() - begun < 5
 
 
-def test_a_stage_does_not_outlive_the_dvc_that_runs_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("environment", [{"DVC_STAGE": "pretrain"}, {}])
+def test_a_stage_does_not_outlive_its_dvc_but_any_shell(environment: dict[str, str], tmp_path: Path) -> None:
     script = tmp_path / "stage.py"
     script.write_text(SLEEPING)
-    boss = f"import subprocess, sys; subprocess.run([sys.executable, {str(script)!r}])"
-    process = start(boss, DVC_STAGE="pretrain")
-    (child,) = psutil.Process(process.pid).children()
-    process.kill()
-    process.wait()
-    _gone, alive = psutil.wait_procs([child], timeout=10)
-    assert not alive
-
-
-def test_without_dvc_a_command_outlives_the_shell_that_began_it(tmp_path: Path) -> None:
-    script = tmp_path / "stage.py"
-    script.write_text(SLEEPING)
-    environment = {k: v for k, v in os.environ.items() if k not in {"DVC_STAGE", "RANK"}}
-    boss = f"import subprocess, sys; subprocess.run([sys.executable, {str(script)!r}])"
-    process = subprocess.Popen(
-        [sys.executable, "-c", boss], stdout=subprocess.PIPE, text=True, env=environment
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    (child,) = psutil.Process(process.pid).children()
-    process.kill()
-    process.wait()
-    _gone, alive = psutil.wait_procs([child], timeout=3 * stopping.LOOK_EVERY_S + 0.5)
-    assert alive == [child]
-    child.kill()
+    boss = f"import subprocess, sys; subprocess.Popen([sys.executable, {str(script)!r}]).wait()"
+    with started(boss, **environment) as process:
+        (child,) = psutil.Process(process.pid).children()
+        process.kill()
+        process.wait()
+        patience_s = 10 if environment else 3 * stopping.LOOK_EVERY_S + 0.5
+        _gone, alive = psutil.wait_procs([child], timeout=patience_s)
+        assert alive == ([] if environment else [child])
+        for left in alive:
+            left.kill()
