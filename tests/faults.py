@@ -131,6 +131,9 @@ def make(folder: Path, *, tree: Mapping[str, Any], data: Path, targets: tuple[st
     return Project(folder, profile, targets)
 
 
+Ready = Callable[[Project, float], bool]  # whether it is time, in a run that began then
+
+
 @dataclass(frozen=True)
 class Moment:
     """When to kill: once `ready` in `stage` (DVC's name), after up to `spread_s` more."""
@@ -138,7 +141,7 @@ class Moment:
     what: str
     stage: str
     spread_s: float
-    ready: Callable[[Project], bool] = lambda _project: True
+    ready: Ready = lambda _project, _since: True
     victims: Sequence[str] = ("stage", "dvc", "all")
 
 
@@ -179,9 +182,17 @@ def thin_out(source: Path, target: Path, *, keep: float) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-def exists(pattern: str) -> Callable[[Project], bool]:
-    """Whether the project has a file like this."""
-    return lambda project: any(project.root.glob(pattern))
+def exists(pattern: str) -> Ready:
+    """Whether the project has a file like this, younger than the present run: kills leave older ones."""
+
+    def fresh(project: Project, since: float) -> bool:
+        for path in project.root.glob(pattern):
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime >= since:
+                    return True
+        return False
+
+    return fresh
 
 
 def moments(project: Project, order: Sequence[str], seconds: Mapping[str, float]) -> list[Moment]:
@@ -235,7 +246,7 @@ def kill(project: Project, moment: Moment, order: Sequence[str], rng: random.Ran
     """Run `dvc repro` and kill it at `moment`, or soon after if that has passed. False if it ended before."""
     rank = {stage: i for i, stage in enumerate(order)}
     log, before = project.root / "log", len(tally.kills)
-    (project.root / "mlruns" / ".register.lock").unlink(missing_ok=True)
+    since = time.time()
     process = project.start("dvc", "repro", *project.targets, log=log)
     wait_s = rng.random() * moment.spread_s
     victim = rng.choice(list(moment.victims))
@@ -243,7 +254,9 @@ def kill(project: Project, moment: Moment, order: Sequence[str], rng: random.Ran
     while process.poll() is None:
         at = max((rank.get(stage, -1) for stage in running(project)), default=-1)
         begun, passed = at == rank[moment.stage], at > rank[moment.stage]
-        if due is None and (moment.what == "dvc's start" or passed or (begun and moment.ready(project))):
+        if due is None and (
+            moment.what == "dvc's start" or passed or (begun and moment.ready(project, since))
+        ):
             due = time.monotonic() + wait_s
         if due is not None and time.monotonic() >= due:
             strike(project, process, moment, victim, rng, tally)
@@ -271,7 +284,7 @@ def strike(
     workers = [child for child in children if is_stage(child)]
     if victim == "stage" and not workers:
         victim = "dvc"
-    hit = running(project)[-1] if workers else "dvc"
+    hit = (running(project) or ["dvc"])[-1] if workers else "dvc"
     tally.seen |= {child.pid for child in children}
     if victim == "all":
         os.killpg(process.pid, signal.SIGKILL)
@@ -437,8 +450,8 @@ def harness(folder: Path, *, seed: int, kills: int) -> dict[str, Any]:
     while len(plan) < kills:
         plan.append(Moment("anywhere", (stage := rng.choice(order)), seconds[stage]))
     rank = {stage: i for i, stage in enumerate(order)}
-    for moment in sorted(plan, key=lambda one: rank[one.stage]):
-        if kill(twin, moment, order, rng, tally):
+    for i, moment in enumerate(sorted(plan, key=lambda one: rank[one.stage])):
+        if kill(twin, moment, order, random.Random(f"{seed}/{i}"), tally):
             say(f"{len(tally.kills):3} {tally.kills[-1]}")
     finish(twin, tally)
     found = verdict(reference, twin, tally, (planted, content))

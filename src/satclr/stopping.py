@@ -51,7 +51,9 @@ def _leave_in_time(ear: socket.socket, _mouth: socket.socket) -> None:
         for number in ear.recv(64):
             if number in SIGNALS:
                 time.sleep(DEADLINE_S)
-                progress.say(f"stopped by {signal.Signals(number).name} in the middle of a step")
+                progress.say(
+                    f"stopped by {signal.Signals(number).name}; what was under way is left as it stands"
+                )
                 os._exit(128 + number)
 
 
