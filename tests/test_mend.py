@@ -40,8 +40,9 @@ def test_a_lock_file_cut_anywhere_is_cut_back_to_its_whole_stages(root: Path) ->
         (root / "dvc.lock").write_text(text[:end])
         said = mend.run(root)
         mended += bool(said)
-        left = yaml.safe_load((root / "dvc.lock").read_text()) if (root / "dvc.lock").exists() else None
-        stages = list((left or {}).get("stages") or {})
+        path = root / "dvc.lock"
+        left: dict[str, Any] = (yaml.safe_load(path.read_text()) if path.exists() else None) or {}
+        stages = list(left.get("stages") or {})
         assert stages == list(LOCK["stages"])[: len(stages)]
         whole = [name for name in stages if left["stages"][name] == LOCK["stages"][name]]
         assert len(whole) >= len(stages) - 1  # DVC runs a stage again whose last line is cut

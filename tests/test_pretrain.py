@@ -19,7 +19,7 @@ import yaml
 from safetensors.torch import load_file
 
 from satclr import cli, encoder, optimizers, params, pretrain, tiles
-from satclr.pretrain import loop
+from satclr.pretrain import checkpoint, loop
 from satclr.pretrain import step as steps
 
 from .conftest import resolve, tiny_params
@@ -160,9 +160,12 @@ def test_a_checkpoint_at_an_epochs_last_step_is_none(
     """One there would be resumed with no step left in the epoch."""
     monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", 0.0)
     places: list[tuple[int, int]] = []
-    monkeypatch.setattr(
-        loop, "_save", lambda _folder, _step, state: places.append((state.epoch, state.step)) or 0.0
-    )
+
+    def note(_folder: Path, _step: object, state: checkpoint.State) -> float:
+        places.append((state.epoch, state.step))
+        return 0.0
+
+    monkeypatch.setattr(loop, "_save", note)
     run(store, tmp_path, resolve(pretrain={"epochs": 1}))
     assert places == [(0, 1), (0, 2), (0, 3), (1, 0)]
 
@@ -171,7 +174,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from satclr import pretrain, tiles
-from satclr.pretrain import loop
+from satclr.pretrain import checkpoint, loop
 from tests.conftest import resolve
 loop.CHECKPOINT_AFTER_S = 0.0
 arm = resolve(pretrain={"epochs": 12})
