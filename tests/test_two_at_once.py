@@ -52,12 +52,14 @@ def test_a_store_whose_first_use_was_cut_short_is_made_anew(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_two_pretrainings_of_an_arm_run_one_after_the_other(project: Callable[..., Path]) -> None:
     root = project(lambda tree: tree["profiles"]["tiny"]["pretrain"].update(epochs=20))
-    assert start("-m", "satclr", "prepare", root=root).wait() == 0
+    first = start("-m", "satclr", "prepare", root=root)
+    said = first.communicate()
+    assert first.returncode == 0, said
     command = ("-m", "satclr", "pretrain", "--arm", "simclr")
     both = [start(*command, root=root) for _ in range(2)]
-    said = [process.communicate()[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    waited = [text for text in said if "waiting for process" in text]
+    heard = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], heard
+    waited = [text for text in heard if "waiting for process" in text]
     assert len(waited) == 1
     assert "which runs pretrain on the same files" in waited[0]
     assert "this pretraining has been run before" in waited[0]
