@@ -28,13 +28,14 @@ from satclr.report import page, pictures
 
 from .conftest import resolve
 
-PALETTE = figures.Palette(["baseline", "simclr"])
+ARMS = ("baseline", "simclr", "baseline_by_group")
+PALETTE = figures.Palette(list(ARMS))
 QUICK = {"labels": {"fractions": [0.5], "subsets": 2}, "sweep": {"epochs": 2}}
 
 
 @pytest.fixture(scope="module")
 def measured(store: tiles.Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with models, results and the comparison of two arms, from the stages themselves."""
+    """A folder with models, results and the comparison of three arms, from the stages themselves."""
     root = tmp_path_factory.mktemp("measured")
     for arm in each():
         model, result = root / "models" / arm.key, root / "results" / arm.key
@@ -63,7 +64,7 @@ def measured(store: tiles.Store, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def each() -> list[params.Arm]:
-    return [resolve(name, evaluate=QUICK) for name in ("baseline", "simclr")]
+    return [resolve(name, evaluate=QUICK) for name in ARMS]
 
 
 def write(root: Path, store: tiles.Store) -> Path:
@@ -96,6 +97,17 @@ def test_the_page_shows_the_numbers_of_compare(measured: Path, store: tiles.Stor
     assert f"{found['contrasts'][0]['delta_mAP']:+.4f}" in html
     assert "c0ffee" in html
     assert store.digest in html
+
+
+def test_the_page_shows_leakage_and_the_prevalence_of_labels(measured: Path, store: tiles.Store) -> None:
+    html = write(measured, store).read_text()
+    (row,) = json.loads((measured / "reports" / "compare.json").read_text())["leakage"]
+    assert (row["by_tile"], row["by_group"]) == ("baseline", "baseline_by_group")
+    assert "<h3>Leakage</h3>" in html
+    assert f"<td>{row['train_tiles'][0] - row['train_tiles'][1]} of {row['train_tiles'][0]}</td>" in html
+    for split in tiles.SPLITS:
+        share = store.targets[store.rows(split)].mean(0)[store.labels.index("road")]
+        assert f"<td>{share:.2%}</td>" in html
 
 
 def test_a_repeated_report_is_bit_identical(measured: Path, store: tiles.Store) -> None:

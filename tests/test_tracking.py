@@ -88,6 +88,29 @@ def test_an_arm_run_holds_every_number_of_the_outputs(root: Path) -> None:
     assert not list(root.parent.glob("mlruns")), "a store must not appear in the working folder"
 
 
+def test_an_arm_run_shows_the_audit_of_its_data(root: Path) -> None:
+    made_up.write(root, arm="simclr")
+    audit = {
+        "tiles": 1200,
+        "findings": [{"level": "error", "title": "Lost: 2 categories"}, {"level": "notice", "title": "Rare"}],
+        "flagged": {"a.jpg": ["lost-label"], "b.jpg": ["lost-label"]},
+        "near_duplicates": {"groups": [["a.jpg", "c.jpg"]], "groups_across_splits": 1},
+    }
+    (root / "build" / "sample").mkdir(parents=True)
+    (root / "build" / "sample" / "audit.json").write_text(json.dumps(audit))
+    run_id = publish(root)
+    client = tracking.open_store(root, "sample").client
+    run = client.get_run(run_id)
+    assert [file.path for file in client.list_artifacts(run_id, "data")] == ["data/audit.json"]
+    assert run.data.metrics["audit/tiles_flagged"] == 2
+    assert run.data.metrics["audit/near_duplicates_across_splits"] == 1
+    assert (
+        "2 of 1,200 tiles flagged; first finding: Lost: 2 categories" in run.data.tags["mlflow.note.content"]
+    )
+    (data,) = run.inputs.dataset_inputs
+    assert json.loads(data.dataset.profile)["errors"] == 1
+
+
 def test_publishing_the_same_outputs_again_adds_nothing_and_changed_ones_supersede(root: Path) -> None:
     made_up.write(root, arm="simclr")
     first = publish(root)

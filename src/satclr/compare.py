@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from satclr import atomic, figures, metrics, randomness
-from satclr.params import Arm
+from satclr.params import Arm, Settings
 
 # Briody & Aygen's own test mAP on MLRSNet: a frozen ImageNet ResNet-50, and after SimCLR.
 PAPER = {"baseline": 0.6361, "simclr": 0.9133}
@@ -71,6 +71,7 @@ def run(
     _check_same_test(found)
     report = {"profile": arms[0][0].profile, **numbers(found), "paper": PAPER}
     report["ladder"] = ladder(report, rungs)
+    report["leakage"] = leakage(report, found)
     atomic.write_json(out / "compare.json", report, allow_nan=True)
     _write_curves(out / "curves.csv", found)
     labels, aps = per_class(found)
@@ -114,19 +115,60 @@ def numbers(found: Mapping[str, Sequence[Result]]) -> dict[str, Any]:
 def ladder(report: Mapping[str, Any], rungs: Sequence[str]) -> list[dict[str, Any]]:
     """Each compared rung's mAP, and its change from the rung before with the paired interval."""
     found = [name for name in rungs if name in report["arms"]]
-    contrasts = {(c["arm"], c["against"]): c for c in report["contrasts"]}
     steps = []
     for below, name in zip([None, *found], found, strict=False):
         arm = report["arms"][name]
         step = {"arm": name, "test_mAP": arm["test_mAP"], "ci95": arm["test_mAP_ci95"]}
         if below is not None:
-            change = contrasts.get((name, below))
-            sign = 1.0 if change is not None else -1.0  # compared in the other order
-            change = change or contrasts[below, name]
-            ends = sorted(sign * end for end in change["ci95"])
-            step |= {"against": below, "delta_mAP": sign * change["delta_mAP"], "delta_ci95": ends}
+            delta, ci95, _ = _contrast(report, name, below)
+            step |= {"against": below, "delta_mAP": delta, "delta_ci95": ci95}
         steps.append(step)
     return steps if len(steps) > 1 else []
+
+
+def leakage(report: Mapping[str, Any], found: Mapping[str, Sequence[Result]]) -> list[dict[str, Any]]:
+    """How much near-duplicates across splits lift each arm: the arm against the one that leaves them out.
+
+    A row for each pair of arms whose settings are equal but for `near_duplicates`: by_tile, the arm that
+    learns from all training tiles; by_group, the one whose groups of near-duplicates are on one side only;
+    what the first has more, with the paired interval, and by how many training tiles.
+    """
+    rows = []
+    for name, results in found.items():
+        wanted = _without_leaks(results[0].arm)
+        for other, others in found.items():
+            if other == name or others[0].arm.settings != wanted:
+                continue
+            delta, ci95, p_value = _contrast(report, name, other)
+            sizes = [r[0].metrics["train_tiles"] for r in (results, others)]
+            rows.append({
+                "by_tile": name,
+                "by_group": other,
+                "test_mAP": [report["arms"][which]["test_mAP"] for which in (name, other)],
+                "delta_mAP": delta,
+                "ci95": ci95,
+                "p_value": p_value,
+                "train_tiles": sizes,
+            })  # fmt: skip
+    return rows
+
+
+def _without_leaks(arm: Arm) -> Settings | None:
+    """An arm's settings with near-duplicates left out; None where they are already, in pretraining or probe."""
+    settings, out = arm.settings, {"near_duplicates": "leave_out"}
+    if "leave_out" in (settings.pretrain.near_duplicates, settings.probe.near_duplicates):
+        return None
+    pretrain, probe = settings.pretrain.model_copy(update=out), settings.probe.model_copy(update=out)
+    return settings.model_copy(update={"pretrain": pretrain, "probe": probe})
+
+
+def _contrast(report: Mapping[str, Any], arm: str, against: str) -> tuple[float, list[float], float]:
+    """Difference in mAP, interval and p of two arms, whichever stands first in the report."""
+    for c in report["contrasts"]:
+        if {c["arm"], c["against"]} == {arm, against}:
+            sign = 1.0 if c["arm"] == arm else -1.0
+            return sign * c["delta_mAP"], sorted(sign * end for end in c["ci95"]), c["p_value"]
+    raise KeyError((arm, against))
 
 
 def read(folder: Path, arm: Arm) -> Result:
@@ -205,6 +247,27 @@ def ladder_table(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
         (f"paper, {name} (MLRSNet)", f"{value:.4f}", "", "", "") for name, value in report["paper"].items()
     ]
     return rows
+
+
+def leakage_table(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The leakage as rows a person reads: test mAP with near-duplicates across splits, without, the difference."""
+    rows: list[tuple[str, ...]] = [
+        ("leakage of", "split by tile", "by group", "lifted by", "95% interval", "training tiles left out")
+    ]
+    for row in report["leakage"]:
+        by_tile, by_group = (f"{value:.4f}" for value in row["test_mAP"])
+        low, high = row["ci95"]
+        interval = f"{low:+.4f} to {high:+.4f}"
+        rows.append((
+            row["by_tile"], by_tile, by_group, f"{row['delta_mAP']:+.4f}", interval, left_out(row["train_tiles"]),
+        ))  # fmt: skip
+    return rows
+
+
+def left_out(train_tiles: Sequence[int]) -> str:
+    """How many training tiles the split by group leaves out: '12 of 1,285 (0.9%)'."""
+    whole, rest = train_tiles
+    return f"{whole - rest:,} of {whole:,} ({(whole - rest) / whole:.1%})"
 
 
 def _arm_numbers(results: Sequence[Result], samples: npt.NDArray[np.float64]) -> dict[str, Any]:

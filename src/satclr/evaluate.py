@@ -51,6 +51,7 @@ def run(store: tiles.Store, *, features: Path, probe: Path, out: Path, arm: Arm)
         "test_micro_mAP": metrics.micro_average_precision(scores["test"], targets),
         "val_mAP": layer.val_mAP,
         "best_epoch": layer.best_epoch,
+        "train_tiles": len(store.rows("train")),
         "test_tiles": len(test),
         "labels": len(store.labels),
         "labels_without_positives": [

@@ -6,6 +6,7 @@ no change where there is none.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,3 +33,9 @@ def save(path: Path, tensors: Mapping[str, Tensor], **facts: Any) -> None:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         file.write(memoryview(raw)[end:])
+
+
+def digest(path: Path) -> str:
+    """What tells this file's content from any other's (SHA-256)."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -87,7 +87,9 @@ def _metadata(path: Path) -> list[dict[str, Any]]:
     try:
         parquet = import_module("pyarrow.parquet")
     except ImportError:
-        raise SourceError(f"{path}: pyarrow is needed to read it; run `uv sync` or install pyarrow") from None
+        raise SourceError(
+            f"{path}: pyarrow is needed to read it; `uv sync --group geo` installs it"
+        ) from None
     try:
         table = parquet.read_table(path)
         rows: list[dict[str, Any]] = table.select([c for c in COLUMNS if c in table.column_names]).to_pylist()

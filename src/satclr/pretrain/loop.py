@@ -20,11 +20,40 @@ from satclr.params import Settings
 from satclr.pretrain import checkpoint
 from satclr.pretrain.step import Step, cut
 
-CHECKPOINT_EVERY_S = 600.0  # within an epoch
-# At an epoch's end, if so much has passed since the last: more would be lost time.
+CHECKPOINT_EVERY_S = 600.0  # of training within an epoch
+# Of training, at an epoch's end; and how many times as long as a checkpoint takes must be trained for before the
+# next: writing more often would be lost time.
 CHECKPOINT_AFTER_S = float(os.environ.get("SATCLR_CHECKPOINT_AFTER_S", "15"))
+CHECKPOINT_SHARE = 50 if CHECKPOINT_AFTER_S else 0
 
 Log = Callable[[int, Mapping[str, float]], None]
+
+
+class Due:
+    """When the next checkpoint is worth its time: a clock of what would be lost without it."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self._cost_s = 0.0  # of the last one
+
+    def after(self, trained_s: float) -> bool:
+        """Whether so much has been trained since the last, and enough to outweigh writing the next."""
+        return time.monotonic() - self._since > max(trained_s, CHECKPOINT_SHARE * self._cost_s)
+
+    def save(self, folder: Path, step: Step, state: checkpoint.State) -> None:
+        """Write a checkpoint, on process 0, and start again."""
+        began = time.monotonic()
+        if distributed.rank() == 0:
+            checkpoint.save(folder, step.model, step.optimizer, state)
+        self._since = time.monotonic()
+        self._cost_s = self._since - began
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time inside is not training."""
+        began = time.monotonic()
+        yield
+        self._since += time.monotonic() - began
 
 
 class RunError(RuntimeError):
@@ -49,7 +78,7 @@ def contrast(
     steps = len(train_rows) // size
     step, state = _start(encoder, width, store, settings=settings, seed=seed, folder=folder)
     parts = cut(size, how.micro_batch_size)
-    saved = time.monotonic()
+    due = Due()
     with _bar(steps * how.epochs) as advance, stopping.deferred() as stop:
         advance(state.epoch * steps + state.step)
         for epoch in range(state.epoch, how.epochs):
@@ -68,18 +97,20 @@ def contrast(
                     device.type == "cpu" or len(pending) == 32 or state.step == steps or stop.asked
                 ):  # 32: keep a GPU fed
                     _settle(pending, state, store, epoch)
-                if time.monotonic() - saved > CHECKPOINT_EVERY_S and not pending and state.step < steps:
-                    saved = _save(folder, step, state)
+                # None at the last step: what resumes there would find nothing to do in the epoch.
+                if due.after(CHECKPOINT_EVERY_S) and not pending and state.step < steps:
+                    due.save(folder, step, state)
                 advance(1)
                 if stop.asked and state.step < steps:
                     _leave(stop, folder, step, state)
             state.curve.append((math.fsum(state.partial) / steps, rate))
             state.epoch, state.step, state.partial = epoch + 1, 0, []
-            if time.monotonic() - saved > CHECKPOINT_AFTER_S:
-                saved = _save(folder, step, state)
+            if due.after(CHECKPOINT_AFTER_S):
+                due.save(folder, step, state)
             if distributed.rank() == 0:
                 speed = (steps - first) * size / (time.monotonic() - started)
-                log(epoch + 1, {"loss": state.curve[-1][0], "learning_rate": rate, "tiles_per_s": speed})
+                with due.paused():
+                    log(epoch + 1, {"loss": state.curve[-1][0], "learning_rate": rate, "tiles_per_s": speed})
             if stop.asked and state.epoch < how.epochs:
                 _leave(stop, folder, step, state)
     encoder.eval()
@@ -91,6 +122,8 @@ def _start(
 ) -> tuple[Step, checkpoint.State]:
     """The step and where to go on with it."""
     how, device = settings.pretrain, next(encoder.parameters()).device
+    if how.compile and distributed.processes() > 1:
+        raise RunError(f"pretrain.compile goes with one process, not with {distributed.processes()}")
     with enc.seeded(randomness.derive(seed, "projection")):
         head = enc.projection_head(width, **how.projection.model_dump()).to(device)
     model = nn.Sequential(encoder, head).train()
@@ -125,17 +158,10 @@ def _bar(total: int) -> Iterator[Callable[[int], None]]:
         yield advance
 
 
-def _save(folder: Path, step: Step, state: checkpoint.State) -> float:
-    """Write a checkpoint, on process 0; returns when."""
-    if distributed.rank() == 0:
-        checkpoint.save(folder, step.model, step.optimizer, state)
-    return time.monotonic()
-
-
 def _leave(stop: stopping.Stop, folder: Path, step: Step, state: checkpoint.State) -> None:
     """Save and go, as the signal asked. Others than process 0 wait for it to go: it may need them to end its step."""
     if distributed.rank() == 0:
-        _save(folder, step, state)
+        checkpoint.save(folder, step.model, step.optimizer, state)
         progress.say(
             f"stopped after epoch {state.epoch}, step {state.step}; the same command goes on from there"
         )

@@ -130,6 +130,7 @@ def _render(
         contrasts=compare["contrasts"],
         answer=answer(compare),
         ladder=_ladder(reports),
+        leakage=compare["leakage"],
         best=best,
         seeds=[r.arm.seed for r in next(iter(runs.values()))],
         charts=_charts(compare, runs, audit, palette, robustness),

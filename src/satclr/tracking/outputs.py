@@ -135,6 +135,32 @@ def data_md5(root: Path, profile: str) -> str | None:
     return str(outs[0]["md5"]) if outs else None
 
 
+@dataclass(frozen=True)
+class Audit:
+    """The audit of a profile's data that `prepare` made: its file, numbers, and the finding that stands first."""
+
+    file: Path
+    numbers: dict[str, int]
+    worst: str
+
+
+def audit(root: Path, profile: str) -> Audit | None:
+    """Read build/<profile>/audit.json; None where it is not here."""
+    file = root / "build" / profile / "audit.json"
+    if not file.is_file():
+        return None
+    tree = json.loads(file.read_text(encoding="utf-8"))
+    levels = [finding["level"] for finding in tree["findings"]]
+    numbers = {
+        "tiles": tree["tiles"],
+        "tiles_flagged": len(tree["flagged"]),
+        "errors": levels.count("error"),
+        "suspects": levels.count("suspect"),
+        "near_duplicates_across_splits": tree["near_duplicates"]["groups_across_splits"],
+    }
+    return Audit(file, numbers, tree["findings"][0]["title"] if levels else "nothing found")
+
+
 def git(root: Path) -> tuple[str | None, bool]:
     """Return the commit and whether tracked files differ from it; dvc.lock does, while DVC runs."""
     commit = _git(root, "rev-parse", "HEAD")

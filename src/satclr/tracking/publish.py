@@ -102,6 +102,10 @@ def _log(
         now_ms = int(time.time() * 1000)
         points = [(key, value, now_ms, step) for key, value, step in outputs.points(found)]
         log(store, run_id, params=params, metrics=points, model_id=model_id)
+        if audit := outputs.audit(root, found.profile):
+            numbers = [(f"audit/{key}", float(value), now_ms, 0) for key, value in audit.numbers.items()]
+            log(store, run_id, metrics=numbers)
+            store.client.log_artifact(run_id, str(audit.file), "data")
         for name in outputs.RESULTS:
             store.client.log_artifact(run_id, str(found.results / name), "results")
         for figure in figures:
@@ -132,6 +136,11 @@ def _tags(root: Path, found: Outputs, fingerprint: str) -> dict[str, str]:
         f"| data | `data/{found.profile}` md5 `{md5 or 'unknown'}` |",
         f"| fingerprint | `{fingerprint}` |",
     ]
+    if audit := outputs.audit(root, found.profile):
+        flagged = f"{audit.numbers['tiles_flagged']:,} of {audit.numbers['tiles']:,} tiles flagged"
+        note.append(
+            f"| labels | {flagged}; first finding: {audit.worst.replace('|', '/')} (`data/audit.json`) |"
+        )
     return {
         "satclr.kind": "arm",
         "satclr.arm": found.arm,
@@ -156,12 +165,14 @@ def _log_data(store: Store, root: Path, found: Outputs, run_id: str) -> None:
     from mlflow.exceptions import MlflowException
 
     md5 = outputs.data_md5(root, found.profile)
+    audit = outputs.audit(root, found.profile)
+    facts = {"test_tiles": found.metrics["test_tiles"], **(audit.numbers if audit else {})}
     data = Dataset(
         name=found.profile,
         digest=md5 or "unknown",
         source_type="local",
         source=json.dumps({"uri": f"data/{found.profile}", "dvc_md5": md5}),
-        profile=json.dumps({"test_tiles": found.metrics["test_tiles"]}),
+        profile=json.dumps(facts),
     )
     inputs = [DatasetInput(data, [InputTag("mlflow.data.context", "training")])]
     for attempt in range(RACES):
