@@ -1,6 +1,6 @@
 # `make repro` and `make test` need python3, git and make; all else is installed here.
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-slow check format ui bench
+.PHONY: help setup repro test test-slow faults check format ui bench
 
 UV := $(shell command -v uv 2>/dev/null || echo .cache/uv/bin/uv)
 UV_VERSION := 0.13.9
@@ -19,6 +19,7 @@ setup: .venv/.ready  ## install everything into .venv
 
 repro: setup         ## the whole ablation: fetch the sample, run what changed
 	@$(RUN) dvc pull --quiet data.dvc
+	@$(RUN) satclr mend >/dev/null
 	$(RUN) dvc repro
 
 test: setup          ## the default test suite
@@ -26,6 +27,10 @@ test: setup          ## the default test suite
 
 test-slow: setup     ## the long tests: real servers, browsers, real data
 	$(RUN) --group test-s3 pytest -m slow
+
+faults: setup        ## kill the ablation at random moments and see that nothing is lost
+	@$(RUN) dvc pull --quiet data.dvc
+	$(RUN) python -m tests.faults
 
 check: setup         ## lint, types, import contracts
 	$(RUN) ruff format --check .

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +44,19 @@ def external_data() -> Path:
     if not folder.is_dir():
         pytest.skip("real data are not here; set SATCLR_DATA to their folder")
     return folder
+
+
+@contextmanager
+def mounted(folder: Path, *, size: str) -> Iterator[Path]:
+    """A disk of its own size at `folder`; the test is skipped where nobody may mount one."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk needs the right to mount one (root)")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def write_tile(path: Path, rng: np.random.Generator, labels: tuple[int, ...], side: int = 40) -> None:

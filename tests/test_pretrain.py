@@ -19,7 +19,7 @@ import yaml
 from safetensors.torch import load_file
 
 from satclr import cli, encoder, optimizers, params, pretrain, tiles
-from satclr.pretrain import loop
+from satclr.pretrain import checkpoint, loop
 from satclr.pretrain import step as steps
 
 from .conftest import resolve, tiny_params
@@ -124,11 +124,57 @@ def test_a_checkpoint_within_an_epoch_is_exact_too(
     assert same(run(store, tmp_path / "b", arm), whole)
 
 
+@pytest.mark.parametrize("step", [2, 4, 5])  # within an epoch of four steps, at its end, in the next
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_leave_saves_its_place_first(
+    number: signal.Signals, step: int, store: tiles.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "CHECKPOINT_AFTER_S", 1e9)  # no other checkpoint than the last
+    arm = resolve()
+    whole = run(store, tmp_path / "a", arm)
+    real, count = steps.Step.__call__, iter(range(1, 100))
+
+    def asked(*args: Any, **named: Any) -> torch.Tensor:
+        if next(count) == step:
+            signal.raise_signal(number)
+        return real(*args, **named)
+
+    def leave(*_: object) -> None:
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steps.Step, "__call__", asked)
+        before = signal.signal(number, leave)
+        try:
+            with pytest.raises(Stopped):
+                run(store, tmp_path / "b", arm)
+        finally:
+            signal.signal(number, before)
+    assert next(count) == step + 1
+    assert same(run(store, tmp_path / "b", arm), whole)
+    assert losses(tmp_path / "b" / arm.key) == losses(tmp_path / "a" / arm.key)
+
+
+def test_a_checkpoint_at_an_epochs_last_step_is_none(
+    store: tiles.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One there would be resumed with no step left in the epoch."""
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", 0.0)
+    places: list[tuple[int, int]] = []
+
+    def note(_folder: Path, _model: object, _optimizer: object, state: checkpoint.State) -> None:
+        places.append((state.epoch, state.step))
+
+    monkeypatch.setattr(checkpoint, "save", note)
+    run(store, tmp_path, resolve(pretrain={"epochs": 1}))
+    assert places == [(0, 1), (0, 2), (0, 3), (1, 0)]
+
+
 KILLED = """
 import sys
 from pathlib import Path
 from satclr import pretrain, tiles
-from satclr.pretrain import loop
+from satclr.pretrain import checkpoint, loop
 from tests.conftest import resolve
 loop.CHECKPOINT_AFTER_S = 0.0
 loop.CHECKPOINT_SHARE = 0

@@ -13,7 +13,7 @@ from .conftest import ROOT
 
 SRC = ROOT / "src" / "satclr"
 # Plumbing whose change cannot change a stage's output: settings enter as DVC parameters, the rest talks to people.
-PLUMBING = {"params", "progress"}
+PLUMBING = {"atomic", "locks", "params", "progress", "stopping"}
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 

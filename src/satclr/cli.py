@@ -8,8 +8,8 @@ Exit code 1: a run failed; 2: bad input. Heavy imports stand inside the commands
 
 from __future__ import annotations
 
+import functools
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from satclr import atomic
+
 if TYPE_CHECKING:
     from satclr.params import Arm, Params
 
@@ -31,6 +33,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+STORE = {"mlflow", "sqlalchemy", "sqlite3"}  # packages whose exceptions mean that the store failed
 
 Profile = Annotated[
     str | None, typer.Option(help="A profile of params.yaml; the file's own `profile` if left out.")
@@ -155,7 +159,9 @@ def main() -> None:
 
 def _main() -> None:
     """Run a command; an error that a person can mend is one message, not a traceback."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    from satclr import stopping
+
+    stopping.listen()
     try:
         app()
     except KeyboardInterrupt:
@@ -167,18 +173,34 @@ def _main() -> None:
         code = exit_code(error)
         if code is None or os.environ.get("SATCLR_TRACEBACK"):
             raise
-        fail(str(error), code=code)
+        fail(sentence(error), code=code)
 
 
 def exit_code(error: Exception) -> int | None:
     """2 for bad input, 1 for a run that failed, None for a fault of ours.
 
-    Our own exceptions are the sign: a `ValueError` is bad input, a `RuntimeError` a failed run.
+    Our own exceptions are the sign: a `ValueError` is bad input, a `RuntimeError` a failed run; so is what the
+    MLflow store raises.
     """
-    ours = type(error).__module__.startswith("satclr.")
-    if ours and isinstance(error, ValueError):
+    package = type(error).__module__.partition(".")[0]
+    if package == "satclr" and isinstance(error, ValueError):
         return 2
-    return 1 if isinstance(error, OSError) or (ours and isinstance(error, RuntimeError)) else None
+    failed = isinstance(error, OSError) or (package == "satclr" and isinstance(error, RuntimeError))
+    return 1 if failed or package in STORE else None
+
+
+def sentence(error: Exception) -> str:
+    """What an error says to a person: what happened, and what to do where the disk is full."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    if type(error).__module__.partition(".")[0] in STORE:
+        text = f"the MLflow store failed: {lines[0]}"
+    elif isinstance(error, OSError):
+        text = str(atomic.explained(error, Path(error.filename or Path.cwd())))
+    else:
+        text = str(error)
+    if "is full" in text:  # SQLite's word for it
+        text += "; make space and run the same command again"
+    return text
 
 
 def fail(message: str, *, code: int) -> NoReturn:
@@ -187,7 +209,32 @@ def fail(message: str, *, code: int) -> NoReturn:
     sys.exit(code)
 
 
+def alone(command: Callable[..., None]) -> Callable[..., None]:
+    """A stage that waits for another process that runs it on the same files, and says for whom."""
+
+    @functools.wraps(command)
+    def waiting(**given: Any) -> None:
+        if "RANK" in os.environ:  # the process that started this one holds the lock
+            command(**given)
+            return
+        from satclr import locks
+
+        here = project(given["profile"])
+        name = f"{here.profile}-{command.__name__}"
+        if "arm" in given:
+            name += f"-{here.arm(given['arm'], given['seed']).key}"
+        lock = locks.Lock(here.root / ".cache" / "locks" / name, f"runs {command.__name__} on the same files")
+        lock.wait()
+        try:
+            command(**given)
+        finally:
+            lock.release()
+
+    return waiting
+
+
 @app.command()
+@alone
 def prepare(profile: Profile = None) -> None:
     """Decode every tile once: data/<profile> → build/<profile>."""
     from satclr import prepare as stage
@@ -198,6 +245,7 @@ def prepare(profile: Profile = None) -> None:
 
 
 @app.command()
+@alone
 def lineage(profile: Profile = None) -> None:
     """Write down what each arm goes on from (`pretrain.from`), for DVC: build/<profile>/lineage."""
     from satclr import lineage as stage
@@ -210,6 +258,7 @@ def lineage(profile: Profile = None) -> None:
 
 
 @app.command()
+@alone
 def pretrain(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
     """Pretrain an arm's encoder (`objective: none` writes the initial one)."""
     here = project(profile)
@@ -237,6 +286,7 @@ def pretrain(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
 
 
 @app.command()
+@alone
 def embed(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
     """Encode every tile once with an arm's frozen encoder."""
     here = project(profile)
@@ -255,6 +305,7 @@ def embed(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
 
 
 @app.command()
+@alone
 def probe(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
     """Train the linear probe on an arm's features."""
     here = project(profile)
@@ -279,6 +330,7 @@ def probe(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
 
 
 @app.command()
+@alone
 def evaluate(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
     """Test an arm's probe and publish its run to MLflow."""
     here = project(profile)
@@ -301,6 +353,7 @@ def evaluate(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
 
 
 @app.command()
+@alone
 def robustness(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
     """Test an arm on corrupted tiles: haze, clouds, snow, noise, and so on."""
     here = project(profile)
@@ -321,6 +374,7 @@ def robustness(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None
 
 
 @app.command()
+@alone
 def maps(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
     """Lay an arm's test tiles out in the plane: UMAP, t-SNE, PCA."""
     here = project(profile)
@@ -337,6 +391,7 @@ def maps(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
 
 
 @app.command()
+@alone
 def compare(profile: Profile = None) -> None:
     """Set the arms side by side: table, intervals, figures in reports/<profile>."""
     here = project(profile)
@@ -359,6 +414,7 @@ def compare(profile: Profile = None) -> None:
 
 
 @app.command()
+@alone
 def report(profile: Profile = None) -> None:
     """Write the whole study as one page, reports/<profile>/report.html, and publish it to MLflow."""
     here = project(profile)
@@ -378,6 +434,7 @@ def report(profile: Profile = None) -> None:
 
 
 @app.command()
+@alone
 def register(profile: Profile = None) -> None:
     """Register the probe with the best validation mAP, gated, as champion."""
     here = project(profile)
@@ -518,6 +575,15 @@ def sync(profile: Profile = None) -> None:
     restored = registry.restore(here.root, here.profile)
     if restored is not None:
         typer.echo(f"champion restored: version {restored.version}, {restored.arm}-s{restored.seed}")
+
+
+@app.command()
+def mend() -> None:
+    """Mend what a killed `dvc repro` left behind: its lock file, its list of who works on what."""
+    from satclr import mend as repair
+
+    for line in repair.run(project().root) or ["nothing to mend"]:
+        typer.echo(line)
 
 
 @app.command()

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from satclr import figures, metrics, randomness
+from satclr import atomic, figures, metrics, randomness
 from satclr.params import Arm, Settings
 
 Floats = npt.NDArray[np.float64]
@@ -81,10 +81,7 @@ def run(
             contrast.update(_better_and_worse(differences[contrast["arm"]]))
     report["ladder"] = ladder(report, rungs)
     report["leakage"] = leakage(report, found)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "compare.json").write_text(
-        json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    atomic.write_json(out / "compare.json", report, allow_nan=True)
     _write_curves(out / "curves.csv", found)
     _write_per_class(out / "per_class_ap.csv", labels, aps, spans, differences)
     _draw(out / "figures", found, labels, aps, palette)
@@ -383,7 +380,7 @@ def _table(path: Path) -> list[dict[str, float]]:
 
 
 def _write_curves(path: Path, found: Mapping[str, Sequence[Result]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with atomic.replacing(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["arm", "seed", "epoch", *CURVES])
         for name, results in found.items():
@@ -400,7 +397,7 @@ def _write_per_class(
     differences: Mapping[str, Floats],
 ) -> None:
     """One row an arm and label: AP, and how much more than the first arm's, each with its interval."""
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with atomic.replacing(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["arm", "label", *PER_CLASS])
         nothing = np.full((len(labels), 3), np.nan)

@@ -8,12 +8,14 @@ In: build/<profile>, models/<profile>/<arm>/encoder.safetensors. Out: features.n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
-from satclr import distributed, progress, tiles
+from satclr import atomic, distributed, progress, tiles
 from satclr import encoder as enc
 from satclr.params import Settings
 
@@ -33,25 +35,31 @@ def _embed(store: tiles.Store, encoder: Path, out: Path, settings: Settings) -> 
     frozen = enc.Frozen(encoder, precision=settings.embed.precision, batch_norm=settings.probe.batch_norm)
     size = settings.embed.batch_size if settings.probe.batch_norm == "frozen" else settings.probe.batch_size
     batches = [rows for split in tiles.SPLITS for rows in tiles.split_batches(store.rows(split), size)]
-    part = out.with_name(out.name + ".part")
+    if distributed.rank() > 0:
+        _fill(atomic.part_of(out), store, frozen, batches)
+        return
+    with atomic.replacing(out) as part:
+        features = _fill(part, store, frozen, batches)
+        if not all(np.isfinite(features[rows]).all() for rows in batches):
+            raise enc.EncoderError(f"{encoder} gives features that are not finite; train or fetch it again")
+
+
+def _fill(
+    part: Path, store: tiles.Store, frozen: enc.Frozen, batches: Sequence[npt.NDArray[np.int64]]
+) -> npt.NDArray[np.float32]:
+    """Write this process's batches into the file that all share; returns it (N,D), full."""
     first = distributed.rank() == 0
     if first:
-        out.parent.mkdir(parents=True, exist_ok=True)
         shape = (len(store.names), frozen.width)
         np.lib.format.open_memmap(part, "w+", np.float32, shape).flush()
+        atomic.reserve(part)
     distributed.agree(True, device=frozen.device)  # the file stands
-    features = np.load(part, mmap_mode="r+")
+    features: npt.NDArray[np.float32] = np.load(part, mmap_mode="r+")
     own = batches[distributed.rank() :: distributed.processes()]
     with progress.bar("embed", sum(map(len, own))) if first else nullcontext(lambda _count: None) as advance:
         for rows, batch in tiles.stream(store, own, frozen.device):
             features[rows] = frozen(batch)
             advance(len(rows))
-    features.flush()
+    features.flush()  # type: ignore[attr-defined]
     distributed.agree(True, device=frozen.device)  # the file is full
-    if not first:
-        return
-    if not all(np.isfinite(features[rows]).all() for rows in batches):
-        part.unlink()
-        raise enc.EncoderError(f"{encoder} gives features that are not finite; train or fetch it again")
-    del features
-    part.replace(out)
+    return features

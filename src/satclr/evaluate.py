@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from safetensors import safe_open
 
-from satclr import encoder, knn, metrics, randomness, sweep, tiles
+from satclr import atomic, encoder, knn, metrics, randomness, sweep, tiles
 from satclr.params import Arm, Evaluate
 
 Floats = npt.NDArray[np.float64]
@@ -64,24 +64,22 @@ def run(store: tiles.Store, *, features: Path, probe: Path, out: Path, arm: Arm)
         "test_coverage": metrics.coverage_error(scores["test"], targets),
         **others,
     }
-    out.mkdir(parents=True, exist_ok=True)
     _write_per_class(out / "per_class_ap.csv", store, scores["test"], samples, layer)
     more: dict[str, Any] = {f"test_{name}_scores": s.astype(np.float32) for name, s in other_scores.items()}
-    np.savez(
-        out / "scores.npz",
-        labels=np.array(store.labels),
-        val_tiles=np.array([store.names[row] for row in val]),
-        val_scores=scores["val"],
-        val_targets=store.targets[val],
-        test_tiles=np.array([store.names[row] for row in test]),
-        test_scores=scores["test"],
-        test_targets=targets,
-        thresholds=layer.thresholds,
-        **more,
-    )
-    (out / "metrics.json").write_text(
-        json.dumps(_plain(result), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    with atomic.replacing(out / "scores.npz") as part, part.open("wb") as file:
+        np.savez(
+            file,
+            labels=np.array(store.labels),
+            val_tiles=np.array([store.names[row] for row in val]),
+            val_scores=scores["val"],
+            val_targets=store.targets[val],
+            test_tiles=np.array([store.names[row] for row in test]),
+            test_scores=scores["test"],
+            test_targets=targets,
+            thresholds=layer.thresholds,
+            **more,
+        )
+    atomic.write_json(out / "metrics.json", _plain(result))
     return result
 
 
@@ -252,7 +250,7 @@ def _write_per_class(
     found = metrics.decide(scores, targets, probe.thresholds)
     positives = targets.sum(axis=0)
     header = ["label", "positives", "prevalence", "AP", "AP_lo", "AP_hi", "threshold", "precision"]
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with atomic.replacing(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*header, "recall", "F1"])
         for k, label in enumerate(store.labels):

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from satclr import atomic
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000", "#B8A800")
 STYLES = ("-", "--", "-.", ":")
 DPI = 150
@@ -121,7 +123,7 @@ def _figure(width: float, height: float, *, columns: int = 1) -> tuple[Any, Any]
 def _save(fig: Any, path: Path) -> None:
     from matplotlib import pyplot as plt
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Neither a date nor a version in the file: the same numbers give the same bytes.
-    fig.savefig(path, dpi=DPI, metadata={"Software": None})
+    with atomic.replacing(path) as part:
+        fig.savefig(part, dpi=DPI, metadata={"Software": None}, format=path.suffix[1:])
     plt.close(fig)

@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from satclr import atomic
 from satclr.params import Pretrain
 
 
@@ -20,7 +21,7 @@ def run(out: Path, pretrainings: Mapping[str, Pretrain]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for arm in pretrainings:
         text = json.dumps(ancestors(arm, pretrainings), indent=1) + "\n"
-        (out / f"{arm}.json").write_text(text, encoding="utf-8")
+        atomic.write_text(out / f"{arm}.json", text)
 
 
 def ancestors(arm: str, pretrainings: Mapping[str, Pretrain]) -> list[dict[str, object]]:

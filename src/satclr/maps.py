@@ -9,7 +9,6 @@ In: the tile store, features.npy. Out: maps.json, in results/<profile>/<arm>/.
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from satclr import progress, randomness, tiles
+from satclr import atomic, progress, randomness, tiles
 from satclr.params import Arm
 
 Floats = npt.NDArray[np.float64]
@@ -53,8 +52,7 @@ def run(store: tiles.Store, *, features: Path, out: Path, arm: Arm) -> dict[str,
                 result["trustworthiness"][name] = _trustworthiness(x, plane, k=neighbours)
                 result["distance_rank_correlation"][name] = distance_rank_correlation(x, plane)
                 advance(1)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+    atomic.write_json(out, result, indent=None)
     return result
 
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from satclr import duplicates, labels, progress, splits, tiles
+from satclr import atomic, duplicates, labels, progress, splits, tiles
 from satclr.params import Data
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -76,23 +76,39 @@ def run(data: Path, out: Path, settings: Data) -> None:
             )
         dropped = flagged if settings.labels.on_problem == "drop" else set()
         rows = [(row, path) for row, path in sorted(paths.items()) if row not in dropped]
-        kept: list[int] = []
-        sums, digest = np.zeros((0, 2, 3), np.int64), b""
-        if settings.on_unreadable == "drop" or not problems:
-            kept, sums, digest, unreadable = _pack(data, out, rows, settings.tile_px)
-            problems += unreadable
-        report["dropped"] = [vars(problem) for problem in problems]
-        if problems and settings.on_unreadable == "fail":
-            (out / "tiles.npy").unlink(missing_ok=True)
-            raise PrepareError(_sentence(data, problems, out))
-        if not kept:
-            raise PrepareError(f"{data} has no tile that can be used")
-        _finish(data, out, settings, table, np.array(kept), sums, digest, report)
+        with _parts(out) as parts:
+            kept: list[int] = []
+            sums, digest = np.zeros((0, 2, 3), np.int64), b""
+            if settings.on_unreadable == "drop" or not problems:
+                kept, sums, digest, unreadable = _pack(data, parts["tiles.npy"], rows, settings.tile_px)
+                problems += unreadable
+            report["dropped"] = [vars(problem) for problem in problems]
+            if problems and settings.on_unreadable == "fail":
+                raise PrepareError(_sentence(data, problems, out))
+            if not kept:
+                raise PrepareError(f"{data} has no tile that can be used")
+            _finish(data, parts, settings, table, np.array(kept), sums, digest, report)
+
+
+@contextmanager
+def _parts(out: Path) -> Iterator[dict[str, Path]]:
+    """The files of a store, to be written; they take their places together.
+
+    stats.json, without which a store does not open, goes first and comes last: whenever the process ends, what
+    opens is a whole store, the former or the new one.
+    """
+    with (
+        atomic.replacing(out / "stats.json") as stats,
+        atomic.replacing(out / "index.csv") as index,
+        atomic.replacing(out / "tiles.npy") as pixels,
+    ):
+        yield {"stats.json": stats, "index.csv": index, "tiles.npy": pixels}
+        (out / "stats.json").unlink(missing_ok=True)
 
 
 def _finish(
     data: Path,
-    out: Path,
+    parts: Mapping[str, Path],
     settings: Data,
     table: labels.Labels,
     kept: npt.NDArray[np.int64],
@@ -103,7 +119,7 @@ def _finish(
     """Group near-duplicates, split, and write index.csv and stats.json of the packed tiles."""
     names = [table.tiles[row] for row in kept]
     targets = table.targets[kept]
-    group = duplicates.groups(np.load(out / "tiles.npy", mmap_mode="r", allow_pickle=False))
+    group = duplicates.groups(np.load(parts["tiles.npy"], mmap_mode="r", allow_pickle=False))
     split = _split(names, targets, group, data, settings, left_out=set(table.tiles) - set(names))
     leaks = splits.spanning(split, group.tolist())
     report["near_duplicates"] = {
@@ -129,9 +145,9 @@ def _finish(
             f"one split; {mend}"
         )
     index = _index(table, kept.tolist(), split, [names[g] for g in group])
-    (out / "index.csv").write_text(index, encoding="utf-8")
+    parts["index.csv"].write_text(index, encoding="utf-8")
     train = np.flatnonzero(np.array(split) == "train")
-    _write_json(out / "stats.json", {
+    stats = {
         "labels": list(table.names),
         "tile_px": settings.tile_px,
         "tiles": report["split"]["sizes"],
@@ -141,7 +157,8 @@ def _finish(
             "released": released_statistics(sums[train], settings.tile_px),
         },
         "digest": hashlib.sha256(digest + index.encode()).hexdigest(),
-    })  # fmt: skip
+    }
+    parts["stats.json"].write_text(json.dumps(stats, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @contextmanager
@@ -150,7 +167,7 @@ def _audit_file(path: Path, report: dict[str, Any]) -> Iterator[None]:
     try:
         yield
     finally:
-        _write_json(path, report)
+        atomic.write_json(path, report, allow_nan=True)
 
 
 def train_statistics(sums: Sums, tile_px: int) -> dict[str, list[float]]:
@@ -225,7 +242,7 @@ def _match(data: Path, table: labels.Labels) -> tuple[dict[int, Path], list[Prob
 
 
 def _pack(
-    data: Path, out: Path, rows: Sequence[tuple[int, Path]], tile_px: int
+    data: Path, part: Path, rows: Sequence[tuple[int, Path]], tile_px: int
 ) -> tuple[list[int], Sums, bytes, list[Problem]]:
     """Decode in parallel, append in order: kept rows, their sums, a digest of the pixels, what failed."""
 
@@ -241,7 +258,6 @@ def _pack(
     sums = []
     problems = []
     digest = hashlib.sha256()
-    part = out / "tiles.npy.part"
     with (
         part.open("wb") as file,
         ThreadPoolExecutor(os.cpu_count()) as pool,
@@ -262,9 +278,6 @@ def _pack(
             advance(len(chunk))
         file.seek(0)
         _header(file, len(kept), tile_px)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(out / "tiles.npy")
     return kept, np.array(sums, np.int64).reshape(-1, 2, 3), digest.digest(), problems
 
 
@@ -319,7 +332,3 @@ def _sentence(data: Path, problems: Sequence[Problem], out: Path) -> str:
         *shown,
         "Mend them, or set data.on_unreadable: drop in the profile to leave them out.",
     ])  # fmt: skip
-
-
-def _write_json(path: Path, tree: Any) -> None:
-    path.write_text(json.dumps(tree, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
+from satclr import atomic, metrics, progress, randomness, tensorfile, tiles
 from satclr import encoder as enc
-from satclr import metrics, progress, randomness, tensorfile, tiles
 from satclr.params import Settings
 
 Log = Callable[[int, Mapping[str, float]], None]
@@ -68,11 +68,10 @@ def run(
             advance(1)
     if kept is None:
         raise ValueError("probe.epochs is 0")
-    curve.parent.mkdir(parents=True, exist_ok=True)
     facts = enc.metadata(encoder) | {"labels": store.labels, "best_epoch": best_epoch}
     facts |= decisions(kept, cached[store.rows("val")], store.targets[store.rows("val")])
     tensorfile.save(out, kept, val_mAP=epochs[best_epoch - 1]["val_mAP"], **facts)
-    with curve.open("w", encoding="utf-8", newline="") as file:
+    with atomic.replacing(curve) as part, part.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows([i, *(row[name] for name in COLUMNS[1:])] for i, row in enumerate(epochs, 1))

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from safetensors import safe_open
 
-from satclr import corruptions, encoder, metrics, progress, tiles
+from satclr import atomic, corruptions, encoder, metrics, progress, tiles
 from satclr.params import Arm
 
 
@@ -43,8 +43,7 @@ def run(store: tiles.Store, *, encoder_file: Path, probe: Path, out: Path, arm: 
                 advance(1)
         left = float(np.mean([v for each in result["corruptions"].values() for v in each.values()]))
         result |= {"clean_mAP": clean, "mean_corruption_mAP": left, "relative_drop": 1 - left / clean}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    atomic.write_json(out, result)
     return result
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,11 @@ from typing import Any
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+from satclr import atomic
+
 
 def save(path: Path, tensors: Mapping[str, Tensor], **facts: Any) -> None:
     """Write `tensors`, and each fact as JSON text (text stays as it is), in place of what `path` held."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in facts.items()}
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     raw = serialize(plain, metadata=metadata)
@@ -29,14 +29,10 @@ def save(path: Path, tensors: Mapping[str, Tensor], **facts: Any) -> None:
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # tensors stay aligned
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
+    with atomic.replacing(path) as part, part.open("wb") as file:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         file.write(memoryview(raw)[end:])
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def digest(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,15 +14,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from satclr import distributed, optimizers, progress, randomness, tiles
+from satclr import distributed, optimizers, progress, randomness, stopping, tiles
 from satclr import encoder as enc
 from satclr.params import Settings
 from satclr.pretrain import checkpoint
 from satclr.pretrain.step import Step, cut
 
 CHECKPOINT_EVERY_S = 600.0  # of training within an epoch
-CHECKPOINT_AFTER_S = 15.0  # of training, at an epoch's end: writing more often would be lost time
-CHECKPOINT_SHARE = 50  # times as long as a checkpoint takes must be trained for before the next
+# Of training, at an epoch's end; and how many times as long as a checkpoint takes must be trained for before the
+# next: writing more often would be lost time.
+CHECKPOINT_AFTER_S = float(os.environ.get("SATCLR_CHECKPOINT_AFTER_S", "15"))
+CHECKPOINT_SHARE = 50 if CHECKPOINT_AFTER_S else 0
 
 Log = Callable[[int, Mapping[str, float]], None]
 
@@ -76,7 +79,7 @@ def contrast(
     step, state = _start(encoder, width, store, settings=settings, seed=seed, folder=folder)
     parts = cut(size, how.micro_batch_size)
     due = Due()
-    with _bar(steps * how.epochs) as advance:
+    with _bar(steps * how.epochs) as advance, stopping.deferred() as stop:
         advance(state.epoch * steps + state.step)
         for epoch in range(state.epoch, how.epochs):
             started, first = time.monotonic(), state.step
@@ -90,11 +93,16 @@ def contrast(
                 loss = step(batch, targets, parts, epoch=epoch, step=state.step, rate=rate)
                 state.step += 1
                 pending.append((loss, rows))
-                if device.type == "cpu" or len(pending) == 32 or state.step == steps:  # 32: keep a GPU fed
+                if (
+                    device.type == "cpu" or len(pending) == 32 or state.step == steps or stop.asked
+                ):  # 32: keep a GPU fed
                     _settle(pending, state, store, epoch)
-                if due.after(CHECKPOINT_EVERY_S) and not pending:
+                # None at the last step: what resumes there would find nothing to do in the epoch.
+                if due.after(CHECKPOINT_EVERY_S) and not pending and state.step < steps:
                     due.save(folder, step, state)
                 advance(1)
+                if stop.asked and state.step < steps:
+                    _leave(stop, folder, step, state)
             state.curve.append((math.fsum(state.partial) / steps, rate))
             state.epoch, state.step, state.partial = epoch + 1, 0, []
             if due.after(CHECKPOINT_AFTER_S):
@@ -103,6 +111,8 @@ def contrast(
                 speed = (steps - first) * size / (time.monotonic() - started)
                 with due.paused():
                     log(epoch + 1, {"loss": state.curve[-1][0], "learning_rate": rate, "tiles_per_s": speed})
+            if stop.asked and state.epoch < how.epochs:
+                _leave(stop, folder, step, state)
     encoder.eval()
     return state
 
@@ -146,6 +156,16 @@ def _bar(total: int) -> Iterator[Callable[[int], None]]:
         return
     with progress.bar("pretrain", total) as advance:
         yield advance
+
+
+def _leave(stop: stopping.Stop, folder: Path, step: Step, state: checkpoint.State) -> None:
+    """Save and go, as the signal asked. Others than process 0 wait for it to go: it may need them to end its step."""
+    if distributed.rank() == 0:
+        checkpoint.save(folder, step.model, step.optimizer, state)
+        progress.say(
+            f"stopped after epoch {state.epoch}, step {state.step}; the same command goes on from there"
+        )
+        stop.leave()
 
 
 def _settle(

@@ -7,7 +7,6 @@ import csv
 import ctypes
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ import filelock
 import torch
 from torch import nn
 
-from satclr import distributed, progress, randomness, tensorfile, tiles, views
+from satclr import atomic, distributed, locks, progress, randomness, tensorfile, tiles, views
 from satclr import encoder as enc
 from satclr.params import Settings
 from satclr.pretrain import checkpoint
@@ -34,7 +33,6 @@ CODE = (
     "randomness.py",
     "tensorfile.py",
 )
-PATIENCE_S = 10.0  # between two tries for a lock that somebody holds
 
 
 def run(
@@ -66,10 +64,8 @@ def run(
             if done:
                 progress.say(f"this pretraining has been run before; its encoder is taken from {key[:12]}")
             for source, target in ((folder / "encoder.safetensors", out), (folder / "pretrain.csv", curve)):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                part = target.with_name(target.name + ".part")
-                shutil.copyfile(source, part)
-                part.replace(target)
+                with atomic.replacing(target) as part:
+                    shutil.copyfile(source, part)
         distributed.agree(True, device=enc.device())  # nobody returns before the files stand
 
 
@@ -168,32 +164,18 @@ def adapt_batch_norm(encoder: nn.Module, store: tiles.Store, settings: Settings)
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """One run a fingerprint; the lock dies with its process. Process 0 holds it, the others wait with it."""
-    lock = filelock.FileLock(folder / "lock")
-    patience_s = 0.0
-    while not distributed.agree(distributed.rank() == 0 and _try(lock, patience_s), device=enc.device()):
-        if patience_s == 0 and distributed.rank() == 0:
-            holder = (folder / "holder").read_text() if (folder / "holder").exists() else "another process"
-            progress.say(f"waiting for {holder}, which runs the same pretraining ({folder.name[:12]})")
-        patience_s = PATIENCE_S
-    if distributed.rank() == 0:
-        (folder / "holder").write_text(f"process {os.getpid()}")
+    """One run a fingerprint. Process 0 holds the lock, the others wait with it."""
+    lock = locks.Lock(folder / "lock", f"runs the same pretraining ({folder.name[:12]})")
+    while not distributed.agree(distributed.rank() == 0 and lock.take(), device=enc.device()):
+        pass
     try:
         yield
     finally:
         lock.release()
 
 
-def _try(lock: filelock.BaseFileLock, patience_s: float) -> bool:
-    try:
-        lock.acquire(timeout=patience_s)
-    except filelock.Timeout:
-        return False
-    return True
-
-
 def _write_curve(path: Path, curve: Sequence[tuple[float, float]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with atomic.replacing(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["epoch", "loss", "learning_rate"])
         writer.writerows([epoch, *row] for epoch, row in enumerate(curve, 1))

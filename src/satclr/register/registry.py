@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
+from satclr import atomic
 from satclr.register import card
 from satclr.register.gate import Contrast, contrast, read_split
 from satclr.tracking import Store, TrackingError, open_store
@@ -349,9 +350,7 @@ def _write_champion(
         "reason": decision.reason,
         "ranking": [_summary(entry) for entry in ranking],
     }
-    path = root / "reports" / profile / "champion.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    atomic.write_json(root / "reports" / profile / "champion.json", report)
 
 
 def _summary(found: Outputs) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from satclr import figures, tiles
+from satclr import atomic, figures, tiles
 from satclr.params import Arm
 from satclr.report import charts, provenance, sections
 from satclr.report.sections import Run
@@ -52,9 +52,7 @@ def run(
     if len(html.encode()) > MAX_MB * 1e6:
         raise ReportError(f"the report is {len(html.encode()) / 1e6:.1f} MB, over {MAX_MB}; run fewer arms")
     path = reports / "report.html"
-    part = path.with_name("report.html.part")
-    part.write_text(html, encoding="utf-8")
-    part.replace(path)
+    atomic.write_text(path, html)
     return path
 
 

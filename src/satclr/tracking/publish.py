@@ -70,6 +70,7 @@ def publish_report(root: Path, profile: str, folder: Path) -> str:
         b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)
     ).hexdigest()
     store = open_store(root, profile)
+    sweep(store)
     run_id = _finished(store, digest)
     if run_id is None:
         report = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
@@ -192,8 +193,16 @@ def _finished(store: Store, digest: str) -> str | None:
         if run.info.status == "FINISHED":
             return str(run.info.run_id)
         if run.info.status != "RUNNING":
-            store.client.delete_run(run.info.run_id)
+            _delete(store, run.info.run_id)
     return None
+
+
+def _delete(store: Store, run_id: str) -> None:
+    """Delete a run and the models it logged."""
+    query = f"source_run_id = {tag_value(run_id)}"
+    for logged in store.client.search_logged_models([store.experiment_id], query):
+        store.client.delete_logged_model(logged.model_id)
+    store.client.delete_run(run_id)
 
 
 def _supersede(store: Store, found: Outputs, run_id: str) -> None:

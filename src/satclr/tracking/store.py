@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from filelock import FileLock
 
+from satclr import atomic
 from satclr.tracking.pages import experiment_tags
 
 LOCATIONS = (
@@ -78,6 +79,8 @@ def open_store(root: Path, profile: str) -> Store:
     with FileLock(home / ".lock"):
         relocate(root)
         try:
+            if uri.startswith("sqlite:") and not _database(uri).exists():
+                _create(mlflow, _database(uri))
             _make_default(mlflow, uri)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # between MLflow and its SQLAlchemy
@@ -89,6 +92,16 @@ def open_store(root: Path, profile: str) -> Store:
                 f"MLflow store {uri} does not work: {reason}; check MLFLOW_TRACKING_URI"
             ) from error
     return Store(uri, client, experiment_id)
+
+
+def _create(mlflow: Any, database: Path) -> None:
+    """Make a new database whole or not at all: one that is killed halfway through its tables opens never again."""
+    with atomic.replacing(database) as part, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        part.unlink(missing_ok=True)
+        client = mlflow.MlflowClient(f"sqlite:///{part}", f"sqlite:///{part}")
+        client.search_experiments(max_results=1)
+        client._tracking_client.store.engine.dispose()  # noqa: SLF001 - its connections would outlive the name
 
 
 def _experiment(client: Any, profile: str, artifacts: Path | None) -> str:

@@ -1,0 +1,201 @@
+"""Too little disk, too little memory: said in one sentence, nothing harmed, and done when there is enough."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from .conftest import LABELS, ROOT, mounted, tiny_params, write_data
+
+STAGES = (
+    "prepare", "pretrain", "embed", "probe", "evaluate", "robustness", "maps", "compare", "report", "register",
+)  # fmt: skip
+BY_PROFILE = {"prepare", "compare", "report", "register"}
+
+
+class Disk:
+    """A project on a small disk of its own."""
+
+    def __init__(self, root: Path, tracking: Path) -> None:
+        self.root = root
+        self.tracking = f"sqlite:///{tracking}"
+        write_data(root / "data" / "tiny")
+        self.change()
+
+    def change(self, **pretrain: Any) -> None:
+        tree = tiny_params()
+        tree["run"] = ["simclr"]
+        tree["profiles"]["tiny"]["pretrain"] |= pretrain
+        (self.root / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+
+    def start(self, stage: str) -> subprocess.Popen[str]:
+        options = [] if stage in BY_PROFILE else ["--arm", "simclr"]
+        environment = {**os.environ, "MLFLOW_TRACKING_URI": self.tracking, "SATCLR_CHECKPOINT_AFTER_S": "0"}
+        return subprocess.Popen(
+            [sys.executable, "-m", "satclr", stage, *options],
+            cwd=self.root, env=environment, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def run(self, stage: str) -> tuple[int, str]:
+        """Exit code and the last line of standard error."""
+        process = self.start(stage)
+        said = process.communicate()[1].strip().splitlines()
+        return process.returncode, said[-1] if said else ""
+
+    def fill(self, *, leave_kb: int = 0) -> None:
+        with (self.root / "filler").open("wb") as file:
+            while True:
+                try:
+                    file.write(bytes(1 << 16))
+                    file.flush()
+                except OSError:
+                    break
+        os.truncate(self.root / "filler", max(0, (self.root / "filler").stat().st_size - leave_kb * 1024))
+
+    def empty(self) -> None:
+        (self.root / "filler").unlink()
+
+    def outputs(self) -> dict[str, str]:
+        return {
+            str(path): hashlib.sha256(path.read_bytes()).hexdigest()
+            for folder in ("build", "models", "results", "reports")
+            for path in sorted((self.root / folder).rglob("*"))
+            if path.is_file()
+        }
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
+    """All stages have run; MLflow's store is on another disk."""
+    folder = tmp_path_factory.mktemp("full")
+    with mounted(folder / "disk", size="48m") as root:
+        made = Disk(root, folder / "mlflow.db")
+        for stage in STAGES:
+            code, said = made.run(stage)
+            assert code == 0, said
+        yield made
+
+
+def told(said: str) -> bool:
+    return said.startswith("error: ") and "make space and run the same command again" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_full_disk_stops_a_stage_in_one_sentence_and_harms_nothing(stage: str, disk: Disk) -> None:
+    before = disk.outputs()
+    disk.fill()
+    try:
+        code, said = disk.run(stage)
+        assert (code, told(said)) == (1, True), said
+        assert disk.outputs() == before
+    finally:
+        disk.empty()
+    code, said = disk.run(stage)
+    assert code == 0, said
+    timed = {name for name in before if name.endswith(".html")}  # says when it was made
+    after = disk.outputs()
+    assert {k: v for k, v in after.items() if k not in timed} == {
+        k: v for k, v in before.items() if k not in timed
+    }
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_while_it_trains_keeps_the_last_checkpoint(disk: Disk) -> None:
+    before = disk.outputs()
+    disk.change(temperature=0.3, epochs=40)
+    process = disk.start("pretrain")
+    folder = disk.root / ".cache" / "checkpoints"
+    while not (found := list(folder.glob("*/checkpoint.safetensors"))):
+        assert process.poll() is None
+        time.sleep(0.01)
+    disk.fill()
+    try:
+        said = process.communicate()[1].strip().splitlines()[-1]
+        assert (process.returncode, told(said)) == (1, True), said
+        assert "checkpoint.safetensors" in said
+        assert found[0].is_file()
+        assert disk.outputs() == before
+    finally:
+        disk.empty()
+    again = disk.start("pretrain")
+    said = again.communicate()[1]
+    assert again.returncode == 0
+    assert "going on from the checkpoint after epoch" in said
+    disk.change()
+    assert disk.run("pretrain")[0] == 0
+    assert disk.outputs() == before
+
+
+@pytest.mark.slow
+def test_a_full_disk_under_mlflow_is_said_too(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", size="24m") as root:
+        made = Disk(root, root / "mlruns" / "mlflow.db")
+        for stage in STAGES[: STAGES.index("evaluate")]:
+            assert made.run(stage)[0] == 0
+        made.fill(leave_kb=300)  # for the results; not for the model that is logged
+        code, said = made.run("evaluate")
+        assert (code, told(said)) == (1, True), said
+        made.empty()
+        assert made.run("evaluate")[0] == 0
+
+
+FLAT = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from satclr import embed, encoder, prepare, tiles
+from tests.conftest import resolve
+
+data, out, room_mb = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+settings = resolve(data={"tile_px": 256}, embed={"batch_size": 64}).settings
+model, width = encoder.initial("shufflenet_v2_x0_5", "none", seed=0, root=out)
+out.mkdir()
+facts = {"mean": (0.4,) * 3, "std": (0.2,) * 3, "crop_px": 32, "tile_px": 256}
+encoder.save(model, out / "encoder.safetensors", arch="shufflenet_v2_x0_5", width=width, **facts)
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+limit = int(status["VmData"].split()[0]) * 1024 + (room_mb << 20)  # what the process holds now, and some room
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+prepare.run(data, out, settings.data)
+store = tiles.open_store(out)
+embed.run(store, encoder=out / "encoder.safetensors", out=out / "features.npy", settings=settings)
+assert np.load(out / "features.npy", mmap_mode="r").shape == (len(store.names), width)
+print(store.pixels.nbytes >> 20)
+try:
+    np.array(store.pixels)
+except MemoryError:
+    print("the limit holds")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit on memory is Linux's")
+def test_prepare_and_embed_of_a_set_larger_than_memory(tmp_path: Path) -> None:
+    """2,400 tiles of 256 px, 450 MB as a store, with room for 256 MB."""
+    data = tmp_path / "data"
+    write_data(data)
+    for label in LABELS:  # each tile fifty times, under other names
+        rows = (data / "Labels" / f"{label}.csv").read_text().splitlines()
+        for copy in range(1, 50):
+            for row in rows[1:17]:
+                name, rest = row.split(",", 1)
+                new = f"c{copy}_{name}"
+                os.link(data / "Images" / label / name, data / "Images" / label / new)
+                rows.append(f"{new},{rest}")
+        (data / "Labels" / f"{label}.csv").write_text("\n".join(rows) + "\n")
+    done = subprocess.run(
+        [sys.executable, "-c", FLAT, str(data), str(tmp_path / "out"), "256"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "2", "MALLOC_ARENA_MAX": "2"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[:2] == ["450", "the limit holds"]
