@@ -17,16 +17,13 @@ from satclr import distributed, optimizers, progress, randomness, tiles
 from satclr import encoder as enc
 from satclr.params import Settings
 from satclr.pretrain import checkpoint
+from satclr.pretrain.checkpoint import RunError
 from satclr.pretrain.step import Step, cut
 
 CHECKPOINT_EVERY_S = 600.0  # within an epoch
 CHECKPOINT_AFTER_S = 15.0  # at an epoch's end, if so much has passed since the last: more would be lost time
 
 Log = Callable[[int, Mapping[str, float]], None]
-
-
-class RunError(RuntimeError):
-    """Training cannot go on: exit code 1, the last good checkpoint kept."""
 
 
 def contrast(
@@ -74,6 +71,7 @@ def contrast(
             if distributed.rank() == 0:
                 speed = (steps - first) * size / (time.monotonic() - started)
                 log(epoch + 1, {"loss": state.curve[-1][0], "learning_rate": rate, "tiles_per_s": speed})
+    checkpoint.require_finite(encoder.state_dict(), state)  # the last step's loss says nothing of its update
     encoder.eval()
     return state
 
