@@ -1,10 +1,11 @@
 # `make repro` and `make test` need python3, git and make; all else is installed here.
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-slow check format ui bench
+.PHONY: help setup repro test test-slow fuzz check audit format ui bench
 
 UV := $(shell command -v uv 2>/dev/null || echo .cache/uv/bin/uv)
 UV_VERSION := 0.13.9
 RUN := $(UV) run --quiet --frozen
+SEED ?= 0
 
 help:                ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -27,11 +28,20 @@ test: setup          ## the default test suite
 test-slow: setup     ## the long tests: real servers, browsers, real data
 	$(RUN) pytest -m slow
 
-check: setup         ## lint, types, import contracts
+fuzz: setup          ## made-up and damaged input, a table of outcomes (SEED=0)
+	$(RUN) python -m tests.fuzz --seed $(SEED)
+
+check: setup audit   ## lint, types, import contracts, known weaknesses of code and packages
 	$(RUN) ruff format --check .
 	$(RUN) ruff check .
 	$(RUN) mypy
 	$(RUN) lint-imports
+	$(RUN) bandit --quiet --recursive --configfile pyproject.toml src benchmarks
+
+# uv ends with 1 where a package has a known vulnerability, with another code where the database does not answer.
+audit: setup         ## known vulnerabilities of the locked packages (asks osv.dev)
+	@UV_HTTP_RETRIES=0 $(UV) audit --quiet --frozen $(AUDIT) \
+	  || { [ $$? -ne 1 ] && echo "warning: packages were not audited: the vulnerability database does not answer"; }
 
 format: setup        ## format the code
 	$(RUN) ruff format .

@@ -33,7 +33,10 @@ PLACES = ("defaults", "profiles.sample", "arms.simclr")
 def _file() -> dict[str, Any]:
     """The project's own, with few arms and profiles, since each is resolved in each case."""
     tree: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    for table, kept in (("profiles", ("sample", "mlrsnet")), ("arms", ("baseline", "simclr", "baseline_adapted"))):
+    for table, kept in (
+        ("profiles", ("sample", "mlrsnet")),
+        ("arms", ("baseline", "simclr", "baseline_adapted")),
+    ):
         tree[table] = {name: tree[table][name] for name in kept}
     return tree | {"ladder": ["baseline", "simclr"]}
 
@@ -63,7 +66,11 @@ def edges(node: dict[str, Any]) -> list[Any]:
             continue
         for bound in (part[k] for k in part if k.lower().endswith(("minimum", "maximum"))):
             whole = part.get("type") == "integer"
-            steps = (bound - 1, bound, bound + 1) if whole else (bound, math.nextafter(bound, -9), math.nextafter(bound, 9))
+            steps = (
+                (bound - 1, bound, bound + 1)
+                if whole
+                else (bound, math.nextafter(bound, -9), math.nextafter(bound, 9))
+            )
             found += steps
         found += [[value] for value in part.get("enum", [])]
     return found
@@ -77,7 +84,9 @@ def changes(draw: st.DrawFn) -> tuple[str, Key, Any]:
     key = draw(st.sampled_from(sorted(allowed)))
     if draw(st.integers(0, 9)) == 0:
         key = (*key[:-1], draw(st.sampled_from(["temprature", "a b", "[/]", "\u202e", "é", "0", "null"])))
-    value = draw(st.sampled_from([*ODD, *4 * edges(leaves().get(key, {}))]) | st.text(max_size=5))
+    fitting = edges(leaves().get(key, {}))
+    kinds = [st.sampled_from(ODD), st.integers(0, 40), st.floats(0, 1), st.text(max_size=5)]
+    value = draw(st.one_of(*3 * [st.sampled_from(fitting)] if fitting else [], *kinds))
     return place, key, value
 
 
@@ -108,13 +117,15 @@ def run(cases: int, seed: int, folder: Path) -> Outcomes:
         node[path[-1]] = value
         return _load(folder, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), path)
 
-    return explore(changes() | top_changes(), check, cases=cases, seed=seed)
+    return explore(st.one_of(changes(), changes(), changes(), top_changes()), check, cases=cases, seed=seed)
 
 
 def run_edited(cases: int, seed: int, folder: Path) -> Outcomes:
     """The file with damaged bytes: refused on one line, or shown by `satclr arms`."""
     raw = yaml.safe_dump(_file(), sort_keys=False).encode()
-    return explore(edited(st.just(raw), edits=1, size=1), lambda bad: _load(folder, bad, []), cases=cases, seed=seed)
+    return explore(
+        edited(st.just(raw), edits=1, size=1), lambda bad: _load(folder, bad, []), cases=cases, seed=seed
+    )
 
 
 def _load(folder: Path, text: str | bytes, path: list[str]) -> str:

@@ -68,7 +68,10 @@ def saved(draw: st.DrawFn, grid: Grid) -> bytes:
     empty = draw(st.integers(0, 2))
     text = io.StringIO(newline="")
     writer = csv.writer(
-        text, delimiter=delimiter, lineterminator=end, quoting=draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
+        text,
+        delimiter=delimiter,
+        lineterminator=end,
+        quoting=draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])),
     )
     for i, row in enumerate(grid):
         if i and draw(st.integers(0, 5)) == 0:
@@ -140,7 +143,7 @@ RAW_FAULTS: dict[str, Callable[[bytes], bytes]] = {
     "zero bytes": lambda _: b"",
     "NUL bytes": lambda raw: raw[: len(raw) // 2] + b"\0\0\0" + raw[len(raw) // 2 :],
     "no text": lambda _: b"\x89PNG\r\n\x1a\n\x81\x8d",
-    "a quote without end": lambda raw: raw.replace(b"\n", b"\n\"", 1) if raw.count(b"\n") > 1 else b'"',
+    "a quote without end": lambda raw: raw.replace(b"\n", b'\n"', 1) if raw.count(b"\n") > 1 else b'"',
 }
 
 

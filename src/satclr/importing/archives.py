@@ -138,7 +138,7 @@ class Download:
     def _zip(self, archive: Path, prefix: PurePosixPath, *, depth: int) -> None:
         try:
             file = self._stack.enter_context(zipfile.ZipFile(archive))
-        except (zipfile.BadZipFile, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - zipfile raises whatever its parsing raises
             raise SourceError(f"{archive}: not a whole zip archive ({error}); download it again") from None
         for info in file.infolist():
             inside = _inside(archive, info.filename)
@@ -341,4 +341,10 @@ def _opener(path: Path) -> Callable[[], IO[bytes]]:
 
 
 def _zip_opener(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[], IO[bytes]]:
-    return lambda: file.open(info)
+    def opened() -> IO[bytes]:
+        try:
+            return file.open(info)
+        except (OSError, ValueError, RuntimeError) as error:  # at a place that the archive does not have
+            raise zipfile.BadZipFile(str(error)) from None
+
+    return opened

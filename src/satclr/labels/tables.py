@@ -144,7 +144,8 @@ def _decode_1252(raw: bytes, where: object) -> str:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise LabelError(
-            f"{where}, line {line}: byte 0x{raw[error.start]:02x} is neither UTF-8 nor Windows-1252; save it as UTF-8"
+            f"{where}, line {line}: byte 0x{raw[error.start]:02x} is neither UTF-8 "
+            "nor Windows-1252; save it as UTF-8"
         ) from None
 
 
