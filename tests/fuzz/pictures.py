@@ -86,6 +86,7 @@ def refused() -> list[Picture]:
     """Files that are no tile."""
     frames: dict[str, Any] = {"save_all": True, "append_images": [noise(seed=1)]}
     floats = np.full((SIDE, SIDE), 0.5, np.float32)
+    deep = Image.fromarray(np.full((SIDE, SIDE), 999, np.uint16))
     return [
         Picture("empty.jpg", b"", reason="not an image"),
         Picture("text.jpg", b"image,sea\na.jpg,1\n", reason="not an image"),
@@ -93,8 +94,8 @@ def refused() -> list[Picture]:
         Picture("bomb.png", png_header(30_000, 30_000), reason="30000×30000 pixels"),
         Picture("bomb.tif", tiff_header(30_000, 30_000), reason="30000×30000 pixels"),
         Picture("bomb.bmp", bmp_header(30_000, 30_000), reason="30000×30000 pixels"),
-        Picture("deep-gray.png", encoded(Image.fromarray(np.full((SIDE, SIDE), 999, np.uint16)), "PNG"), reason="8 bits"),
-        Picture("deep-gray.tif", encoded(Image.fromarray(np.full((SIDE, SIDE), 999, np.uint16)), "TIFF"), reason="8 bits"),
+        Picture("deep-gray.png", encoded(deep, "PNG"), reason="8 bits"),
+        Picture("deep-gray.tif", encoded(deep, "TIFF"), reason="8 bits"),
         Picture("deep.png", png_16(SIDE), reason="8 bits"),
         Picture("floats.tif", encoded(Image.fromarray(floats), "TIFF"), reason="8 bits"),
         Picture("nan.tif", encoded(Image.fromarray(floats * np.nan), "TIFF"), reason="8 bits"),

@@ -91,9 +91,11 @@ def changes(draw: st.DrawFn) -> tuple[str, Key, Any]:
 
 
 TOP = {
-    "profile": ODD, "seeds": [*ODD, [0, 0], [2**31], [-1], [True], [10**400]], "run": [*ODD, ["simclr", "simclr"], ["x"]],
-    "ladder": [*ODD, ["x"]], "defaults": ODD, "profiles": ODD, "arms": ODD, "colour": ODD, "run.0": ODD,
-}  # fmt: skip
+    **dict.fromkeys(("profile", "defaults", "profiles", "arms", "colour", "run.0"), ODD),
+    "seeds": [*ODD, [0, 0], [2**31], [-1], [True], [10**400]],
+    "run": [*ODD, ["simclr", "simclr"], ["x"]],
+    "ladder": [*ODD, ["x"]],
+}
 
 
 @st.composite

@@ -101,8 +101,8 @@ def rows(raw: bytes, where: object) -> Iterator[tuple[int, list[str]]]:
     """Yield (line number, cells) of each row of a delimited text that is not blank.
 
     Delimiter: comma, semicolon or tab, whichever gives the header a cell `image`, else most cells. Encoding:
-    UTF-8, UTF-16 with a byte order mark, else Windows-1252. Raises LabelError, naming `where`, for anything that is no such text, and for
-    quotes that do not end where their cell does.
+    UTF-8, UTF-16 with a byte order mark, else Windows-1252. Raises LabelError, naming `where`, for anything that
+    is no such text, and for quotes that do not end where their cell does.
     """
     text = _decode(raw, where)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)

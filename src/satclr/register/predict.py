@@ -63,7 +63,7 @@ def files(root: Path, profile: str, alias: str = CHAMPION) -> Iterator[tuple[Any
             raise TrackingError(
                 f"{name} version {version.version} is no model of satclr's: {reason}; register anew"
             )
-        yield version, *found
+        yield version, found[0], found[1]
 
 
 def champion(root: Path, profile: str, alias: str = CHAMPION) -> Tagger:
