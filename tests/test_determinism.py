@@ -42,11 +42,10 @@ def line(data: Path, root: Path) -> None:
     how: dict[str, Any] = {"settings": arm.settings, "seed": arm.seed, "log": lambda *_: None}
     pretrain.run(store, root=root, out=root / "encoder.safetensors", curve=root / "pretrain.csv", **how)
     embed.run(store, encoder=root / "encoder.safetensors", out=root / "features.npy", settings=arm.settings)
-    files = {"features": root / "features.npy", "encoder": root / "encoder.safetensors"}
-    probe.run(store, **files, out=root / "probe.safetensors", curve=root / "probe.csv", **how)
-    evaluate.run(
-        store, features=files["features"], probe=root / "probe.safetensors", out=root / "results", arm=arm
-    )
+    how |= {"features": root / "features.npy", "encoder": root / "encoder.safetensors"}
+    probe.run(store, out=root / "probe.safetensors", curve=root / "probe.csv", **how)
+    out = root / "results"
+    evaluate.run(store, features=how["features"], probe=root / "probe.safetensors", out=out, arm=arm)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +104,12 @@ def test_pretraining_and_embedding_follow_the_setting(
     arm = resolve("baseline", pretrain={"deterministic": wanted}, embed={"deterministic": wanted})
     asked: list[bool] = []
     real = encoder.deterministic
-    monkeypatch.setattr(encoder, "deterministic", lambda enabled: asked.append(enabled) or real(enabled))
+
+    def noted(enabled: bool) -> Any:
+        asked.append(enabled)
+        return real(enabled)
+
+    monkeypatch.setattr(encoder, "deterministic", noted)
     out = tmp_path / "encoder.safetensors"
     pretrain.run(
         store,

@@ -121,7 +121,7 @@ def evaluation_facts(facts: Mapping[str, Any], source: object) -> tuple[Channels
         raise EncoderError(f"{source}: mean {mean} and std {std} are not three numbers each, std above 0")
     if not 8 <= crop_px <= SIDE_MAX_PX:
         raise EncoderError(f"{source}: crop_px {crop_px} is not between 8 and {SIDE_MAX_PX}")
-    return mean, std, crop_px  # type: ignore[return-value]
+    return mean, std, crop_px
 
 
 def save(model: nn.Module, path: Path, *, arch: str, width: int, **facts: Any) -> None:

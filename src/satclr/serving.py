@@ -55,9 +55,7 @@ class Tagger(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
                 f"{probe}: tensors {shapes} are no probe of {width} features and {len(self.labels)} labels"
             )
         self.weight, self.bias = (tensors[name].to(self.device).double() for name in ("weight", "bias"))
-        known = {
-            name: json.loads(facts[name]) for name in ("mean", "std", "crop_px", "tile_px") if name in facts
-        }
+        known = _numbers(facts, probe)
         self.mean, self.std, self.crop_px = evaluation_facts(known, probe)
         self.tile_px = evaluation_facts(known | {"crop_px": known.get("tile_px")}, probe)[2]
 
@@ -93,6 +91,16 @@ class Tagger(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         features = self.encoder(views).double()  # as evaluate: the layer in double precision
         logits = torch.nn.functional.linear(features, self.weight, self.bias)
         return np.asarray(torch.sigmoid(logits).cpu().numpy())
+
+
+def _numbers(facts: Mapping[str, str], probe: Path) -> dict[str, Any]:
+    """What belongs to the evaluation view, as far as it is there."""
+    try:
+        return {
+            name: json.loads(facts[name]) for name in ("mean", "std", "crop_px", "tile_px") if name in facts
+        }
+    except ValueError as error:
+        raise tensorfile.TensorFileError(f"{probe} has metadata that are not JSON ({error})") from None
 
 
 def _labels(facts: Mapping[str, str], probe: Path) -> tuple[list[str], list[float]]:

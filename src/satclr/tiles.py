@@ -76,7 +76,8 @@ def _check(image: Image.Image) -> None:
         raise TileError(
             f"{image.width}×{image.height} pixels is no tile ({MIN_SIDE_PX} a side to {MAX_PIXELS:,} in all)"
         )
-    raw = str(image.tile[0].args) if image.tile else ""  # how Pillow reads it: it halves 16-bit RGB unasked
+    parts = getattr(image, "tile", ())  # how Pillow reads it: it halves 16-bit RGB unasked
+    raw = str(parts[0].args) if parts else ""
     if image.mode.startswith("I;16") or image.mode in ("I", "F") or re.search(r";(16|32)[BLNSF]", raw):
         raise TileError(f"mode {image.mode}, more than 8 bits a channel: 8 bits are needed; rescale it first")
     if (frames := getattr(image, "n_frames", 1)) > 1:

@@ -40,10 +40,11 @@ def samples() -> dict[str, bytes]:
     np.savez(arrays, test_scores=np.zeros((3, 2), np.float32), labels=np.array(["a", "b"]))
     import openpyxl
 
-    sheet = openpyxl.Workbook()
-    sheet.active.append(["image", "sea"])
-    sheet.active.append(["a.jpg", 1])
-    sheet.save(book)
+    workbook = openpyxl.Workbook()
+    sheet = workbook.create_sheet("labels", 0)
+    sheet.append(["image", "sea"])
+    sheet.append(["a.jpg", 1])
+    workbook.save(book)
     tile = encoded(noise(16), "PNG")
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("set/sea/a.png", tile)

@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,20 +125,25 @@ def _widen(grid: Grid, header: str, cell: str) -> list[str]:
     return []
 
 
+def _rows(grid: Grid, rows: Grid) -> list[str]:
+    grid[:] = rows
+    return []
+
+
 FAULTS: dict[str, Callable[[Grid], list[str]]] = {
-    **{f"the value {text!r}": (lambda grid, text=text: _value(grid, text))  # type: ignore[misc]
+    **{f"the value {text!r}": partial(_value, text=text)
        for text in ("True", "yes", "2", "", "nan", "-1", "1e0", "１", "0.5", "[/]", "inf", "1,0")},
     "no image column": lambda grid: _put(grid, 0, _image(grid), "picture"),
     "two image columns": lambda grid: _widen(grid, "image", "x.jpg"),
     "a label twice": lambda grid: _widen(grid, grid[0][1 - min(_image(grid), 1)], "0"),
-    "a short row": lambda grid: [grid[-1].pop()][:0],
-    "a long row": lambda grid: [grid[-1].append("0")][:0],  # type: ignore[func-returns-value]
-    "a tile twice": lambda grid: [grid.append(list(grid[-1]))][:0],  # type: ignore[func-returns-value]
+    "a short row": lambda grid: _rows(grid, [*grid[:-1], grid[-1][:-1]]),
+    "a long row": lambda grid: _rows(grid, [*grid[:-1], [*grid[-1], "0"]]),
+    "a tile twice": lambda grid: _rows(grid, [*grid, list(grid[-1])]),
     "a tile that leaves the folder": lambda grid: _put(grid, -1, _image(grid), "../x.jpg"),
     "a tile without name": lambda grid: _put(grid, -1, _image(grid), " "),
     "a nameless label": lambda grid: _widen(grid, "", "1"),
     "a label with |": lambda grid: _widen(grid, "a|b", "1"),
-    "a header only": lambda grid: [grid.__delitem__(slice(1, None))][:0],  # type: ignore[func-returns-value]
+    "a header only": lambda grid: _rows(grid, grid[:1]),
 }  # fmt: skip
 RAW_FAULTS: dict[str, Callable[[bytes], bytes]] = {
     "zero bytes": lambda _: b"",

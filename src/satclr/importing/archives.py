@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Final, Self
+from typing import IO, Final, Self, cast
 
 from satclr import progress
 from satclr.importing import rar
@@ -159,7 +159,10 @@ class Download:
 
     def _untar(self, archive: Path, folder: Path) -> None:
         try:
-            with _decompressed(archive) as stream, tarfile.open(fileobj=_Headers(stream, archive)) as file:
+            with (
+                _decompressed(archive) as stream,
+                tarfile.open(fileobj=cast("IO[bytes]", _Headers(stream, archive)), mode="r:") as file,
+            ):
                 for info in file:
                     inside = _inside(archive, info.name)
                     if info.isdir() or _ignored(inside):
@@ -242,7 +245,7 @@ def _decompressed(archive: Path) -> IO[bytes]:
         start = file.read(6)
     for magic, opener in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open)):
         if start.startswith(magic):
-            return opener(archive)
+            return cast("IO[bytes]", opener(archive))
     return archive.open("rb")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -68,7 +69,9 @@ def files(root: Path, profile: str, alias: str = CHAMPION) -> Iterator[tuple[Any
 
 def champion(root: Path, profile: str, alias: str = CHAMPION) -> Tagger:
     """Load the champion, by this project's code. Raises as `files` does, and ValueError for damaged files."""
-    from satclr.serving import Tagger
+    load_mlflow()
+    with warnings.catch_warnings(action="ignore"):  # MLflow's, about its own types
+        from satclr.serving import Tagger
 
     tagger = Tagger()
     with files(root, profile, alias) as (_, encoder, probe):
