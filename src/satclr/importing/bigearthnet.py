@@ -141,11 +141,10 @@ def _band(path: Path) -> npt.NDArray[np.uint16]:
 
     try:
         with Image.open(path, formats=("TIFF",)) as image:
-            if image.size != (SIDE_PX, SIDE_PX):
-                raise ValueError(f"{image.width}×{image.height} pixels, not {SIDE_PX}×{SIDE_PX}")
-            values = np.asarray(image)
+            shape = (image.height, image.width)  # before pixels take memory
+            values = np.asarray(image) if shape == (SIDE_PX, SIDE_PX) else np.empty(0)
     except (OSError, SyntaxError, ValueError) as error:
         raise SourceError(f"{path}: not a readable GeoTIFF ({error}); unpack it again") from None
     if values.dtype != np.uint16 or values.shape != (SIDE_PX, SIDE_PX):
-        raise SourceError(f"{path}: {values.dtype} {values.shape}; uint16 ({SIDE_PX}, {SIDE_PX}) is needed")
+        raise SourceError(f"{path}: {values.dtype} {shape}; uint16 ({SIDE_PX}, {SIDE_PX}) is needed")
     return values
