@@ -142,7 +142,7 @@ def _band(path: Path) -> npt.NDArray[np.uint16]:
     try:
         with Image.open(path, formats=("TIFF",)) as image:
             shape = (image.height, image.width)  # before pixels take memory
-            values = np.asarray(image) if shape == (SIDE_PX, SIDE_PX) else np.empty(0)
+            values: npt.NDArray[Any] = np.asarray(image) if shape == (SIDE_PX, SIDE_PX) else np.empty(0)
     except (OSError, SyntaxError, ValueError) as error:
         raise SourceError(f"{path}: not a readable GeoTIFF ({error}); unpack it again") from None
     if values.dtype != np.uint16 or values.shape != (SIDE_PX, SIDE_PX):
