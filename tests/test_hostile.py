@@ -29,7 +29,10 @@ from satclr.tracking.ui import _command
 
 from . import made_up
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::PendingDeprecationWarning"),
+]
 
 HUGE = 10**12
 
