@@ -19,8 +19,11 @@ from satclr import embed, encoder, evaluate, prepare, pretrain, probe, tensorfil
 
 from .conftest import resolve
 
-WEIGHTS_ATOL = 2e-3  # of the encoder's and the probe's
-SCORES_ATOL = 5e-3  # of probabilities
+# Of one and the same encoder, and of what training makes of that: rounding grows with every step.
+FEATURES_ATOL = 1e-5
+LOSS_ATOL = 0.1  # of pretraining, an epoch (2.7)
+WEIGHTS_ATOL = 0.005  # learned ones; twice the learning rate times the steps
+SCORES_ATOL = 0.05  # probabilities
 MEAN_AP_ATOL = 0.02  # on a test split of 5 tiles
 
 
@@ -69,19 +72,30 @@ def test_everything_is_bit_identical_the_second_time(lines: dict[str, Path]) -> 
         assert one == other, file
 
 
-def test_two_threads_stay_within_the_stated_tolerance(lines: dict[str, Path]) -> None:
+def test_two_threads_encode_the_same_but_for_rounding(lines: dict[str, Path]) -> None:
+    store = tiles.open_store(lines["first"] / "build")
+    frozen = encoder.Frozen(lines["first"] / "encoder.safetensors")
+    batch = torch.from_numpy(store.pixels[:32])
+    with threads(1):
+        one = frozen(batch)
+    with threads(2):
+        two = frozen(batch)
+    np.testing.assert_allclose(one, two, atol=FEATURES_ATOL)
+
+
+def test_two_threads_train_the_same_within_the_stated_tolerance(lines: dict[str, Path]) -> None:
     one, two = lines["first"], lines["two threads"]
-    for name in ("encoder.safetensors", "probe.safetensors"):
-        (a, _), (b, _) = (tensorfile.load(root / name) for root in (one, two))
-        assert a.keys() == b.keys()
-        for key in a:
-            np.testing.assert_allclose(
-                a[key].numpy(), b[key].numpy(), atol=WEIGHTS_ATOL, rtol=1e-3, err_msg=key
-            )
-    a, b = (np.load(root / "results/scores.npz")["test_scores"] for root in (one, two))
-    np.testing.assert_allclose(a, b, atol=SCORES_ATOL)
-    a, b = (json.loads((root / "results/metrics.json").read_text())["test_mAP"] for root in (one, two))
-    assert a == pytest.approx(b, abs=MEAN_AP_ATOL)
+    (a, _), (b, _) = (tensorfile.load(root / "encoder.safetensors") for root in (one, two))
+    assert a.keys() == b.keys()
+    for key in a:
+        if "running" not in key:  # BatchNorm's statistics show in the scores
+            assert (a[key] - b[key]).abs().max() <= WEIGHTS_ATOL, key
+    curves = [np.loadtxt(root / "pretrain.csv", delimiter=",", skiprows=1) for root in (one, two)]
+    np.testing.assert_allclose(curves[0], curves[1], atol=LOSS_ATOL)
+    scores = [np.load(root / "results/scores.npz")["test_scores"] for root in (one, two)]
+    np.testing.assert_allclose(scores[0], scores[1], atol=SCORES_ATOL)
+    found = [json.loads((root / "results/metrics.json").read_text())["test_mAP"] for root in (one, two)]
+    assert found[0] == pytest.approx(found[1], abs=MEAN_AP_ATOL)
 
 
 def test_the_setting_makes_torch_refuse_what_may_differ() -> None:
