@@ -26,7 +26,7 @@ test: setup          ## the default test suite
 	$(RUN) pytest -m "not slow"
 
 test-slow: setup     ## the long tests: real servers, browsers, real data
-	$(RUN) pytest -m slow
+	$(RUN) --group test-s3 pytest -m slow
 
 fuzz: setup          ## made-up and damaged input, a table of outcomes (SEED=0)
 	$(RUN) python -m tests.fuzz --seed $(SEED)

@@ -1,9 +1,11 @@
-"""What sharing a batch among processes costs, and what memory micro-batches save (ResNet-18, 64 px).
+"""What sharing a batch among processes costs, and what memory micro-batches save.
 
-    python benchmarks/scale.py
+    python benchmarks/scale.py [--quick]
+    python benchmarks/scale.py 2 resnet18 64 128 0      one measurement: processes, encoder, crop, batch, micro-batch
 
-Speed: 2 gloo processes of 1 thread against 1 process of 2, in turns. Memory: resident peak of one step on a
-global batch of 1024 tiles (Linux); with a GPU, allocated peak and step time on 2048.
+Speed: 2 gloo processes of 1 thread against 1 process of 2 (with GPUs: 2 of nccl against 1), in turns. Memory: the
+peak of one step in a process of its own, resident (Linux) or, with a GPU, allocated. Steps are the product's own,
+in bfloat16 as the profiles have it; tiles are noise, whose content changes neither.
 """
 
 from __future__ import annotations
@@ -21,70 +23,117 @@ from common import ROOT, Row, arm, rate_row
 
 from satclr import distributed, optimizers
 from satclr import encoder as enc
-from satclr.pretrain.step import Step, cut
+from satclr.pretrain.loop import cut
+from satclr.pretrain.stage import keep_freed_memory
+from satclr.pretrain.step import Step
 
 ROUNDS, STEPS = 3, 4
+GPUS = torch.cuda.device_count()
+SPEED = (("resnet18", 64, 128), ("resnet50", 224, 16))
+SPEED_QUICK = (("resnet18", 64, 16),)
+# encoder, side of a view, global batch, micro-batches; the last size of each shows whether memory follows the batch
+MEMORY = (
+    ("resnet18", 64, 1024, (64, 128, 256)),
+    ("resnet50", 224, 64, (8, 16, 32)),
+    ("resnet50", 224, 32, (8,)),
+)
+MEMORY_GPU = (("resnet50", 224, 2048, (32, 64, 128)), ("resnet50", 224, 512, (64,)))
+MEMORY_QUICK = (("resnet18", 64, 16, (4, 8)),)
 
 
-def rows() -> list[Row]:
-    one, two = [], []
-    for _ in range(ROUNDS):
-        two.append(measure(2, 128, None)["tiles_per_s"])
-        one.append(measure(1, 128, None)["tiles_per_s"])
-    found = [rate_row("2 processes of 1 thread against 1 of 2", two, one, "tiles/s")]
-    gpu = torch.cuda.is_available()
-    for size in (64, 128, 256):
-        got = measure(1, 2048 if gpu else 1024, size)
-        name = f"batch {2048 if gpu else 1024}, micro-batch {size}"
-        row: Row = {"name": name, "ours": got["peak_MiB"], "theirs": None, "ratio": None, "unit": "MiB"}
-        found.append(row | {"step_s": got["step_s"]})
+def rows(*, quick: bool = False) -> list[Row]:
+    found = []
+    if GPUS != 1:
+        found += [speed(*size, rounds=1 if quick else ROUNDS) for size in (SPEED_QUICK if quick else SPEED)]
+    for arch, crop_px, batch_size, sizes in MEMORY_QUICK if quick else MEMORY_GPU if GPUS else MEMORY:
+        found += [memory(arch, crop_px, batch_size, size) for size in sizes]
     return found
 
 
-def measure(processes: int, batch_size: int, micro_batch_size: int | None) -> dict[str, float]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": str(max(1, 2 // processes)),
-        "PYTHONPATH": str(ROOT / "src"),
+def speed(arch: str, crop_px: int, batch_size: int, *, rounds: int) -> Row:
+    one, two = [], []
+    for _ in range(rounds):
+        for processes, speeds in ((2, two), (1, one)):
+            speeds.append(measure(processes, arch, crop_px, batch_size, None)["tiles_per_s"])
+    which = "2 processes of nccl against 1" if GPUS else "2 processes of 1 thread against 1 of 2"
+    row = rate_row(f"{arch} {crop_px} px, {which}", two, one, "tiles/s")
+    return row | {"batch_size": batch_size, "precision": "bfloat16"}
+
+
+def memory(arch: str, crop_px: int, batch_size: int, size: int) -> Row:
+    got = measure(1, arch, crop_px, batch_size, size)
+    return {
+        "name": f"{arch} {crop_px} px, batch {batch_size}, micro-batch {size}",
+        "ours": got["peak_MiB"],
+        "theirs": None,
+        "ratio": None,
+        "unit": "MiB at the peak",
+        "step_s": got["step_s"],
     }
-    arguments = [__file__, "worker", str(batch_size), str(micro_batch_size or 0)]
-    done = subprocess.run(command + arguments, env=environment, check=True, capture_output=True, text=True)
+
+
+def measure(
+    processes: int, arch: str, crop_px: int, batch_size: int, micro_batch_size: int | None
+) -> dict[str, float]:
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    paths = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"OMP_NUM_THREADS": threads, "PYTHONPATH": paths}
+    arguments = [__file__, "worker", arch, *map(str, (crop_px, batch_size, micro_batch_size or 0))]
+    done = subprocess.run(command + arguments, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, float] = json.loads(done.stdout)
     return found
 
 
-def worker(batch_size: int, micro_batch_size: int | None) -> None:
+def worker(arch: str, crop_px: int, batch_size: int, micro_batch_size: int | None) -> None:
+    """Print tiles/s, seconds a step and the peak in MiB, on process 0."""
     device = enc.device()
     scale: dict[str, Any] = {
-        "views": {"crop_px": 64},
-        "pretrain": {"arch": "resnet18", "weights": "none", "batch_size": batch_size},
+        "views": {"crop_px": crop_px},
+        "pretrain": {"arch": arch, "weights": "none", "batch_size": batch_size, "precision": "bfloat16"},
     }
     settings = arm("simclr", scale).settings
     how = settings.pretrain
+    if device.type == "cpu":
+        keep_freed_memory()
     with distributed.group(device.type):
+        device = enc.device()
         encoder, width = enc.build(how.arch)
         head = enc.projection_head(width, **how.projection.model_dump())
         model = torch.nn.Sequential(encoder, head).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         distributed.synchronize_batch_norm(model)
         step = Step(model, model, optimizers.build(model, how), settings, ((0.5,) * 3, (0.25,) * 3), 0)  # type: ignore[arg-type]
-        parts = cut(batch_size, micro_batch_size)
-        tiles = torch.randint(256, (parts[-1].held.stop, 96, 96, 3), dtype=torch.uint8, device=device)
-        targets = torch.zeros(batch_size, 1, dtype=torch.uint8)
+
+        def run(count: int, size: int | None, number: int) -> float:
+            parts = cut(count, size)
+            tiles = torch.randint(256, (parts[-1].held.stop, crop_px, crop_px, 3), dtype=torch.uint8)
+            targets = torch.zeros(count, 1, dtype=torch.uint8)
+            start = time.perf_counter()
+            step(tiles.to(device), targets, parts, epoch=0, step=number, rate=1e-4).item()
+            return time.perf_counter() - start
+
+        # The first step makes the optimizer's moments; for speed it warms up at full size, for memory it is small.
+        run(batch_size if micro_batch_size is None else 8, None, 0)
         steps = STEPS if micro_batch_size is None else 1
-        for number in range(steps + (steps > 1)):
-            if number <= 1:  # the first of several only warms up
-                start = time.perf_counter()
-            step(tiles, targets, parts, epoch=0, step=number, rate=1e-4).item()
-        step_s = (time.perf_counter() - start) / steps
+        # The fastest: processes that wait for one another suffer twice from whatever else the machine does.
+        step_s = min(run(batch_size, micro_batch_size, number) for number in range(1, steps + 1))
         kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         peak = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else kib / 1024
         if distributed.rank() == 0:
-            print(json.dumps({"step_s": step_s, "tiles_per_s": batch_size / step_s, "peak_MiB": peak}))
+            found = {"tiles_per_s": batch_size / step_s, "step_s": round(step_s, 3), "peak_MiB": round(peak)}
+            print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["worker"]:
-        worker(int(sys.argv[2]), int(sys.argv[3]) or None)
-    else:
-        for line in rows():
-            print(json.dumps(line))
+    match sys.argv[1:]:
+        case ["worker", arch, *numbers]:
+            side, batch, micro = map(int, numbers)
+            worker(arch, side, batch, micro or None)
+        case [] | ["--quick"] as options:
+            for line in rows(quick=bool(options)):
+                print(json.dumps(line), flush=True)
+        case [count, arch, *numbers]:
+            side, batch, micro = map(int, numbers)
+            print(json.dumps(measure(int(count), arch, side, batch, micro or None)))

@@ -9,7 +9,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +67,9 @@ def decode(jpeg: bytes) -> Image.Image:
     return Image.open(io.BytesIO(jpeg)).convert("RGB")
 
 
-def paper(crop_px: int) -> Callable[[Image.Image], Tensor]:
+def paper(
+    crop_px: int, mean: Sequence[float] = MEAN, std: Sequence[float] = STD
+) -> Callable[[Image.Image], Tensor]:
     """The paper's transform as it describes it, in torchvision on PIL images."""
     jitter = T.ColorJitter(0.4, 0.4, 0.4, 0.1)
     cubic = T.InterpolationMode.BICUBIC
@@ -79,7 +81,7 @@ def paper(crop_px: int) -> Callable[[Image.Image], Tensor]:
             T.RandomGrayscale(p=0.2),
             T.GaussianBlur(23, (0.1, 2.0)),
             T.ToTensor(),
-            T.Normalize(MEAN, STD),
+            T.Normalize(mean, std),
         ]
     )
     return lambda image: torch.stack([one(image), one(image)])

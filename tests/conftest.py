@@ -122,6 +122,17 @@ def store(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tiles.St
     return tiles.open_store(out)
 
 
+@pytest.fixture(scope="session")
+def measured(store: tiles.Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project folder with the models, results and comparison of two arms, from the stages themselves."""
+    from . import measured
+
+    root = tmp_path_factory.mktemp("measured")
+    measured.models(store, root)
+    measured.evaluation(store, root)
+    return root
+
+
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Makes a project folder with params.yaml and tiny data, and enters it."""

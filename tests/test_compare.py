@@ -34,7 +34,16 @@ def write_result(root: Path, arm: params.Arm, *, skill: float, tiles_: int = 60)
         test_targets=targets,
     )
     ap = np.mean([average_precision_score(targets[:, k], scores[:, k]) for k in range(3)])
-    (folder / "metrics.json").write_text(json.dumps({"test_mAP": ap, "val_mAP": ap, "seed": arm.seed}))
+    (folder / "metrics.json").write_text(
+        json.dumps(
+            {
+                "test_mAP": ap,
+                "val_mAP": ap,
+                "seed": arm.seed,
+                "train_tiles": 200 - 20 * arm.name.endswith("by_group"),
+            }
+        )
+    )
     (folder / "probe.csv").write_text("epoch,train_loss,val_loss,val_mAP\n1,0.6,0.6,0.3\n2,0.5,0.55,0.4\n")
     (folder / "pretrain.csv").write_text(
         "epoch,loss,learning_rate\n" + "1,4.0,0.001\n" * (arm.name == "simclr")
@@ -96,6 +105,26 @@ def test_the_ladder_climbs_in_the_order_asked_for(
     assert "paper, baseline (MLRSNet)" in [row[0] for row in compare.ladder_table(report)]
 
 
+def test_leakage_is_an_arm_against_itself_without_near_duplicates(
+    results: Callable[..., list[list[params.Arm]]], tmp_path: Path
+) -> None:
+    skills = {"simclr_by_group": 0.3, "baseline": 0.1, "simclr": 1.0, "baseline_by_group": 0.1}
+    report = run(tmp_path, results(skills, seeds=(0, 1)))
+    rows = {row["by_tile"]: row for row in report["leakage"]}  # type: ignore[attr-defined]
+    assert {name: row["by_group"] for name, row in rows.items()} == {
+        "baseline": "baseline_by_group",
+        "simclr": "simclr_by_group",
+    }
+    arms, lifted = report["arms"], rows["simclr"]
+    assert isinstance(arms, dict)
+    assert lifted["test_mAP"] == [arms[name]["test_mAP"] for name in ("simclr", "simclr_by_group")]
+    assert lifted["delta_mAP"] == pytest.approx(lifted["test_mAP"][0] - lifted["test_mAP"][1])
+    assert 0 < lifted["ci95"][0] < lifted["delta_mAP"] < lifted["ci95"][1]
+    table = compare.leakage_table(report)
+    assert table[-1][0] == "simclr"
+    assert "20 of 200 (10.0%)" in table[-1]
+
+
 def test_an_undefined_ap_counts_as_zero_only_where_asked(
     results: Callable[..., list[list[params.Arm]]], tmp_path: Path
 ) -> None:
@@ -103,7 +132,7 @@ def test_an_undefined_ap_counts_as_zero_only_where_asked(
     strict, zero = (resolve("baseline", evaluate={"undefined_ap": how}) for how in ("exclude", "zero"))
     for arm, share in ((strict, 1.0), (zero, 0.75)):
         found = {"baseline": [compare.read(tmp_path / "results" / arm.key, arm)]}
-        entry = compare.numbers(found)["arms"]["baseline"]
+        entry = compare.numbers(found, compare.resampled(found))["arms"]["baseline"]
         low, high = entry["test_mAP_ci95"]
         assert low < entry["test_mAP"] * share < high
 

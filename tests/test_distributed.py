@@ -5,17 +5,20 @@ from __future__ import annotations
 import csv
 import os
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import psutil
 import pytest
 import torch
+import yaml
 
-from satclr import distributed, embed, params, pretrain, tiles
+from satclr import distributed, embed, params, prepare, pretrain, tiles
 from satclr.pretrain import loop
 from satclr.pretrain import step as steps
 
@@ -24,9 +27,8 @@ from .conftest import ROOT, resolve
 B = 13  # tiles a batch: an odd number, so that shares differ
 OBJECTIVES = [name for name in get_args(params.Objective) if name != "none"]
 CASES = [(name, norm, size) for name in OBJECTIVES for norm in ("group", "batch") for size in (None, 5)]
-# Views as rows alone decide them, and no BatchNorm, whose gradients amplify rounding on batches this small.
+# No BatchNorm, whose gradients amplify rounding on batches this small.
 CALM: dict[str, Any] = {
-    "views": {"blur_p": 0.0},
     "pretrain": {"arch": "squeezenet1_1", "projection": {"batch_norm": False}, "epochs": 3},
 }
 
@@ -70,6 +72,22 @@ def losses_and_gradients(folder: Path) -> Found:
     return found
 
 
+def normalized(folder: Path) -> list[torch.Tensor]:
+    """BatchNorm of this process's rows in bfloat16, as autocast has it: output and input gradient (B,3,8,8), zero
+    where the rows are others', the parameters' gradients and the statistics."""
+    x, upstream = (half.bfloat16() * 3 + 20 for half in torch.load(folder / "batch.pt")[0])
+    layer = torch.nn.Sequential(torch.nn.BatchNorm2d(3))
+    distributed.synchronize_batch_norm(layer)
+    own = distributed.share(slice(0, B))
+    rows = x[own].requires_grad_()
+    out = layer(rows)
+    out.backward(upstream[own])
+    y, by_rows = torch.zeros(2, *x.shape)
+    y[own], by_rows[own] = out.detach().float(), rows.grad.float()
+    norm = layer[0]
+    return [y, by_rows, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var]
+
+
 def train(store: tiles.Store, folder: Path, *, die_after: int | None = None) -> None:
     arm = resolve(**CALM)
 
@@ -95,6 +113,7 @@ def work(store: tiles.Store, folder: Path) -> None:
     """All that is compared, as one of several processes or as one alone."""
     with distributed.group("cpu"):
         torch.save(losses_and_gradients(folder), folder / f"found-{distributed.rank()}.pt")
+        torch.save(normalized(folder), folder / f"normalized-{distributed.rank()}.pt")
         train(store, folder)
         how = resolve(embed={"batch_size": 5}).settings
         embed.run(store, encoder=folder / "encoder.safetensors", out=folder / "features.npy", settings=how)
@@ -143,6 +162,19 @@ def test_two_processes_give_the_loss_and_gradients_of_one(
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
+def test_two_processes_normalise_bfloat16_as_one(folders: tuple[Path, Path]) -> None:
+    one, two = folders
+    y, by_x, *others = torch.load(one / "normalized-0.pt")
+    both = [torch.load(two / f"normalized-{rank}.pt") for rank in (0, 1)]
+    torch.testing.assert_close(both[0][0] + both[1][0], y, rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(both[0][1] + both[1][1], by_x, rtol=2e-2, atol=2e-2 * float(by_x.abs().max()))
+    for i, expected in enumerate(others[:2], 2):  # summed over processes by sum_gradients
+        torch.testing.assert_close(both[0][i] + both[1][i], expected, rtol=1e-3, atol=1e-2)
+    for i, expected in enumerate(others[2:], 4):
+        for found in both:
+            torch.testing.assert_close(found[i], expected, rtol=1e-4, atol=1e-4)
+
+
 def test_two_processes_train_as_one(folders: tuple[Path, Path]) -> None:
     one, two = folders
     np.testing.assert_allclose(losses(two), losses(one), rtol=1e-4)
@@ -165,6 +197,70 @@ def test_a_process_that_dies_ends_the_run_and_another_number_goes_on_with_it(
     train(store, tmp_path)
     assert "after epoch 2, step 0" in capfd.readouterr().err
     np.testing.assert_allclose(losses(tmp_path), losses(folders[0]), rtol=1e-4)
+
+
+class Endless:
+    """`satclr pretrain` in several processes, with epochs that do not end."""
+
+    def __init__(self, root: Path, count: int, *, torchrun: bool = False) -> None:
+        tree = yaml.safe_load((root / "params.yaml").read_text())
+        tree["profiles"]["tiny"]["pretrain"]["processes"] = 1 if torchrun else count
+        (root / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+        command = [sys.executable, "-m", "satclr", "pretrain", "--arm", "simclr"]
+        if torchrun:
+            options = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+            command[1:1] = options
+        self.log = root / f"log-{time.monotonic_ns()}"
+        with self.log.open("w") as log:
+            self.launcher = subprocess.Popen(command, cwd=root, stderr=log)
+
+    def workers(self) -> dict[int, psutil.Process]:
+        """The processes that the launcher has started, by rank."""
+        children = psutil.Process(self.launcher.pid).children()
+        return {int(child.environ()["RANK"]): child for child in children}
+
+    def wait_for(self, what: Callable[[], object]) -> None:
+        while not what():
+            assert self.launcher.poll() is None, self.log.read_text()
+            time.sleep(0.1)
+
+    def says(self, text: str) -> bool:
+        return text in self.log.read_text()
+
+    def kill(self, rank: int) -> tuple[int, str, float]:
+        """SIGKILL for a worker: the launcher's exit code, all that was said, and seconds until the end."""
+        all_of_them = self.workers()
+        started = time.monotonic()
+        all_of_them[rank].kill()
+        code = self.launcher.wait()
+        assert not any(worker.is_running() for worker in all_of_them.values())
+        return code, self.log.read_text(), time.monotonic() - started
+
+
+@pytest.mark.slow
+def test_a_worker_of_the_command_line_can_be_killed_and_another_number_goes_on(
+    project: Callable[..., Path], environment: None
+) -> None:
+    root = project(
+        lambda tree: tree["profiles"]["tiny"]["pretrain"].update(epochs=10_000, precision="bfloat16")
+    )
+    prepare.run(root / "data" / "tiny", root / "build" / "tiny", resolve().settings.data)
+    run = Endless(root, 2)
+    run.wait_for(lambda: list(root.rglob("checkpoint.safetensors")))
+    code, said, took_s = run.kill(1)
+    assert (code, "error: process 1 of 2 was killed by SIGKILL" in said) == (1, True), said
+    assert took_s < 15
+    run = Endless(root, 3, torchrun=True)
+    run.wait_for(lambda: run.says("going on from the checkpoint after epoch"))
+    code, said, took_s = run.kill(0)
+    assert (code, "rank      : 0" in said, "Signal 9 (SIGKILL)" in said) == (1, True, True), said
+    assert took_s < 15
+    run = Endless(root, 2)
+    run.wait_for(lambda: run.says("going on from the checkpoint after epoch"))
+    orphans = run.workers().values()
+    run.launcher.kill()
+    _, alive = psutil.wait_procs(orphans, timeout=15)
+    assert not alive
 
 
 def test_shares_cover_everything_in_order_and_differ_by_one_at_most() -> None:
@@ -204,7 +300,7 @@ def test_too_many_processes_for_a_batch_is_one_error(
 
 
 if __name__ == "__main__":
-    loop.CHECKPOINT_AFTER_S = 0.0
+    loop.CHECKPOINT_AFTER_S, loop.CHECKPOINT_SHARE = 0.0, 0
     opened, target = tiles.open_store(Path(sys.argv[2])), Path(sys.argv[3])
     if sys.argv[1] == "work":
         work(opened, target)

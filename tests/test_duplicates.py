@@ -85,12 +85,6 @@ def test_thumbnails_overrule_a_hash_that_collides(monkeypatch: pytest.MonkeyPatc
     assert duplicates.groups(tiles, correlation_min=-1.0).tolist() == [0] * 12
 
 
-def test_leakage_is_a_group_in_more_than_one_split() -> None:
-    group = np.array([0, 1, 0, 3, 3, 1])
-    split = np.array(["train", "test", "test", "val", "val", "test"])
-    assert [rows.tolist() for rows in duplicates.across(group, split)] == [[0, 2]]
-
-
 def test_ucmerced_shows_one_airplane_twice(external_data: Path) -> None:
     paths = sorted((external_data / "ucmerced" / "Images").glob("*/*.jpg"))
     tiles = np.stack([np.asarray(Image.open(path).convert("RGB").resize((128, 128))) for path in paths])

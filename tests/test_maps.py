@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.spatial import procrustes  # type: ignore[import-untyped]
+from scipy.spatial import procrustes
+from scipy.stats import spearmanr
 from sklearn.metrics import jaccard_score
 
 from satclr import maps, tiles
@@ -61,6 +62,20 @@ def test_label_overlap_is_the_mean_jaccard_of_neighbours() -> None:
     assert maps.label_overlap(x, targets, k=4) == pytest.approx(np.mean(expected))
 
 
+def test_distances_on_the_map_are_ranked_as_scipy_ranks_them() -> None:
+    x, _ = blobs(30)
+    plane = np.random.default_rng().normal(size=(30, 2))
+    pairs = [(i, j) for i in range(30) for j in range(i)]
+    cosine = [1 - float(x[i].astype(float) @ x[j].astype(float)) for i, j in pairs]
+    euclidean = [np.linalg.norm(plane[i] - plane[j]) for i, j in pairs]
+    expected = spearmanr(cosine, euclidean).statistic
+    assert maps.distance_rank_correlation(x, plane) == pytest.approx(expected, abs=1e-3)
+    turn = np.array([[0.6, -0.8], [0.8, 0.6]])
+    circle = plane / np.linalg.norm(plane, axis=1, keepdims=True)
+    assert maps.distance_rank_correlation(circle.astype(np.float32), 3 * circle @ turn) > 0.999
+    assert maps.distance_rank_correlation(x, np.zeros((30, 2))) == 0
+
+
 def test_maps_hold_the_same_test_tiles_for_every_arm(
     store: tiles.Store, features: Path, tmp_path: Path
 ) -> None:
@@ -72,6 +87,7 @@ def test_maps_hold_the_same_test_tiles_for_every_arm(
         assert len(found["projections"]["pca"]) == len(found["tiles"])
         assert 0 <= found["knn_label_overlap"] <= 1
         assert 0 <= found["trustworthiness"]["pca"] <= 1
+        assert -1 <= found["distance_rank_correlation"]["pca"] <= 1
     assert names[0] == names[1]
     split = dict(zip(store.names, store.splits, strict=True))
     assert {split[name] for name in names[0]} == {"test"}

@@ -3,9 +3,13 @@
 import numpy as np
 import pytest
 import sklearn.metrics as sk
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from torchmetrics.functional.classification import binary_calibration_error
+from torchmetrics.retrieval import RetrievalPrecision
 
 from satclr import metrics
 from satclr.metrics.bootstrap import _draw_seeds
@@ -126,7 +130,9 @@ def test_redrawn_seeds_equal_a_loop_over_drawn_seeds_and_repeated_tiles() -> Non
         np.stack([draw(10 * a + s, (25, 4), levels=9)[0] for s in range(n)]) for a, n in enumerate((3, 2))
     ]
     _, targets = draw(4, (25, 4))
-    ours = metrics.paired_bootstrap_over_seeds(arms, targets, resamples=30, seed=5)
+    each = metrics.paired_bootstrap_over_seeds(arms, targets, resamples=30, seed=5)
+    assert each.shape == (30, 2, 4)
+    ours = metrics.nan_mean(each)
     counts = metrics.draw_counts(25, resamples=30, seed=5)
     for a, arm in enumerate(arms):
         picked = _draw_seeds(len(arm), resamples=30, seed=5, arm=a)
@@ -139,13 +145,15 @@ def test_redrawn_seeds_spread_as_the_binomial_says() -> None:
     targets = np.arange(40)[:, None] % 2 == [[0, 1]]
     perfect, constant = targets * 1.0, np.full((40, 2), 0.5)
     arm = np.stack([perfect, constant])
-    values = metrics.paired_bootstrap_over_seeds([arm, arm], targets, resamples=4000, seed=0)
+    values = metrics.nan_mean(
+        metrics.paired_bootstrap_over_seeds([arm, arm], targets, resamples=4000, seed=0)
+    )
     both_perfect = (values == 1).mean(0)
     np.testing.assert_allclose(both_perfect, 1 / 4, atol=0.03)
     assert (values == 1).all(1).mean() == pytest.approx(1 / 16, abs=0.02)  # arms draw apart
     once = metrics.paired_bootstrap_over_seeds([arm[:1], arm[1:]], targets, resamples=50, seed=1)
     expected = metrics.paired_bootstrap([perfect, constant], targets, resamples=50, seed=1)
-    np.testing.assert_array_equal(once, expected)
+    np.testing.assert_array_equal(metrics.nan_mean(once), expected)
 
 
 def test_interval_cuts_off_equal_tails() -> None:
@@ -227,6 +235,16 @@ def test_rankings_of_labels_are_scikit_learns(seed: int, shape: tuple[int, int],
     assert metrics.one_error(scores, targets) == pytest.approx(np.mean(wrong), abs=1e-12)
 
 
+def test_one_error_is_what_torchmetrics_precision_at_one_leaves() -> None:
+    rng = np.random.default_rng()
+    scores, targets = rng.normal(size=(40, 6)), rng.random((40, 6)) < 0.3
+    targets[:3] = False
+    precision = RetrievalPrecision(top_k=1, empty_target_action="neg")
+    tile = torch.arange(40).repeat_interleave(6)
+    found = precision(torch.from_numpy(scores).flatten(), torch.from_numpy(targets).flatten(), indexes=tile)
+    assert metrics.one_error(scores, targets) == pytest.approx(1 - found.item(), abs=1e-6)
+
+
 @given(seeds, shapes, st.integers(1, 20))
 @settings(deadline=None, max_examples=50)
 def test_calibration_error_equals_a_loop_over_bins(seed: int, shape: tuple[int, int], bins: int) -> None:
@@ -239,6 +257,21 @@ def test_calibration_error_equals_a_loop_over_bins(seed: int, shape: tuple[int, 
         if inside.any():
             expected += inside.mean() * abs(p[inside].mean() - targets[inside].mean())
     assert metrics.expected_calibration_error(p, targets, bins=bins) == pytest.approx(expected, abs=1e-12)
+
+
+@given(seeds, shapes, st.integers(1, 20))
+@settings(deadline=None, max_examples=30)
+def test_calibration_error_is_torchmetrics(seed: int, shape: tuple[int, int], bins: int) -> None:
+    rng = np.random.default_rng(seed)
+    p = (
+        2 * rng.integers(2**16, size=shape) + 1
+    ) / 2**17  # never where two bins meet: float32 may differ there
+    targets = rng.random(shape) < 0.4
+    theirs = binary_calibration_error(
+        torch.from_numpy(p).flatten(), torch.from_numpy(targets).flatten().long(), n_bins=bins, norm="l1"
+    )
+    ours = metrics.expected_calibration_error(p, targets, bins=bins)
+    assert ours == pytest.approx(theirs.item(), abs=1e-5)
 
 
 def test_true_probabilities_are_calibrated_and_sharpened_ones_are_not() -> None:
@@ -264,6 +297,15 @@ def test_temperature_minimises_cross_entropy(seed: int, sharpness: float) -> Non
     for factor in (0.2, 0.9, 0.999, 1.001, 1.1, 5.0):
         assert best < cross_entropy(fitted * factor)
     assert fitted == pytest.approx(metrics.fit_temperature(logits, targets) * sharpness, rel=1e-9)
+
+
+def test_temperature_is_the_inverse_of_scikit_learns_only_coefficient() -> None:
+    rng = np.random.default_rng()
+    logits = rng.normal(0, 3, (300, 4))
+    targets = rng.random(logits.shape) < metrics.sigmoid(logits / 2)
+    model = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10)
+    slope = model.fit(logits.reshape(-1, 1), targets.ravel()).coef_.item()
+    assert metrics.fit_temperature(logits, targets) == pytest.approx(1 / slope, rel=1e-4)
 
 
 def test_temperature_undoes_sharpening_and_stays_in_range() -> None:

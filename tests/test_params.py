@@ -71,6 +71,7 @@ def test_an_arm_changes_only_what_it_names(tree: dict[str, Any], tmp_path: Path)
         ({"defaults": {"views": {"scale": [0.5, 0.1]}}}, ["defaults.views.scale", "0.5, 0.1"]),
         ({"defaults": {"views": {"blur_kernel_px": 22}}}, ["defaults.views.blur_kernel_px 22"]),
         ({"defaults": {"data": {"split": {"fractions": [0.5, 0.2, 0.1]}}}}, ["data.split.fractions", "add up to 1"]),
+        ({"profiles": {"ucmerced": {"data": {"split": {"by": "group"}}}}}, ["by: group", "set file: null"]),
         ({"defaults": {"pretrain": {"warmup_epochs": 99}}}, ["defaults.pretrain.warmup_epochs 99"]),
         ({"arms": {"simclr": {"pretrain": {"adapt_batch_norm": True}}}}, ["arms.simclr.pretrain.adapt_batch_norm"]),
         ({"arms": {"simclr": {"pretrain": {"temperature": None}}}}, ["arms.simclr.pretrain.temperature = None"]),

@@ -181,6 +181,24 @@ def test_near_duplicates_can_be_kept_together(data: Path) -> None:
     assert any(len(group) == 6 for group in audit["near_duplicates"]["groups"])
 
 
+def test_splits_are_shown_with_their_prevalence_and_leakage(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = run(data)
+    said = capsys.readouterr().err
+    for split in tiles.SPLITS:
+        rows = store.rows(split)
+        assert f"{split} ({len(rows)})" in said
+        assert f"{store.targets[rows].mean(0)[store.labels.index('road')]:.2%}" in said
+    names = sorted(path.name for path in data.rglob("*.jpg"))
+    wanted = {name: tiles.SPLITS[i % 3] for i, name in enumerate(names)}
+    shutil.copy(data / "Images/water/water_00000.jpg", data / "Images/water/water_00001.jpg")
+    (data / "split.csv").write_text("image,split\n" + "".join(f"{n},{s}\n" for n, s in wanted.items()))
+    run(data, split={"file": "split.csv"})
+    said = " ".join(capsys.readouterr().err.split())
+    assert "1 of 1 groups of near-duplicates lie in more than one split; split.csv says so" in said
+
+
 def test_no_data_says_where_it_belongs(tmp_path: Path) -> None:
     with pytest.raises(prepare.PrepareError, match="dvc pull"):
         run(tmp_path / "data")

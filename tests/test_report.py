@@ -11,67 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from satclr import (
-    compare,
-    embed,
-    evaluate,
-    figures,
-    maps,
-    params,
-    pretrain,
-    probe,
-    report,
-    robustness,
-    tiles,
-)
-from satclr.report import page, pictures
+from satclr import report, tiles
+from satclr.report import pictures, sections
 
-from .conftest import resolve
-
-PALETTE = figures.Palette(["baseline", "simclr"])
-QUICK = {"labels": {"fractions": [0.5], "subsets": 2}, "sweep": {"epochs": 2}}
-
-
-@pytest.fixture(scope="module")
-def measured(store: tiles.Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with models, results and the comparison of two arms, from the stages themselves."""
-    root = tmp_path_factory.mktemp("measured")
-    for arm in each():
-        model, result = root / "models" / arm.key, root / "results" / arm.key
-        log = lambda *_: None  # noqa: E731
-        pretrain.run(
-            store, settings=arm.settings, seed=0, root=root, out=model / "encoder.safetensors",
-            curve=result / "pretrain.csv", log=log,
-        )  # fmt: skip
-        embed.run(
-            store, encoder=model / "encoder.safetensors", out=model / "features.npy", settings=arm.settings
-        )
-        probe.run(
-            store, features=model / "features.npy", encoder=model / "encoder.safetensors",
-            out=model / "probe.safetensors", curve=result / "probe.csv", settings=arm.settings, seed=0, log=log,
-        )  # fmt: skip
-        evaluate.run(
-            store, features=model / "features.npy", probe=model / "probe.safetensors", out=result, arm=arm
-        )
-        robustness.run(
-            store, encoder_file=model / "encoder.safetensors", probe=model / "probe.safetensors",
-            out=result / "robustness.json", arm=arm,
-        )  # fmt: skip
-        maps.run(store, features=model / "features.npy", out=result / "maps.json", arm=arm)
-    compare.run(root / "results", root / "reports", arms=[[arm] for arm in each()], rungs=(), palette=PALETTE)
-    return root
-
-
-def each() -> list[params.Arm]:
-    return [resolve(name, evaluate=QUICK) for name in ("baseline", "simclr")]
+from .measured import PALETTE, arms
 
 
 def write(root: Path, store: tiles.Store) -> Path:
     return report.run(
-        root / "results",
-        root / "reports",
+        root / "results" / "tiny",
+        root / "reports" / "tiny",
         store,
-        arms=[[arm] for arm in each()],
+        arms=[[arm] for arm in arms()],
         palette=PALETTE,
         commit="c0ffee",
     )
@@ -89,13 +40,24 @@ def test_the_page_is_one_file_that_asks_nothing_of_the_network(measured: Path, s
 
 def test_the_page_shows_the_numbers_of_compare(measured: Path, store: tiles.Store) -> None:
     html = write(measured, store).read_text()
-    found = json.loads((measured / "reports" / "compare.json").read_text())
+    found = json.loads((measured / "reports" / "tiny" / "compare.json").read_text())
     for entry in found["arms"].values():
         assert f"{entry['test_mAP']:.4f}" in html
         assert f"{entry['seeds']['0']['test_knn_mAP']:.4f}" in html
     assert f"{found['contrasts'][0]['delta_mAP']:+.4f}" in html
     assert "c0ffee" in html
     assert store.digest in html
+
+
+def test_the_page_shows_leakage_and_the_prevalence_of_labels(measured: Path, store: tiles.Store) -> None:
+    html = write(measured, store).read_text()
+    (row,) = json.loads((measured / "reports" / "compare.json").read_text())["leakage"]
+    assert (row["by_tile"], row["by_group"]) == ("baseline", "baseline_by_group")
+    assert "<h3>Leakage</h3>" in html
+    assert f"<td>{row['train_tiles'][0] - row['train_tiles'][1]} of {row['train_tiles'][0]}</td>" in html
+    for split in tiles.SPLITS:
+        share = store.targets[store.rows(split)].mean(0)[store.labels.index("road")]
+        assert f"<td>{share:.2%}</td>" in html
 
 
 def test_a_repeated_report_is_bit_identical(measured: Path, store: tiles.Store) -> None:
@@ -105,15 +67,15 @@ def test_a_repeated_report_is_bit_identical(measured: Path, store: tiles.Store) 
 def test_mistakes_are_the_highest_without_and_the_lowest_with_the_label(
     measured: Path, store: tiles.Store
 ) -> None:
-    with np.load(measured / "results" / "simclr-s0" / "scores.npz") as saved:
+    with np.load(measured / "results" / "tiny" / "simclr-s0" / "scores.npz") as saved:
         scores, targets, names = (saved[k] for k in ("test_scores", "test_targets", "test_tiles"))
-    found = page._hardest(page.Run(each()[1], measured / "results" / "simclr-s0"), store)
+    found = sections.hardest(sections.Run(arms()[1], measured / "results" / "tiny" / "simclr-s0"), store)
     assert [float(row["AP"]) for row in found] == sorted(float(row["AP"]) for row in found)
     for row in found:
         k = store.labels.index(row["label"])
         for examples, has, sign in ((row["wrong"], 0, -1), (row["missed"], 1, 1)):
             rows = np.flatnonzero(targets[:, k] == has)
-            expected = rows[np.argsort(sign * scores[rows, k], kind="stable")][: page.EXAMPLES]
+            expected = rows[np.argsort(sign * scores[rows, k], kind="stable")][: sections.EXAMPLES]
             shown = [float(e["score"]) for e in examples]
             assert shown == pytest.approx(scores[expected, k])
             assert all(targets[names.tolist().index(e["tile"]), k] == has for e in examples)
@@ -138,9 +100,12 @@ def test_the_verdict_is_the_intervals(interval: list[float], verdict: str) -> No
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (lambda root: (root / "reports" / "compare.json").unlink(), "run `satclr compare` first"),
-        (lambda root: (root / "results" / "simclr-s0" / "probe.csv").unlink(), "probe.csv does not exist"),
-        (lambda root: rename_arm(root / "reports" / "compare.json"), "run `satclr compare` again"),
+        (lambda root: (root / "reports" / "tiny" / "compare.json").unlink(), "run `satclr compare` first"),
+        (
+            lambda root: (root / "results" / "tiny" / "simclr-s0" / "probe.csv").unlink(),
+            "probe.csv does not exist",
+        ),
+        (lambda root: rename_arm(root / "reports" / "tiny" / "compare.json"), "run `satclr compare` again"),
     ],
 )
 def test_what_is_missing_is_named(
@@ -189,12 +154,30 @@ return seen;
 """
 
 
-@pytest.mark.parametrize("width_px", [1280, 390])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_browser_opens_the_page_without_a_complaint(
-    measured: Path, store: tiles.Store, browser: Any, width_px: int, scheme: str
-) -> None:
-    path = write(measured, store)
+# Text of charts that is cut off by its chart, lies on other text, or is too small to read.
+ILLEGIBLE = """
+const seen = [];
+for (const chart of document.querySelectorAll(".chart")) {
+  const name = chart.dataset.chart || `map of ${chart.dataset.arm}`, frame = chart.getBoundingClientRect();
+  const texts = [...chart.querySelectorAll("text")].filter(e => e.textContent.trim() && e.checkVisibility());
+  const boxes = texts.map(e => [e.textContent, e.getBoundingClientRect(), parseFloat(getComputedStyle(e).fontSize)]);
+  boxes.forEach(([text, p, size], i) => {
+    if (p.left < frame.left - 1 || p.right > frame.right + 1 || p.top < frame.top - 1 || p.bottom > frame.bottom + 1)
+      seen.push(`${name}: ${text} is cut off`);
+    if (size < 10) seen.push(`${name}: ${text} is ${size} px high`);
+    for (const [other, q] of boxes.slice(i + 1)) {
+      const wide = Math.min(p.right, q.right) - Math.max(p.left, q.left);
+      const high = Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top);
+      if (wide > 1 && high > 3) seen.push(`${name}: ${text} lies on ${other}`);
+    }
+  });
+}
+return seen;
+"""
+
+
+def opened(browser: Any, path: Path, *, width_px: int = 1280, scheme: str = "light") -> Any:
+    """The browser with the page drawn, on a screen of this width and without a network."""
     size = {"width": width_px, "height": 900, "deviceScaleFactor": 1, "mobile": width_px < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
@@ -208,24 +191,52 @@ def test_a_browser_opens_the_page_without_a_complaint(
     while browser.execute_script("return document.documentElement.dataset.ready") != "yes":
         assert time.monotonic() < deadline, browser.get_log("browser")
         time.sleep(0.1)
+    return browser
+
+
+@pytest.mark.parametrize("width_px", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_browser_opens_the_page_without_a_complaint(
+    measured: Path, store: tiles.Store, browser: Any, width_px: int, scheme: str
+) -> None:
+    opened(browser, write(measured, store), width_px=width_px, scheme=scheme)
     assert browser.get_log("browser") == []
     charts = browser.execute_script(
         "return [...document.querySelectorAll('.chart')].map(e => [e.querySelectorAll('svg').length, e.clientWidth])"
     )
-    assert len(charts) >= 11  # among them a map for each arm
+    assert len(charts) >= 12  # among them a map for each arm
     assert all(drawn and 0 < wide <= width_px for drawn, wide in charts)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width_px
     assert browser.execute_script(OVERLAPS) == []
+    assert browser.execute_script(ILLEGIBLE) == []
     ink = browser.execute_script("return getComputedStyle(document.querySelector('.chart .xtick text')).fill")
     assert ink == {"light": "rgb(27, 31, 36)", "dark": "rgb(232, 234, 237)"}[scheme]
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_print_is_dark_on_white_and_fits_the_paper(
+    measured: Path, store: tiles.Store, browser: Any, scheme: str
+) -> None:
+    opened(browser, write(measured, store), scheme=scheme)
+    look = """
+    const text = getComputedStyle(document.querySelector(".chart .xtick text")).fill;
+    const wide = [...document.querySelectorAll(".chart svg.main-svg")].map(e => e.clientWidth);
+    return [getComputedStyle(document.body).backgroundColor, text, Math.max(...wide)];
+    """
+    browser.execute_script("dispatchEvent(new Event('beforeprint'))")
+    paper, ink, wide = browser.execute_script(look)
+    assert (paper, ink) == ("rgb(255, 255, 255)", "rgb(0, 0, 0)")
+    assert wide <= 700
+    assert browser.execute_script(OVERLAPS) == []
+    assert browser.execute_script(ILLEGIBLE) == []
+    browser.execute_script("dispatchEvent(new Event('afterprint'))")
+    paper, ink, wide = browser.execute_script(look)
+    assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
+    assert wide > 900
+
+
 def test_pointing_at_a_map_shows_the_tile(measured: Path, store: tiles.Store, browser: Any) -> None:
-    browser.get(write(measured, store).as_uri())
-    deadline = time.monotonic() + 60
-    while browser.execute_script("return document.documentElement.dataset.ready") != "yes":
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    opened(browser, write(measured, store))
     shown = browser.execute_script(
         """
         const map = document.querySelector("[data-arm]");
@@ -234,7 +245,7 @@ def test_pointing_at_a_map_shows_the_tile(measured: Path, store: tiles.Store, br
         return [tip.textContent, tip.offsetHeight, getComputedStyle(tip.firstChild).backgroundImage];
         """
     )
-    tree = json.loads((measured / "results" / "simclr-s0" / "maps.json").read_text())
+    tree = json.loads((measured / "results" / "tiny" / "simclr-s0" / "maps.json").read_text())
     tile = tree["tiles"][2]
     labels = [
         label for label, has in zip(store.labels, store.targets[store.names.index(tile)], strict=True) if has
@@ -245,7 +256,7 @@ def test_pointing_at_a_map_shows_the_tile(measured: Path, store: tiles.Store, br
     colours = "return [...new Set(document.querySelector('[data-arm]').data[0].marker.color)].length"
     by_category = browser.execute_script(colours)
     browser.execute_script(
-        "const s = document.getElementById('colour'); s.value = '1'; s.dispatchEvent(new Event('change'))"
+        "const s = document.getElementById('colour'); s.value = 'label 1'; s.dispatchEvent(new Event('change'))"
     )
     shown_tiles = [store.names.index(name) for name in tree["tiles"]]
     assert by_category == len({store.categories[row] for row in shown_tiles})
@@ -255,7 +266,7 @@ def test_pointing_at_a_map_shows_the_tile(measured: Path, store: tiles.Store, br
 def test_the_corrupted_tile_is_one_the_audit_trusts(measured: Path, store: tiles.Store) -> None:
     test = [store.names[row] for row in store.rows("test")]
     tested = {"haze": {"1": 0.5, "3": 0.4}}
-    rows = page._corrupted(tested, store, flagged=test[1:])
-    expected = pictures.uri(store.pixels[store.names.index(test[0])], side_px=page.CORRUPTION_PX)
+    rows = sections.corrupted(tested, store, flagged=test[1:])
+    expected = pictures.uri(store.pixels[store.names.index(test[0])], side_px=sections.CORRUPTION_PX)
     assert rows[0] == {"name": "untouched", "pictures": [expected]}
     assert [(row["name"], len(row["pictures"])) for row in rows[1:]] == [("haze", 2)]

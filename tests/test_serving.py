@@ -6,7 +6,6 @@ import io
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from safetensors import safe_open
 
 from satclr import encoder, register, tiles, tracking
 from tests import made_up
+from tests.serving import free_port
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -216,9 +216,7 @@ def _scores(root: Path, model: Any, pixels: npt.NDArray[np.uint8]) -> npt.NDArra
 
 @pytest.mark.slow
 def test_the_champion_answers_over_http(root: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # MLflow starts uvicorn by name
     env = {**os.environ, "MLFLOW_TRACKING_URI": tracking.tracking_uri(root), "PATH": path}
     command = ["mlflow", "models", "serve", "-m", "models:/satclr-sample@champion"]

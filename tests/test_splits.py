@@ -83,6 +83,11 @@ def test_groups_stay_together() -> None:
     assert len(apart) > 100
 
 
+def test_leakage_is_a_group_in_more_than_one_split() -> None:
+    split = ["train", "test", "test", "val", "val", "test"]
+    assert splits.spanning(split, [0, 1, 0, 3, 3, 1]) == [[0, 2]]
+
+
 def test_groups_of_one_are_no_groups() -> None:
     names = tile_names(97)
     alone = splits.split(names, fractions=PAPER, seed=3)
@@ -176,8 +181,8 @@ def test_the_summary_shows_what_is_uneven_first() -> None:
     drawn = ["train"] * 70 + ["val"] * 20 + ["test"] * 10
     out = Console(file=io.StringIO(), width=100)
     with out.capture() as captured:
-        out.print(splits.summary(drawn, targets, ["even", "scarce"]))
+        out.print(splits.summary(drawn, targets, ["balanced", "scarce"]))
     text = captured.get()
-    assert text.index("scarce (none in val, test)") < text.index("even")
+    assert text.index("scarce") < text.index("none in val, test") < text.index("balanced")
     assert "train (70)" in text
     np.testing.assert_allclose(splits.prevalence(drawn, targets)["train"], [0.5, 3 / 70])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,21 @@ def test_a_store_says_what_is_missing_or_damaged(store: tiles.Store, tmp_path: P
     (tmp_path / "tiles.npy").write_bytes(b"\x93NUMPY no")
     with pytest.raises(tiles.TileError, match="damaged"):
         tiles.open_store(tmp_path)
+
+
+def test_an_arm_may_leave_out_training_tiles_that_it_is_tested_on(store: tiles.Store) -> None:
+    assert store.learning("keep") is store
+    train, val, test = (store.rows(split) for split in tiles.SPLITS)
+    groups = store.names.copy()
+    groups[train[0]] = groups[test[0]]
+    groups[train[3]] = groups[val[1]]
+    groups[train[5]] = groups[train[4]]
+    groups[val[2]] = groups[test[2]]
+    apart = replace(store, groups=groups).learning("leave_out")
+    assert apart.rows("train").tolist() == [row for row in train if row not in (train[0], train[3])]
+    assert apart.rows("val").tolist() == val.tolist()
+    assert apart.rows("test").tolist() == test.tolist()
+    assert apart.digest == store.digest
 
 
 def test_features_of_another_store_are_refused(store: tiles.Store, tmp_path: Path) -> None:

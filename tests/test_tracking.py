@@ -5,7 +5,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -86,6 +88,29 @@ def test_an_arm_run_holds_every_number_of_the_outputs(root: Path) -> None:
     assert (data.dataset.name, data.dataset.digest) == ("sample", "0123456789abcdef0123456789abcdef.dir")
     assert f"{metrics['test_mAP']:.4f}" in run.data.tags["mlflow.note.content"]
     assert not list(root.parent.glob("mlruns")), "a store must not appear in the working folder"
+
+
+def test_an_arm_run_shows_the_audit_of_its_data(root: Path) -> None:
+    made_up.write(root, arm="simclr")
+    audit = {
+        "tiles": 1200,
+        "findings": [{"level": "error", "title": "Lost: 2 categories"}, {"level": "notice", "title": "Rare"}],
+        "flagged": {"a.jpg": ["lost-label"], "b.jpg": ["lost-label"]},
+        "near_duplicates": {"groups": [["a.jpg", "c.jpg"]], "groups_across_splits": 1},
+    }
+    (root / "build" / "sample").mkdir(parents=True)
+    (root / "build" / "sample" / "audit.json").write_text(json.dumps(audit))
+    run_id = publish(root)
+    client = tracking.open_store(root, "sample").client
+    run = client.get_run(run_id)
+    assert [file.path for file in client.list_artifacts(run_id, "data")] == ["data/audit.json"]
+    assert run.data.metrics["audit/tiles_flagged"] == 2
+    assert run.data.metrics["audit/near_duplicates_across_splits"] == 1
+    assert (
+        "2 of 1,200 tiles flagged; first finding: Lost: 2 categories" in run.data.tags["mlflow.note.content"]
+    )
+    (data,) = run.inputs.dataset_inputs
+    assert json.loads(data.dataset.profile)["errors"] == 1
 
 
 def test_publishing_the_same_outputs_again_adds_nothing_and_changed_ones_supersede(root: Path) -> None:
@@ -169,6 +194,48 @@ def test_sigterm_ends_a_live_run_as_killed_and_sigkill_is_noticed_by_the_next(ro
     with live(root, fingerprint="next"):
         status = {run.data.tags["satclr.fingerprint"]: run.info.status for run in runs(root)}
         assert status == {"SIGTERM": "KILLED", "SIGKILL": "KILLED", "next": "RUNNING"}
+
+
+def test_a_run_of_another_machine_is_killed_after_an_hour_of_silence(root: Path) -> None:
+    store = tracking.open_store(root, "sample")
+    tags = {"satclr.host": "elsewhere", "satclr.pid": "1", "satclr.pid_started": "0.00"}
+    hour_ms, now_ms = 3_600_000, int(time.time() * 1000)
+
+    def begun(ago_ms: int) -> str:
+        run = store.client.create_run(store.experiment_id, start_time=now_ms - ago_ms, tags=tags)
+        return str(run.info.run_id)
+
+    young, silent, alive = begun(hour_ms // 2), begun(2 * hour_ms), begun(2 * hour_ms)
+    for run_id, ago_ms in ((silent, 3 * hour_ms // 2), (alive, 1000)):
+        store.client.log_metric(run_id, "system/cpu_utilization_percentage", 5.0, now_ms - ago_ms)
+    with live(root):
+        pass
+    status = {run.info.run_id: run.info.status for run in runs(root)}
+    assert {status[young], status[alive]} == {"RUNNING"}
+    assert status[silent] == "KILLED"
+
+
+def test_gpus_are_sampled_through_their_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pynvml
+    import torch
+
+    from satclr.tracking.live import _gpus
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    made_up_driver = {
+        "nvmlInit": lambda: None,
+        "nvmlDeviceGetCount": lambda: 2,
+        "nvmlDeviceGetHandleByIndex": lambda i: i,
+        "nvmlDeviceGetMemoryInfo": lambda i: SimpleNamespace(used=(i + 1) * 1e9),
+        "nvmlDeviceGetUtilizationRates": lambda i: SimpleNamespace(gpu=90 + i),
+        "nvmlDeviceGetPowerUsage": lambda i: 300_000 + i,
+    }
+    for name, function in made_up_driver.items():
+        monkeypatch.setattr(pynvml, name, function)
+    sample = _gpus()()
+    assert sample["gpu_1_utilization_percentage"] == 91
+    assert sample["gpu_0_memory_usage_megabytes"] == 1000
+    assert sample["gpu_0_power_usage_watts"] == 300
 
 
 def test_training_outlives_a_server_that_goes_away(root: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -11,10 +11,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -102,20 +104,56 @@ class Project:
             )
         return path
 
+    def check_start(self, arm: Arm) -> None:
+        """Stop if the arm that this one went on from has another encoder by now; DVC sees its settings only."""
+        from satclr import encoder, tensorfile
+
+        own, start = self.model(arm, "encoder.safetensors"), self.start(arm)
+        if start is None or not own.exists():
+            return
+        if encoder.metadata(own).get("start") != {"sha256": tensorfile.digest(start)}:
+            fail(
+                f"arm {arm.name!r} with seed {arm.seed} went on from another encoder than {start} is now; run "
+                f"`dvc repro --force --single-item pretrain@{self.profile}-{arm.name}-{arm.seed}`, then `dvc repro`",
+                code=2,
+            )
+
     def result(self, arm: Arm, file: str = "") -> Path:
         return self.results / arm.key / file
 
 
-def project(profile: str | None = None) -> Project:
-    """The project of the working folder: the nearest folder upwards with a params.yaml."""
+def project(profile: str | None = None, *, or_ours: bool = False) -> Project:
+    """The project of the working folder: the nearest folder upwards with a params.yaml.
+
+    Outside of any, with `or_ours`, the one whose source this is.
+    """
     here = Path.cwd()
-    for folder in (here, *here.parents):
+    ours = [Path(__file__).parents[2]] if or_ours else []
+    for folder in (here, *here.parents, *ours):
         if (folder / "params.yaml").is_file():
             return Project(folder, profile)
     return fail(f"no params.yaml in {here} or above it; run satclr inside a satclr project", code=2)
 
 
 def main() -> None:
+    """Run a command; under torchrun, end at once when it fails.
+
+    At Python's own end gloo would wait for a process that is gone, until torchrun kills this one after 30 s.
+    """
+    try:
+        _main()
+    except BaseException as error:
+        code = error.code if isinstance(error, SystemExit) else 1
+        if "RANK" not in os.environ or not code:
+            raise
+        if not isinstance(error, SystemExit):
+            traceback.print_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+
+def _main() -> None:
     """Run a command; an error that a person can mend is one message, not a traceback."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
@@ -160,6 +198,18 @@ def prepare(profile: Profile = None) -> None:
 
 
 @app.command()
+def lineage(profile: Profile = None) -> None:
+    """Write down what each arm goes on from (`pretrain.from`), for DVC: build/<profile>/lineage."""
+    from satclr import lineage as stage
+
+    here = project(profile)
+    stage.run(
+        here.store / "lineage",
+        {name: here.arm(name, None).settings.pretrain for name in here.params.arms},
+    )
+
+
+@app.command()
 def pretrain(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
     """Pretrain an arm's encoder (`objective: none` writes the initial one)."""
     here = project(profile)
@@ -170,7 +220,7 @@ def pretrain(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
     from satclr import distributed, tiles
     from satclr import pretrain as stage
 
-    store = tiles.open_store(here.store)
+    store = tiles.open_store(here.store).learning(chosen.settings.pretrain.near_duplicates)
     fingerprint = stage.fingerprint(chosen.settings, chosen.seed, store.digest, start)
     logs = trains and distributed.rank() == 0
     with _live(here, chosen, "pretrain", fingerprint, enabled=logs) as log:
@@ -212,7 +262,7 @@ def probe(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
     from satclr import probe as stage
     from satclr import tiles
 
-    store = tiles.open_store(here.store)
+    store = tiles.open_store(here.store).learning(chosen.settings.probe.near_duplicates)
     encoder = here.model(chosen, "encoder.safetensors")
     fingerprint = stage.fingerprint(chosen.settings, chosen.seed, encoder)
     with _live(here, chosen, "probe", fingerprint) as log:
@@ -237,7 +287,7 @@ def evaluate(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
     from satclr import tiles
 
     result = stage.run(
-        tiles.open_store(here.store),
+        tiles.open_store(here.store).learning(chosen.settings.probe.near_duplicates),
         features=here.model(chosen, "features.npy"),
         probe=here.model(chosen, "probe.safetensors"),
         out=here.result(chosen),
@@ -293,6 +343,8 @@ def compare(profile: Profile = None) -> None:
     from satclr import compare as stage
     from satclr import figures
 
+    for arm in chain.from_iterable(here.arms()):
+        here.check_start(arm)
     palette = figures.Palette(list(here.params.arms))
     report = stage.run(
         here.results, here.reports, arms=here.arms(), rungs=here.params.ladder, palette=palette
@@ -301,6 +353,9 @@ def compare(profile: Profile = None) -> None:
     if report["ladder"]:
         typer.echo()
         _print_table(stage.ladder_table(report))
+    if report["leakage"]:
+        typer.echo()
+        _print_table(stage.leakage_table(report))
 
 
 @app.command()
@@ -438,10 +493,10 @@ def ui(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 5000,
     browser: Annotated[bool, typer.Option(help="Open the browser.")] = False,
 ) -> None:
-    """Open this project's MLflow store on 127.0.0.1."""
+    """Open this project's MLflow store on 127.0.0.1, whatever the folder."""
     from satclr import tracking
 
-    here = project(profile)
+    here = project(profile, or_ours=True)
     sys.exit(tracking.ui(here.root, here.profile, port=port, browser=browser))
 
 
@@ -456,6 +511,8 @@ def sync(profile: Profile = None) -> None:
         here.root, [_published(here, arm) for seeds in here.arms() for arm in seeds]
     )
     typer.echo(f"{len(published)} arm runs in the store")
+    if (here.reports / "compare.json").is_file():
+        tracking.publish_report(here.root, here.profile, here.reports)
     for line in missing:
         typer.echo(f"left out: {line}", err=True)
     restored = registry.restore(here.root, here.profile)
@@ -507,9 +564,12 @@ def import_(
 
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         fail(f"{name!r} is no name for a data set; use small letters, digits and _, as for a profile", code=2)
-    target = project().root / "data" / name
-    typer.echo(str(importing.run(source, target, labels_source=labels)))
-    typer.echo(f"next: `dvc add data`, then a profile {name!r} in params.yaml")
+    here = project()
+    run, known = f"`dvc exp run -S profile={name}`", name in here.params.profiles
+    typer.echo(str(importing.run(source, here.root / "data" / name, labels_source=labels)))
+    typer.echo(
+        f"next: `dvc add data`, then {run if known else f'a profile {name!r} in params.yaml, and {run}'}"
+    )
 
 
 @app.command()

@@ -23,16 +23,18 @@ import numpy as np
 import numpy.typing as npt
 
 from satclr import figures, metrics, randomness
-from satclr.params import Arm
+from satclr.params import Arm, Settings
+
+Floats = npt.NDArray[np.float64]
 
 # Briody & Aygen's own test mAP on MLRSNet: a frozen ImageNet ResNet-50, and after SimCLR.
 PAPER = {"baseline": 0.6361, "simclr": 0.9133}
 CURVES = {"train_loss": "training loss", "val_loss": "validation loss", "val_mAP": "validation mAP"}
 
-
+PER_CLASS = ("AP", "AP_lo", "AP_hi", "delta_AP", "delta_AP_lo", "delta_AP_hi")
 MORE = {  # stages that may be left out: the numbers of their files that go into compare.json
-    "robustness": ("clean_mAP", "mean_corruption_mAP", "relative_drop"),
-    "maps": ("knn_label_overlap",),
+    "robustness": ("clean_mAP", "mean_corruption_mAP", "relative_drop", "corruptions"),
+    "maps": ("knn_label_overlap", "trustworthiness", "distance_rank_correlation"),
 }
 
 
@@ -70,67 +72,142 @@ def run(
     """
     found = {seeds[0].name: [read(results / arm.key, arm) for arm in seeds] for seeds in arms}
     _check_same_test(found)
-    report = {"profile": arms[0][0].profile, **numbers(found), "paper": PAPER}
+    samples = resampled(found)
+    labels, aps = per_class(found)
+    differences = label_differences(aps, samples)
+    spans = {name: label_intervals(samples[:, a]) for a, name in enumerate(aps)}
+    report = {"profile": arms[0][0].profile, **numbers(found, samples), "paper": PAPER}
+    for contrast in report["contrasts"]:
+        if contrast["against"] == arms[0][0].name:
+            contrast.update(_better_and_worse(differences[contrast["arm"]]))
     report["ladder"] = ladder(report, rungs)
+    report["leakage"] = leakage(report, found)
     out.mkdir(parents=True, exist_ok=True)
     (out / "compare.json").write_text(
         json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     _write_curves(out / "curves.csv", found)
-    labels, aps = per_class(found)
-    _write_per_class(out / "per_class_ap.csv", labels, aps)
+    _write_per_class(out / "per_class_ap.csv", labels, aps, spans, differences)
     _draw(out / "figures", found, labels, aps, palette)
     if report["ladder"]:
         figures.ladder(out / "figures" / "ladder.png", report["ladder"], paper=PAPER, palette=palette)
     return report
 
 
-def numbers(found: Mapping[str, Sequence[Result]]) -> dict[str, Any]:
-    """Mean, spread and interval of each arm, and every contrast: later arm minus earlier arm."""
-    names = list(found)
-    first = found[names[0]][0]
-    settings = first.arm.settings.evaluate
-    samples = metrics.paired_bootstrap_over_seeds(
-        [np.stack([r.scores for r in found[name]]) for name in names], first.targets,
-        resamples=settings.bootstrap_resamples, seed=randomness.derive(0, "bootstrap") % 2**32,
+def resampled(found: Mapping[str, Sequence[Result]]) -> Floats:
+    """AP of each arm and label, a mean over seeds, on each resample of test tiles and seeds: (R,A,K)."""
+    first = next(iter(found.values()))[0]
+    return metrics.paired_bootstrap_over_seeds(
+        [np.stack([r.scores for r in results]) for results in found.values()], first.targets,
+        resamples=first.arm.settings.evaluate.bootstrap_resamples,
+        seed=randomness.derive(0, "bootstrap") % 2**32,
     )  # fmt: skip
-    for a, name in enumerate(names):
-        if found[name][0].arm.settings.evaluate.undefined_ap == "zero":
-            samples[:, a] *= (first.targets.sum(axis=0) > 0).mean()
+
+
+def numbers(found: Mapping[str, Sequence[Result]], samples: Floats) -> dict[str, Any]:
+    """Mean, spread and interval of each arm, and every contrast: later arm minus earlier arm.
+
+    `samples`: (R,A,K), of `resampled`.
+    """
+    names, means = list(found), []
+    for a, results in enumerate(found.values()):
+        ap = samples[:, a]
+        if results[0].arm.settings.evaluate.undefined_ap == "zero":
+            ap = np.where(results[0].targets.any(axis=0), ap, 0)
+        means.append(metrics.nan_mean(ap))
     return {
         "arms": {
-            name: _arm_numbers(found[name], samples[:, a]) | _more_numbers(found[name])
-            for a, name in enumerate(names)
+            name: _arm_numbers(results, means[a]) | _more_numbers(results)
+            for a, (name, results) in enumerate(found.items())
         },
         "contrasts": [
             {
                 "arm": names[b],
                 "against": names[a],
                 "delta_mAP": _mean(found[names[b]], "test_mAP") - _mean(found[names[a]], "test_mAP"),
-                "ci95": list(metrics.interval(samples[:, b] - samples[:, a])),
-                "p_value": metrics.p_value(samples[:, b] - samples[:, a]),
+                "ci95": list(metrics.interval(means[b] - means[a])),
+                "p_value": metrics.p_value(means[b] - means[a]),
             }
             for a, b in combinations(range(len(names)), 2)
         ],
     }
 
 
+def label_intervals(samples: Floats) -> Floats:
+    """The 95% interval of each label from its resamples (R,K), without those that hold none: (K,2), else nan."""
+    columns = [column[~np.isnan(column)] for column in samples.T]
+    return np.array([metrics.interval(column) if len(column) else (np.nan, np.nan) for column in columns])
+
+
+def label_differences(aps: Mapping[str, Floats], samples: Floats) -> dict[str, Floats]:
+    """Each later arm's AP less the first one's, label by label, with its paired 95% interval: (K,3).
+
+    aps: (K,) of each arm; samples: (R,A,K). Columns: difference, low, high; nan where a label has no AP.
+    """
+    first, *others = aps
+    return {
+        name: np.column_stack([aps[name] - aps[first], label_intervals(samples[:, a] - samples[:, 0])])
+        for a, name in enumerate(others, 1)
+    }
+
+
 def ladder(report: Mapping[str, Any], rungs: Sequence[str]) -> list[dict[str, Any]]:
     """Each compared rung's mAP, and its change from the rung before with the paired interval."""
     found = [name for name in rungs if name in report["arms"]]
-    contrasts = {(c["arm"], c["against"]): c for c in report["contrasts"]}
     steps = []
     for below, name in zip([None, *found], found, strict=False):
         arm = report["arms"][name]
         step = {"arm": name, "test_mAP": arm["test_mAP"], "ci95": arm["test_mAP_ci95"]}
         if below is not None:
-            change = contrasts.get((name, below))
-            sign = 1.0 if change is not None else -1.0  # compared in the other order
-            change = change or contrasts[below, name]
-            ends = sorted(sign * end for end in change["ci95"])
-            step |= {"against": below, "delta_mAP": sign * change["delta_mAP"], "delta_ci95": ends}
+            delta, ci95, _ = _contrast(report, name, below)
+            step |= {"against": below, "delta_mAP": delta, "delta_ci95": ci95}
         steps.append(step)
     return steps if len(steps) > 1 else []
+
+
+def leakage(report: Mapping[str, Any], found: Mapping[str, Sequence[Result]]) -> list[dict[str, Any]]:
+    """How much near-duplicates across splits lift each arm: the arm against the one that leaves them out.
+
+    A row for each pair of arms whose settings are equal but for `near_duplicates`: by_tile, the arm that
+    learns from all training tiles; by_group, the one whose groups of near-duplicates are on one side only;
+    what the first has more, with the paired interval, and by how many training tiles.
+    """
+    rows = []
+    for name, results in found.items():
+        wanted = _without_leaks(results[0].arm)
+        for other, others in found.items():
+            if other == name or others[0].arm.settings != wanted:
+                continue
+            delta, ci95, p_value = _contrast(report, name, other)
+            sizes = [r[0].metrics["train_tiles"] for r in (results, others)]
+            rows.append({
+                "by_tile": name,
+                "by_group": other,
+                "test_mAP": [report["arms"][which]["test_mAP"] for which in (name, other)],
+                "delta_mAP": delta,
+                "ci95": ci95,
+                "p_value": p_value,
+                "train_tiles": sizes,
+            })  # fmt: skip
+    return rows
+
+
+def _without_leaks(arm: Arm) -> Settings | None:
+    """An arm's settings with near-duplicates left out; None where they are already, in pretraining or probe."""
+    settings, out = arm.settings, {"near_duplicates": "leave_out"}
+    if "leave_out" in (settings.pretrain.near_duplicates, settings.probe.near_duplicates):
+        return None
+    pretrain, probe = settings.pretrain.model_copy(update=out), settings.probe.model_copy(update=out)
+    return settings.model_copy(update={"pretrain": pretrain, "probe": probe})
+
+
+def _contrast(report: Mapping[str, Any], arm: str, against: str) -> tuple[float, list[float], float]:
+    """Difference in mAP, interval and p of two arms, whichever stands first in the report."""
+    for c in report["contrasts"]:
+        if {c["arm"], c["against"]} == {arm, against}:
+            sign = 1.0 if c["arm"] == arm else -1.0
+            return sign * c["delta_mAP"], sorted(sign * end for end in c["ci95"]), c["p_value"]
+    raise KeyError((arm, against))
 
 
 def read(folder: Path, arm: Arm) -> Result:
@@ -163,7 +240,7 @@ def read(folder: Path, arm: Arm) -> Result:
         ) from None
 
 
-def per_class(found: Mapping[str, Sequence[Result]]) -> tuple[list[str], dict[str, npt.NDArray[np.float64]]]:
+def per_class(found: Mapping[str, Sequence[Result]]) -> tuple[list[str], dict[str, Floats]]:
     """Labels, and each arm's test AP (K,), the mean over its seeds."""
     labels = next(iter(found.values()))[0].labels
     aps = {
@@ -216,17 +293,50 @@ def ladder_table(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _arm_numbers(results: Sequence[Result], samples: npt.NDArray[np.float64]) -> dict[str, Any]:
+def leakage_table(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The leakage as rows a person reads: test mAP with near-duplicates across splits, without, the difference."""
+    rows: list[tuple[str, ...]] = [
+        ("leakage of", "split by tile", "by group", "lifted by", "95% interval", "training tiles left out")
+    ]
+    for row in report["leakage"]:
+        by_tile, by_group = (f"{value:.4f}" for value in row["test_mAP"])
+        low, high = row["ci95"]
+        interval = f"{low:+.4f} to {high:+.4f}"
+        rows.append((
+            row["by_tile"], by_tile, by_group, f"{row['delta_mAP']:+.4f}", interval, left_out(row["train_tiles"]),
+        ))  # fmt: skip
+    return rows
+
+
+def left_out(train_tiles: Sequence[int]) -> str:
+    """How many training tiles the split by group leaves out: '12 of 1,285 (0.9%)'."""
+    whole, rest = train_tiles
+    return f"{whole - rest:,} of {whole:,} ({(whole - rest) / whole:.1%})"
+
+
+def _arm_numbers(results: Sequence[Result], samples: Floats) -> dict[str, Any]:
     scores = [r.metrics["test_mAP"] for r in results]
     return {
         "test_mAP": float(np.mean(scores)),
         "test_mAP_ci95": list(metrics.interval(samples)),
         "test_mAP_sd": float(np.std(scores, ddof=1)) if len(scores) > 1 else None,  # over seeds
         "val_mAP": _mean(results, "val_mAP"),
+        "label_efficiency": _label_efficiency(results),
         "seeds": {
             str(r.arm.seed): {k: v for k, v in r.metrics.items() if k not in _IDENTITY} for r in results
         },
     }
+
+
+def _label_efficiency(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """A row a share of the training labels: mean and deviation over subsets, those of all seeds together."""
+    rows = []
+    for same in zip(*(r.metrics.get("label_efficiency", []) for r in results), strict=True):
+        values = [value for row in same for value in row["subsets"]]
+        sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        known = {key: same[0][key] for key in ("fraction", "tiles")}
+        rows.append({**known, "test_mAP": float(np.mean(values)), "sd": sd})
+    return rows
 
 
 def _more_numbers(results: Sequence[Result]) -> dict[str, Any]:
@@ -235,8 +345,23 @@ def _more_numbers(results: Sequence[Result]) -> dict[str, Any]:
     for stage, keys in MORE.items():
         known = [{key: r.more.get(stage, {}).get(key) for key in keys} for r in results]
         if all(value is not None for numbers in known for value in numbers.values()):
-            found[stage] = {key: float(np.mean([numbers[key] for numbers in known])) for key in keys}
+            found[stage] = _mean_of(known)
     return found
+
+
+def _mean_of(trees: Sequence[Any]) -> Any:
+    """Trees of the same shape as one, a mean in place of each number."""
+    if isinstance(trees[0], dict):
+        return {key: _mean_of([tree[key] for tree in trees]) for key in trees[0]}
+    return float(np.mean(trees))
+
+
+def _better_and_worse(differences: Floats) -> dict[str, int]:
+    """How many labels' AP rose and fell by more than the interval allows to be chance."""
+    return {
+        "labels_better": int((differences[:, 1] > 0).sum()),
+        "labels_worse": int((differences[:, 2] < 0).sum()),
+    }
 
 
 _IDENTITY = ("profile", "arm", "seed")
@@ -273,20 +398,29 @@ def _write_curves(path: Path, found: Mapping[str, Sequence[Result]]) -> None:
                     writer.writerow([name, result.arm.seed, int(row["epoch"]), *(row[key] for key in CURVES)])
 
 
-def _write_per_class(path: Path, labels: Sequence[str], aps: Mapping[str, npt.NDArray[np.float64]]) -> None:
+def _write_per_class(
+    path: Path,
+    labels: Sequence[str],
+    aps: Mapping[str, Floats],
+    spans: Mapping[str, Floats],
+    differences: Mapping[str, Floats],
+) -> None:
+    """One row an arm and label: AP, and how much more than the first arm's, each with its interval."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["arm", "label", "AP"])
+        writer.writerow(["arm", "label", *PER_CLASS])
+        nothing = np.full((len(labels), 3), np.nan)
         for name, ap in aps.items():
-            for label, value in zip(labels, ap, strict=True):
-                writer.writerow([name, label, "" if np.isnan(value) else float(value)])
+            table = np.column_stack([ap, spans[name], differences.get(name, nothing)])
+            for label, row in zip(labels, table, strict=True):
+                writer.writerow([name, label, *("" if np.isnan(value) else float(value) for value in row)])
 
 
 def _draw(
     out: Path,
     found: Mapping[str, Sequence[Result]],
     labels: Sequence[str],
-    aps: Mapping[str, npt.NDArray[np.float64]],
+    aps: Mapping[str, Floats],
     palette: figures.Palette,
 ) -> None:
     for key, what in CURVES.items():

@@ -9,6 +9,8 @@ communication and `sum_gradients` is the only other exchange of a step besides B
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import os
 import signal
@@ -104,6 +106,7 @@ def group(device_type: str) -> Iterator[None]:
     if device_type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
+    _end_with_the_launcher()
     backend = "nccl" if device_type == "cuda" else "gloo"
     with _peers("starting"):
         dist.init_process_group(backend, timeout=timedelta(seconds=TIMEOUT_S), device_id=device)
@@ -111,6 +114,12 @@ def group(device_type: str) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def _end_with_the_launcher() -> None:
+    """Have Linux send SIGTERM when torchrun is gone: it starts processes in sessions of their own, which outlive it."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").prctl(ctypes.c_int(1), ctypes.c_ulong(signal.SIGTERM))  # PR_SET_PDEATHSIG
 
 
 def share(whole: slice) -> slice:
@@ -139,12 +148,16 @@ def gather(z: Tensor, whole: slice) -> Tensor:
 
 def sum_gradients(model: nn.Module) -> None:
     """Add up the processes' gradients, which are those of one loss by each one's tiles."""
-    grads = [p.grad for p in model.parameters() if p.grad is not None]
-    if processes() == 1 or not grads:
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    if processes() == 1 or not parameters:
         return
-    flat = _sum(torch.cat([grad.flatten() for grad in grads]), "summing gradients")
-    for grad, summed in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
-        grad.copy_(summed.view_as(grad))
+    # As they lie in memory, whose order (channels-last for convolutions) is the parameter's on every process.
+    flat = torch.cat([p.grad.as_strided((p.numel(),), (1,)) for p in parameters])  # type: ignore[union-attr]
+    _sum(flat, "summing gradients")
+    start = 0
+    for p in parameters:
+        p.grad = flat.as_strided(p.size(), p.stride(), start)
+        start += p.numel()
 
 
 def agree(word: bool, *, device: torch.device) -> bool:
@@ -210,13 +223,13 @@ class _Normalize(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        own_mean, own_var = torch.batch_norm_update_stats(x, None, None, 0.0)  # fast; the variance is biased
+        unused = torch.zeros(
+            2, x.shape[1], dtype=weight.dtype
+        )  # has the statistics of a bfloat16 x in float32
+        own_mean, own_var = torch.batch_norm_update_stats(x, *unused, 0.0)  # fast; the variance is biased
         rows = own_mean.new_full((1,), x.numel() / x.shape[1])
-        every = own_mean.new_zeros(processes(), 2 * len(own_mean) + 1)
-        every[rank()] = torch.cat([own_mean, own_var, rows])
-        means, variances, counts = _sum(every, "synchronizing BatchNorm").split(
-            [len(own_mean), len(own_mean), 1], 1
-        )
+        every = _all(torch.cat([own_mean, own_var, rows]), "synchronizing BatchNorm")
+        means, variances, counts = every.split([len(own_mean), len(own_mean), 1], 1)
         parts = counts / counts.sum()
         mean = (parts * means).sum(0)
         var = (parts * (variances + (means - mean).square())).sum(0)
@@ -232,13 +245,17 @@ class _Normalize(torch.autograd.Function):
         _, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
             g, x, weight, None, None, mean, inverse, True, 0.0, [False, True, True]
         )
-        whole = _sum(torch.stack([by_weight, by_bias]), "synchronizing BatchNorm") / count
-        # x̂ = (x - mean)·inverse; the gradient is weight·inverse·(g - mean of g - x̂·mean of g·x̂). Differences are
-        # taken before they are scaled: folded into constants they lose digits where the mean is large.
-        shape = (1, -1, *(1,) * (x.ndim - 2))
-        centred = (x - mean.view(shape)).mul_((whole[0] * inverse).view(shape))
-        by_input = (g - whole[1].view(shape)).sub_(centred).mul_((weight * inverse).view(shape))
-        return by_input.to(x.dtype), by_weight, by_bias, None
+        whole = _all(torch.stack([by_weight, by_bias]), "synchronizing BatchNorm").sum(0) / count
+        # x̂ = (x - mean)·inverse; the gradient is weight·inverse·(g - mean of g - x̂·mean of g·x̂). Inference's BatchNorm
+        # computes (values - offset)·scale in one pass, with float32 factors for bfloat16 values.
+        scale = weight * inverse
+        by_input = _shifted(g, whole[1], scale).add_(_shifted(x, mean, -scale * inverse * whole[0]))
+        return by_input, by_weight, by_bias, None
+
+
+def _shifted(values: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
+    """(values - offset)·scale by channel, for values (B,C,...)."""
+    return nn.functional.batch_norm(values, offset, torch.ones_like(offset), scale, training=False, eps=0.0)
 
 
 class _Gather(torch.autograd.Function):
@@ -261,6 +278,14 @@ def _sum(values: Tensor, what: str) -> Tensor:
     with _peers(what):
         dist.all_reduce(values)
     return values
+
+
+def _all(values: Tensor, what: str) -> Tensor:
+    """Every process's `values`, by rank: (processes, ...). For small ones it takes half the time of `_sum`."""
+    every = values.new_empty(processes(), *values.shape)
+    with _peers(what):
+        dist.all_gather(list(every), values)
+    return every
 
 
 @contextmanager

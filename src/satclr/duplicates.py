@@ -94,13 +94,6 @@ def candidates(found: Hashes, distance_bits: int) -> Iterator[tuple[Rows, Rows]]
                 yield left[new], right[new]
 
 
-def across(group: Rows, split: npt.NDArray[np.str_]) -> list[Rows]:
-    """The groups of near-duplicates that lie in more than one split: leakage. Rows ascending."""
-    order = np.argsort(group, kind="stable")
-    members = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
-    return [rows for rows in members if len(rows) > 1 and len(np.unique(split[rows])) > 1]
-
-
 def _hash_chunk(pixels: Tiles, start: int) -> tuple[Hashes, Hashes]:
     import imagehash
     from PIL import Image

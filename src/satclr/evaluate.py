@@ -50,6 +50,7 @@ def run(store: tiles.Store, *, features: Path, probe: Path, out: Path, arm: Arm)
         "test_micro_mAP": metrics.micro_average_precision(scores["test"], targets),
         "val_mAP": layer.val_mAP,
         "best_epoch": layer.best_epoch,
+        "train_tiles": len(store.rows("train")),
         "test_tiles": len(test),
         "labels": len(store.labels),
         "labels_without_positives": [
@@ -185,7 +186,8 @@ def _other_taggers(
     result["sweep"] = {"learning_rate": best.learning_rate, "weight_decay": best.weight_decay}
     result["label_efficiency"] = _few_labels(x, y, targets, arm=arm)
     for row in result["label_efficiency"]:
-        result[f"test_mAP_at_{100 * row['fraction']:g}_percent"] = row["test_mAP"]
+        name = f"test_mAP_at_{100 * row['fraction']:g}_percent"
+        result |= {name: row["test_mAP"], f"{name}_sd": row["sd"]}
     whole = {"fraction": 1.0, "tiles": len(x["train"]), "test_mAP": result["test_sweep_mAP"], "sd": None}
     result["label_efficiency"].append({**whole, "subsets": [result["test_sweep_mAP"]]})
     return result, scores

@@ -27,13 +27,15 @@ DECIMALS = 4  # of coordinates, scaled to a spread of 1
 def run(store: tiles.Store, *, features: Path, out: Path, arm: Arm) -> dict[str, Any]:
     """Project at most `maps.tiles` test tiles, the same for every arm and seed; write and return maps.json.
 
-    {"tiles": names, "projections": {name: [[x, y], ...]}, "knn_label_overlap", "trustworthiness": {name: value}}.
-    Features are taken at unit length: neighbours are by cosine, as in `knn`. Raises `tiles.TileError` when the
-    features are not this store's.
+    {"tiles": names, "projections": {name: [[x, y], ...]}, "knn_label_overlap", "trustworthiness": {name: value},
+    "distance_rank_correlation": {name: value}}: local structure of the features and of the maps, and the maps'
+    global structure. Features are taken at unit length: neighbours are by cosine, as in `knn`. Raises
+    `tiles.TileError` when the features are not this store's.
     """
     settings = arm.settings.maps
     result: dict[str, Any] = {
-        "tiles": [], "projections": {}, "knn_label_overlap": None, "trustworthiness": {},
+        "tiles": [], "projections": {},
+        "knn_label_overlap": None, "trustworthiness": {}, "distance_rank_correlation": {},
     }  # fmt: skip
     if settings.projections:
         rows = chosen_rows(store, settings.tiles)
@@ -49,6 +51,7 @@ def run(store: tiles.Store, *, features: Path, out: Path, arm: Arm) -> dict[str,
                 plane = project(x, name, neighbours=neighbours)
                 result["projections"][name] = plane.round(DECIMALS).tolist()
                 result["trustworthiness"][name] = _trustworthiness(x, plane, k=neighbours)
+                result["distance_rank_correlation"][name] = distance_rank_correlation(x, plane)
                 advance(1)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -98,6 +101,21 @@ def label_overlap(x: npt.NDArray[np.float32], targets: npt.NDArray[np.uint8], *,
     own, other = targets[:, None].astype(bool), targets[nearest].astype(bool)
     shared, either = (own & other).sum(-1), (own | other).sum(-1)
     return float(np.where(either > 0, shared / np.maximum(either, 1), 1.0).mean())
+
+
+def distance_rank_correlation(x: npt.NDArray[np.float32], plane: Floats) -> float:
+    """Spearman's correlation, over all pairs of tiles, of cosine distance and distance on the map; in [-1, 1].
+
+    x (N,D) of unit length; plane (N,2). 1: what is farther apart in the features is so on the map. 0 where
+    either has no distances to rank.
+    """
+    from scipy.spatial.distance import pdist
+    from scipy.stats import rankdata
+
+    ranks = [rankdata(pdist(points)) for points in (x.astype(float), plane)]  # at unit length, as by cosine
+    if any(rank.std() == 0 for rank in ranks):
+        return 0.0
+    return float(np.corrcoef(*ranks)[0, 1])
 
 
 def _umap(x: npt.NDArray[np.float32], *, neighbours: int, seed: int) -> Floats:

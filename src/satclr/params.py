@@ -53,7 +53,12 @@ class Split(Model):
     file: str | None  # a CSV in the data folder (columns image, split) instead of a draw
 
     @model_validator(mode="after")
-    def _sums_to_one(self) -> Self:
+    def _possible(self) -> Self:
+        if self.file is not None and (self.by == "group" or self.stratify):
+            raise ValueError(
+                f"by: {self.by} and stratify: {str(self.stratify).lower()} are about a draw, "
+                f"but file: {self.file} says which tile goes where; set file: null to draw"
+            )
         if min(self.fractions) <= 0 or abs(sum(self.fractions) - 1) > 1e-9:
             raise ValueError(
                 f"fractions {list(self.fractions)} are not three positive numbers that add up to 1"
@@ -106,6 +111,10 @@ class Views(Model):
         return self
 
 
+# Training tiles that show the same as a validation or test tile: learnt from, or not. Between arms that differ in
+# this alone stands the leakage of the split, on the same test tiles.
+NearDuplicates = Literal["keep", "leave_out"]
+
 # nt_xent knows no labels; the others see the labels of the training tiles (loss.py says what each does).
 Objective = Literal["none", "nt_xent", "supcon_any", "supcon_all", "jaccard", "mulsupcon"]
 
@@ -126,6 +135,8 @@ class Pretrain(Model):
     weights: str  # IMAGENET1K_V2 and the like, none, or the path of a safetensors or state-dict file
     normalization: Literal["train", "imagenet", "released"]  # whose mean and std enter the encoder
     objective: Objective
+    near_duplicates: NearDuplicates
+    nt_xent_weight: Probability  # w of w·NT-Xent + (1 - w)·objective, for an objective that sees labels
     temperature: Annotated[float, Field(gt=0, le=10)]
     projection: Projection
     forward: Literal["joint", "separate"]  # both views in one batch, or (notebook) one after the other
@@ -143,7 +154,7 @@ class Pretrain(Model):
     warmup_epochs: Annotated[int, Field(ge=0, lt=2**31)]  # linear, before a cosine
     precision: Literal["float32", "bfloat16"]  # of the encoder's arithmetic; the loss is float32
     channels_last: bool
-    compile: bool  # torch.compile
+    compile: bool  # torch.compile, in one process
     deterministic: bool  # only algorithms that give the same bits again, on a GPU too, where they are slower
 
     @model_validator(mode="after")
@@ -152,6 +163,13 @@ class Pretrain(Model):
             raise ValueError(f"warmup_epochs {self.warmup_epochs} leaves nothing of epochs {self.epochs}")
         if self.warmup_epochs and self.schedule == "constant":
             raise ValueError("warmup_epochs goes with schedule: cosine")
+        if self.nt_xent_weight and self.objective in {"none", "nt_xent"}:
+            raise ValueError(
+                f"nt_xent_weight {self.nt_xent_weight} goes with an objective that sees labels, "
+                f"not with {self.objective}"
+            )
+        if self.compile and self.processes > 1:
+            raise ValueError(f"compile goes with processes: 1, not with processes: {self.processes}")
         if self.micro_batch_size is not None and self.forward == "separate":
             raise ValueError("micro_batch_size goes with forward: joint")
         return self
@@ -173,6 +191,7 @@ class Probe(Model):
     epochs: Count
     batch_size: Annotated[int, Field(ge=2, lt=2**31)]
     learning_rate: Annotated[float, Field(gt=0)]
+    near_duplicates: NearDuplicates  # in all that learns from labels: the sweep and neighbours too
     select: Literal["best", "last", "first"]  # which epoch is tested; best: by validation mAP
 
 
@@ -349,7 +368,7 @@ def _check_names(params: Params) -> None:
 
 
 def _check_starts(params: Params, starts: Mapping[str, str | None]) -> None:
-    """Arms that go on from another arm: it exists, it does not lead back, and it runs too."""
+    """Arms that go on from another arm: it exists, it does not lead back, and it runs first."""
     for arm, start in starts.items():
         if start is None:
             continue
@@ -362,8 +381,9 @@ def _check_starts(params: Params, starts: Mapping[str, str | None]) -> None:
                 raise ParamsError(f"{path} leads back: {' from '.join([*chain, following])}")
             chain.append(following)
             following = starts.get(following)
-        if arm in params.run and start not in params.run:
-            raise ParamsError(f"{path}: {start!r} is not in run; list it there, before {arm!r}")
+        if arm in params.run and start not in params.run[: params.run.index(arm)]:
+            place = "behind it in" if start in params.run else "not in"
+            raise ParamsError(f"{path}: {start!r} is {place} run; list it there, before {arm!r}")
 
 
 def _check_sections(
@@ -397,7 +417,8 @@ def _sentence(problem: Any, model: type[Model], sources: Mapping[str, Mapping[st
     keys = [str(key) for key in loc if key not in ("settings", "[key]")]
     if problem["type"] == "value_error":  # ours: it begins with the setting that does not fit the others
         key, _, message = message.partition(" ")
-        return f"{_origin([*keys, *key.split('.')], sources)} {message}"
+        name = key.removesuffix(":")
+        return f"{_origin([*keys, *name.split('.')], sources)}{key[len(name) :]} {message}"
     path = _origin(keys, sources)
     if problem["type"] == "extra_forbidden":
         return f"{path}: unknown key; allowed are {', '.join(_keys_at(model, loc[:-1]))}"

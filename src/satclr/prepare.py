@@ -107,7 +107,7 @@ def _finish(
     targets = table.targets[kept]
     group = duplicates.groups(np.load(out / "tiles.npy", mmap_mode="r", allow_pickle=False))
     split = _split(names, targets, group, data, settings, left_out=set(table.tiles) - set(names))
-    leaks = duplicates.across(group, np.array(split))
+    leaks = splits.spanning(split, group.tolist())
     report["near_duplicates"] = {
         "groups": [[names[i] for i in np.flatnonzero(group == g)] for g in _several(group)],
         "groups_across_splits": len(leaks),
@@ -119,10 +119,16 @@ def _finish(
             for which, share in splits.prevalence(split, targets).items()
         },
     }
+    progress.show(splits.summary(split, targets, table.names))
     if leaks:
+        mend = "data.split.by: group keeps them together"
+        if settings.split.file is not None:
+            mend = (
+                f"{settings.split.file} says so: arms with near_duplicates: leave_out measure what that does"
+            )
         progress.say(
-            f"warning: {len(leaks)} groups of near-duplicates lie in more than one split; "
-            "data.split.by: group keeps them together"
+            f"warning: {len(leaks):,} of {len(_several(group)):,} groups of near-duplicates lie in more than "
+            f"one split; {mend}"
         )
     index = _index(table, kept.tolist(), split, [names[g] for g in group])
     (out / "index.csv").write_text(index, encoding="utf-8")

@@ -57,7 +57,7 @@ def run(
         return torch.from_numpy(frozen(torch.from_numpy(store.pixels[rows])))  # features depend on the batch
 
     epochs, kept = [], None
-    layer = _layer(cached.shape[1], len(store.labels), randomness.derive(seed, "probe"))
+    layer = new_layer(cached.shape[1], len(store.labels), seed=seed)
     with progress.bar("probe", settings.probe.epochs) as advance:
         for measured in train(layer, store, encode, cached, settings=settings, seed=seed):
             epochs.append(measured)
@@ -140,8 +140,9 @@ def train(
         }
 
 
-def _layer(width: int, labels: int, seed: int) -> nn.Linear:
-    with enc.seeded(seed):
+def new_layer(width: int, labels: int, *, seed: int) -> nn.Linear:
+    """The probe before training, D features → K labels, as drawn for an arm's seed."""
+    with enc.seeded(randomness.derive(seed, "probe")):
         return nn.Linear(width, labels)
 
 

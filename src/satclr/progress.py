@@ -6,6 +6,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 LINE_EVERY_S = 10.0
 
@@ -33,6 +37,13 @@ def bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
     yield advance
     say(f"{what}: {done:,} in {time.monotonic() - started:.1f} s")
+
+
+def show(what: RenderableType) -> None:
+    """A table and the like for the person who waits, on standard error."""
+    from rich.console import Console
+
+    Console(stderr=True).print(what)
 
 
 def say(line: str) -> None:

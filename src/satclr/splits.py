@@ -20,6 +20,8 @@ from rich.table import Table
 from satclr import randomness
 
 SPLITS: Final = ("train", "val", "test")
+SUMMARY_LABELS: Final = 8
+SUMMARY_WIDTH: Final = 30  # characters
 
 Targets = npt.NDArray[np.uint8]
 Fractions = tuple[float, float, float]
@@ -138,8 +140,10 @@ def prevalence(split: Sequence[str], targets: Targets) -> dict[str, npt.NDArray[
     }
 
 
-def summary(split: Sequence[str], targets: Targets, labels: Sequence[str]) -> Table:
-    """Sizes and label prevalences of the splits, the least even label first, as a table to print.
+def summary(
+    split: Sequence[str], targets: Targets, labels: Sequence[str], *, most: int = SUMMARY_LABELS
+) -> Table:
+    """Sizes of the splits and the label prevalences in them, the `most` uneven labels, as a table to print.
 
     The last column is the greatest difference to the whole data set, in points.
     """
@@ -147,15 +151,20 @@ def summary(split: Sequence[str], targets: Targets, labels: Sequence[str]) -> Ta
     shares = prevalence(split, targets)
     whole = targets.mean(0, dtype=np.float64)
     off = np.max([abs(share - whole) for share in shares.values()], axis=0)
-    table = Table(title="Label prevalence by split", title_justify="left")
-    table.add_column("label")
+    order = np.argsort(-off, kind="stable")
+    table = Table(title="Label prevalence by split, the least even first", title_justify="left", box=None)
+    table.add_column("label", no_wrap=True, max_width=SUMMARY_WIDTH)
     for heading in (*(f"{name} ({sizes[name]:,})" for name in shares), f"all ({len(split):,})", "off by"):
         table.add_column(heading, justify="right")
-    for k in np.argsort(-off, kind="stable"):
+    table.add_column()
+    for k in order[:most]:
         cells = [f"{share[k]:.2%}" for share in (*shares.values(), whole)]
         missing = [name for name, share in shares.items() if share[k] == 0]
-        note = f" (none in {', '.join(missing)})" if missing else ""
-        table.add_row(f"{labels[k]}{note}", *cells, f"{100 * off[k]:.2f}")
+        note = f"none in {', '.join(missing)}" if missing else ""
+        table.add_row(labels[k], *cells, f"{100 * off[k]:.2f}", note)
+    if len(order) > most:
+        table.caption = f"{len(order) - most} more, off by at most {100 * off[order[most]]:.2f}"
+        table.caption_justify = "left"
     return table
 
 

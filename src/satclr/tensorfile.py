@@ -6,6 +6,7 @@ no change where there is none.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import zipfile
@@ -92,3 +93,9 @@ def save(path: Path, tensors: Mapping[str, Tensor], **facts: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
+
+
+def digest(path: Path) -> str:
+    """What tells this file's content from any other's (SHA-256)."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

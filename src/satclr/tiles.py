@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
@@ -101,6 +101,16 @@ class Store:
     def rows(self, split: str) -> npt.NDArray[np.int64]:
         """The rows of train, val or test, in index order."""
         return np.flatnonzero(self.splits == split)
+
+    def learning(self, near_duplicates: str) -> Store:
+        """The store as an arm learns from it: all of it (`keep`), or (`leave_out`) without the training tiles
+        that show the same as a validation or test tile. These are then in no split; val and test stay.
+        """
+        if near_duplicates == "keep":
+            return self
+        held_out = {group for group, split in zip(self.groups, self.splits, strict=True) if split != "train"}
+        leaks = np.isin(self.groups, list(held_out)) & (self.splits == "train")
+        return replace(self, splits=np.where(leaks, "", self.splits))
 
     @cached_property
     def digest(self) -> str:

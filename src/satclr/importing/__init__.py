@@ -6,8 +6,8 @@ the data set comes with a split, and `import.json`, which lists what was left ou
 
     satclr import ~/Downloads/UCMerced_LandUse.zip ucmerced
 
-Everything is written beside the target and renamed to it at the end. An import that was interrupted goes on
-where it stopped.
+Everything is written beside the target and renamed to it at the end. An import that was interrupted, or found
+the disk full, goes on where it stopped; one that was refused leaves nothing.
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ __all__ = ["Report", "SourceError", "run", "staging"]
 RESERVE_BYTES: Final = 256 << 20
 SHOWN: Final = 5
 CHUNK: Final = 1024  # tiles in flight
+
+
+class DiskFullError(SourceError):
+    """An import that stopped for want of space and can go on: exit code 2."""
 
 
 @dataclass(frozen=True)
@@ -79,19 +83,25 @@ def run(source: Path, target: Path, *, labels_source: Path | None = None) -> Rep
         raise SourceError(f"{target} exists; delete it or import under another name")
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = staging(target)
+    lock = folder.with_suffix(".lock")
     try:
-        with FileLock(folder.with_suffix(".lock"), timeout=0):
-            report = _run(source, target, folder, labels_source)
+        with FileLock(lock, timeout=0):
+            try:
+                return _run(source, target, folder, labels_source)
+            except (SourceError, labels.LabelError) as error:
+                if not isinstance(error, DiskFullError):  # what is refused once is refused again
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise
+            finally:
+                lock.unlink(missing_ok=True)
     except Timeout:
         raise SourceError(f"another import of {target.name} is under way") from None
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
-        raise SourceError(
+        raise DiskFullError(
             f"{target.parent}: the disk is full; free some space and run the same command, which goes on here"
         ) from None
-    folder.with_suffix(".lock").unlink(missing_ok=True)
-    return report
 
 
 def staging(target: Path) -> Path:
@@ -190,8 +200,9 @@ def _write_csv(path: Path, header: list[str], rows: list[list[str]]) -> None:
 def _refuse_full_disk(made: Path, needed: int) -> None:
     free = shutil.disk_usage(made).free
     if needed + RESERVE_BYTES > free:
-        raise SourceError(
-            f"{made.parent}: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free; "
+        raise DiskFullError(
+            f"{made.parent}: {(needed + RESERVE_BYTES) / 1e9:.1f} GB are needed (some of it in reserve) and "
+            f"{free / 1e9:.1f} GB are free; "
             "free some space and run the same command again"
         )
 

@@ -15,9 +15,7 @@ import lzma
 import os
 import shutil
 import stat
-import subprocess
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -27,14 +25,13 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Final, Self, cast
 
 from satclr import progress
-from satclr.importing import rar
+from satclr.importing import programs, rar
 
 # Pictures hardly compress and label tables some fifty times; a bomb does thousands of times.
 RATIO_MAX: Final = 100
 SLACK_BYTES: Final = 64 << 20
 DEPTH_MAX: Final = 3
 HEADER_MAX: Final = 16 << 20  # bytes: a name with its attributes takes some hundred
-POLL_S: Final = 0.5
 
 TAR_SUFFIXES: Final = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 FOREIGN_SUFFIXES: Final = (".rar", ".7z", ".tar.zst")
@@ -43,14 +40,6 @@ IGNORED: Final = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 
 # What reading a member raises where the archive is damaged, or packed by a method Python lacks.
 DAMAGE: Final = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
-
-# program, its Debian package, the arguments that unpack {archive} into {folder}
-UNPACKERS: Final = (
-    ("bsdtar", "libarchive-tools", ("-x", "-f", "{archive}", "-C", "{folder}")),
-    ("unar", "unar", ("-quiet", "-no-directory", "-force-overwrite", "-o", "{folder}", "{archive}")),
-    ("7z", "p7zip-rar", ("x", "-y", "-bd", "-o{folder}", "{archive}")),
-    ("7zz", "7zip-rar", ("x", "-y", "-bd", "-o{folder}", "{archive}")),
-)
 
 
 class SourceError(ValueError):
@@ -177,36 +166,37 @@ class Download:
             raise SourceError(f"{archive}: not a whole tar archive ({error}); download it again") from None
 
     def _unpack(self, archive: Path, folder: Path) -> None:
-        promised = rar.checksums(archive) if archive.suffix.lower() == ".rar" else None
-        if archive.suffix.lower() == ".rar" and promised is None:
+        promised = rar.files(archive) if archive.suffix.lower() == ".rar" else []
+        if promised is None:
             raise SourceError(f"{archive}: not a whole rar archive in one volume; download it again")
-        program, arguments = _unpacker(archive)
-        command = [program, *(part.format(archive=archive, folder=folder) for part in arguments)]
-        with (
-            tempfile.TemporaryFile("w+") as errors,
-            subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors
-            ) as process,
-        ):
-            try:
-                while not _ended(process):
-                    self._refuse_bomb(archive, _bytes_below(folder))
-            except BaseException:
-                process.kill()
-                raise
-            errors.seek(0)
-            said = errors.read().strip().splitlines()
-        if process.returncode:
-            reason = said[0] if said else f"exit code {process.returncode}"
-            raise SourceError(
-                f"{archive}: {Path(program).name} cannot unpack it ({reason}); download it again"
-            )
+        for name, _ in promised:
+            _inside(archive, name)
+        self._run_programs(archive, folder)
         self._spend(archive, _bytes_below(folder))
         list(_walk(folder, trusted=False))  # refuses links
-        if promised is not None and not rar.agrees(promised, folder):
+        if promised and not rar.agrees(promised, folder):
             raise SourceError(
                 f"{archive}: its files do not have the checksums it states; download it again or unpack it yourself"
             )
+
+    def _run_programs(self, archive: Path, folder: Path) -> None:
+        """Let one installed program after the other try."""
+        if not (found := programs.installed()):
+            raise SourceError(f"{archive}: to unpack it install {programs.offer()}")
+        refusals = []
+        for program in found:
+            reason = program.unpack(
+                archive, folder, watch=lambda: self._refuse_bomb(archive, _bytes_below(folder))
+            )
+            if reason is None:
+                return
+            refusals.append(f"{program.name}: {reason}")
+            shutil.rmtree(folder)
+            folder.mkdir()
+        raise SourceError(
+            f"{archive}: cannot be unpacked ({'; '.join(refusals)}); download it again, unpack it yourself, "
+            f"or install another program: {programs.offer()}"
+        )
 
     def _spend(self, archive: Path, size: int) -> None:
         self._refuse_bomb(archive, size)
@@ -308,24 +298,6 @@ def _is_archive(name: str) -> bool:
 def _stem(name: str) -> str:
     suffix = max((s for s in SUFFIXES if name.lower().endswith(s)), key=len)
     return name[: -len(suffix)]
-
-
-def _unpacker(archive: Path) -> tuple[str, tuple[str, ...]]:
-    for program, _, arguments in UNPACKERS:
-        if path := shutil.which(program):
-            return path, arguments
-    programs = ", ".join(f"{program} (package {package})" for program, package, _ in UNPACKERS)
-    raise SourceError(
-        f"{archive}: to unpack it install one of {programs}, e.g. `apt install {UNPACKERS[0][1]}`"
-    )
-
-
-def _ended(process: subprocess.Popen[bytes]) -> bool:
-    try:
-        process.wait(POLL_S)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
 
 
 def _bytes_below(folder: Path) -> int:

@@ -89,7 +89,9 @@ def _metadata(path: Path) -> list[dict[str, Any]]:
     try:
         parquet = import_module("pyarrow.parquet")
     except ImportError:
-        raise SourceError(f"{path}: pyarrow is needed to read it; run `uv sync` or install pyarrow") from None
+        raise SourceError(
+            f"{path}: pyarrow is needed to read it; `uv sync --group geo` installs it"
+        ) from None
     try:
         with parquet.ParquetFile(path) as file:
             if file.metadata.num_rows > ROWS_MAX:

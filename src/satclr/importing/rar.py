@@ -1,7 +1,7 @@
-"""What a rar archive says it holds, to compare with what a program made of it.
+"""What a rar archive says it holds, to judge before it is unpacked and to compare with what a program made of it.
 
-Some programs unpack what is left of a truncated archive, or a member whose checksum is wrong, without a word.
-Block layout after RARLAB's technical notes, versions 4 and 5.
+Some programs unpack what is left of a truncated archive, or a member whose checksum is wrong, without a word;
+some rename a member whose path leaves the archive. Block layout after RARLAB's technical notes, versions 4 and 5.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Final
 
@@ -21,11 +22,14 @@ FILE_4, END_4 = 0x74, 0x7B
 SPLIT_4, DIRECTORY_4, LARGE_4, DATA_4 = 0x03, 0xE0, 0x100, 0x8000
 UNKNOWN: Final = -1  # of a file whose archive states another checksum than CRC32
 HEADER_4: Final = 7  # bytes: checksum, kind, flags, length
-FILE_HEADER_4: Final = 29  # bytes beyond those that are read of a file's header
+NAME_MAX: Final = 1 << 16  # bytes
+FILE_HEADER_4: Final = 25  # bytes of a file's header beyond those, up to the size's upper half or the name
+
+Files = list[tuple[str, int]]  # name, CRC32
 
 
-def checksums(path: Path) -> Counter[int] | None:
-    """The CRC32 of each file in the archive; None if the archive is not whole, or one volume of several."""
+def files(path: Path) -> Files | None:
+    """Name and CRC32 of each file in the archive; None if it is not whole, or one volume of several."""
     size = path.stat().st_size
     with path.open("rb") as file:
         if file.read(len(SIGNATURE_5)) == SIGNATURE_5:
@@ -34,11 +38,10 @@ def checksums(path: Path) -> Counter[int] | None:
         return _walk_4(file, size) if file.read(len(SIGNATURE_4)) == SIGNATURE_4 else None
 
 
-def agrees(promised: Counter[int], folder: Path) -> bool:
+def agrees(promised: Sequence[tuple[str, int]], folder: Path) -> bool:
     """Whether the files in a folder are as many as an archive promised, and have the checksums it states."""
     found = _checksums_below(folder)
-    stated = Counter({crc: count for crc, count in promised.items() if crc != UNKNOWN})
-    return promised.total() == found.total() and stated <= found
+    return len(promised) == found.total() and Counter(crc for _, crc in promised if crc != UNKNOWN) <= found
 
 
 def _checksums_below(folder: Path) -> Counter[int]:
@@ -53,8 +56,8 @@ def _checksums_below(folder: Path) -> Counter[int]:
     return found
 
 
-def _walk_5(file: IO[bytes], size: int) -> Counter[int] | None:
-    found: Counter[int] = Counter()
+def _walk_5(file: IO[bytes], size: int) -> Files | None:
+    found: Files = []
     while file.tell() < size:
         file.seek(4, 1)  # CRC32 of the header
         end = _vint(file) + file.tell()
@@ -69,14 +72,17 @@ def _walk_5(file: IO[bytes], size: int) -> Counter[int] | None:
             file.seek(4 if file_flags & MTIME_5 else 0, 1)
             if flags & SPLIT_5:
                 return None
+            crc = int.from_bytes(file.read(4), "little") if file_flags & CRC_5 else UNKNOWN
+            _vint(file), _vint(file)  # method, system
+            name = file.read(min(_vint(file), NAME_MAX)).decode(errors="replace")
             if not file_flags & DIRECTORY_5:
-                found[int.from_bytes(file.read(4), "little") if file_flags & CRC_5 else UNKNOWN] += 1
+                found.append((name, crc))
         file.seek(end + data)
     return None
 
 
-def _walk_4(file: IO[bytes], size: int) -> Counter[int] | None:
-    found: Counter[int] = Counter()
+def _walk_4(file: IO[bytes], size: int) -> Files | None:
+    found: Files = []
     while (start := file.tell()) < size:
         header = file.read(HEADER_4)
         flags, length = int.from_bytes(header[3:5], "little"), int.from_bytes(header[5:7], "little")
@@ -88,11 +94,14 @@ def _walk_4(file: IO[bytes], size: int) -> Counter[int] | None:
             fields = file.read(FILE_HEADER_4)
             length += int.from_bytes(fields[:4], "little")
             if header[2] == FILE_4:
-                length += int.from_bytes(fields[25:29], "little") << 32 if flags & LARGE_4 else 0
+                if flags & LARGE_4:  # the upper halves of the sizes, packed and unpacked
+                    length += int.from_bytes(file.read(8)[:4], "little") << 32
                 if flags & SPLIT_4:
                     return None
+                # Where the name is kept in Unicode too, that follows a zero byte.
+                name = file.read(int.from_bytes(fields[19:21], "little")).partition(b"\0")[0]
                 if flags & DIRECTORY_4 != DIRECTORY_4:
-                    found[int.from_bytes(fields[9:13], "little")] += 1
+                    found.append((name.decode("cp437"), int.from_bytes(fields[9:13], "little")))
         file.seek(min(start + length, size + 1))
     return found if file.tell() == size else None  # version 4 may lack an end
 

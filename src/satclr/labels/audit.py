@@ -115,7 +115,8 @@ def render(report: Audit) -> RenderableType:
         (f"{len(labels.tiles):,} tiles", "bold"),
         f", {len(labels.columns)} categories, {len(labels.names)} labels; ",
         f"{counts.mean():.2f} labels a tile ({counts.min()} to {counts.max()}). ",
-        (f"{flagged:,} tiles flagged ({flagged / len(counts):.2%}).", "bold"),
+        (f"{flagged:,} tiles flagged ({flagged / len(counts):.2%})", "bold"),
+        *(["; data.labels.on_problem: drop leaves these out."] if flagged else ["."]),
     )
     ranked = sorted(_label_counts(labels).items(), key=lambda item: (item[1], item[0]))
     extremes = Text(
@@ -130,17 +131,22 @@ def render(report: Audit) -> RenderableType:
         parts.append(
             Text.assemble("\n", (finding.level.upper(), LEVELS[finding.level]), " ", (finding.title, "bold"))
         )
-        body = list(finding.details[:DETAILS])
-        if len(finding.details) > DETAILS:
-            body.append(f"and {len(finding.details) - DETAILS} more")
-        if finding.examples:
-            body.append("e.g. " + ", ".join(finding.examples))
-        if finding.advice:
-            body.append(f"→ {finding.advice}")
-        parts.append(Padding(Text("\n".join(body)), (0, 0, 0, 4)))
+        parts.append(Padding(Text("\n".join(_body(finding))), (0, 0, 0, 4), expand=False))
     if not report.findings:
         parts.append(Text("\nNothing found.", "bold green"))
     return Group(*parts)
+
+
+def _body(finding: Finding) -> list[str]:
+    """The lines below a finding's title; a notice has fewer."""
+    lines = list(finding.details[:DETAILS])
+    if len(finding.details) > DETAILS:
+        lines.append(f"and {len(finding.details) - DETAILS} more")
+    if finding.level == "notice":
+        lines = ["; ".join(lines)] if lines else []
+    elif finding.examples:
+        lines.append("e.g. " + ", ".join(finding.examples))
+    return [*lines, f"→ {finding.advice}"]
 
 
 def _label_counts(labels: Labels) -> dict[str, int]:

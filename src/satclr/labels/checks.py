@@ -129,7 +129,9 @@ def lost(labels: Labels, known: Known | None) -> Iterator[Finding]:
             flagged=False,
         )
     if slips:
-        title = f"The label that {RARELY_MISSING:.0%} of their category have is missing: {_tiles(slips)}"
+        title = (
+            f"Their category's own label is missing, which {RARELY_MISSING:.0%} there have: {_tiles(slips)}"
+        )
         advice = "Look at them; add the label if visible."
         yield _finding(labels, "missing-namesake", "suspect", slips, title=title, advice=advice)
     if partly:

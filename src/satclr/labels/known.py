@@ -84,7 +84,7 @@ def documented(folder: Path, labels: Labels) -> tuple[str, dict[str, frozenset[s
     """
     for path in (where / name for where in (folder, folder.parent) for name in DOCUMENTS):
         if path.is_file():
-            found = _collect((row for sheet in _sheets(path) for row in _upright(sheet, labels)), labels)
+            found = _collect([_upright(sheet, labels) for sheet in _sheets(path)], labels)
             if found:
                 return path.name, found
     return None
@@ -135,20 +135,22 @@ def _upright(sheet: list[list[str]], labels: Labels) -> list[list[str]]:
     return sheet
 
 
-def _collect(rows: Iterable[list[str]], labels: Labels) -> dict[str, frozenset[str]]:
-    """Gather (category, labels) from rows that may be long, wide, comma-separated or merged downwards."""
+def _collect(sheets: Iterable[list[list[str]]], labels: Labels) -> dict[str, frozenset[str]]:
+    """Gather (category, labels) from rows that may be long, wide, comma-separated or merged downwards.
+
+    A sheet's categories stand in the column that names most of them, their labels to its right.
+    """
     known = set(labels.names)
+    keys = {squash(category) for category in labels.columns}
     gathered: dict[str, set[str]] = {}
-    category = ""
-    for row in rows:
-        texts = [cell.strip() for cell in row]
-        words = [text for text in texts if text and not text.replace(".", "").isdigit()]
-        if not words:
-            continue
-        if texts[0] or len(words) > 1 or canonical(words[0]) not in known:
-            category, *words = words
-        names = {canonical(name) for word in words for name in re.split(r"[,;、，]", word)}
-        gathered.setdefault(category, set()).update(names & known)
+    for sheet in sheets:
+        columns = [keys & {squash(cell) for cell in column} for column in zip_longest(*sheet, fillvalue="")]
+        at = max(range(len(columns)), key=lambda i: len(columns[i]), default=0)
+        category = ""
+        for row in sheet:
+            category = next((cell.strip() for cell in row[at : at + 1] if cell.strip()), category)
+            words = [name for cell in row[at + 1 :] for name in re.split(r"[,;、，]", cell)]
+            gathered.setdefault(category, set()).update({canonical(word) for word in words} & known)
     return _match({category: names for category, names in gathered.items() if names}, labels.columns)
 
 

@@ -54,12 +54,13 @@ def paired_bootstrap_average_precision(
 def paired_bootstrap_over_seeds(
     scores_by_arm: Sequence[ArrayLike], targets: ArrayLike, *, resamples: int, seed: int
 ) -> Floats:
-    """Mean macro mAP over seeds, of every arm, when both tiles and seeds are redrawn: (resamples, arms).
+    """AP of every arm and label, a mean over seeds, when both tiles and seeds are redrawn: (resamples, arms, K).
 
     scores_by_arm: A arrays (S,N,K), each with its own number of seeds S; the rest as `bootstrap`. A resample
     draws tiles once, for all arms and seeds, and apart from them S of each arm's seeds with replacement; its
-    value is the mean mAP of the drawn seeds. With S = 1 it is `paired_bootstrap`. Drawing from S seeds
-    understates their variance by (S-1)/S, which matters for three; crossing the draws errs on the other side.
+    value is the mean AP of the drawn seeds, nan where a label loses its positives; `nan_mean` makes it mAP.
+    Drawing from S seeds understates their variance by (S-1)/S, which matters for three; crossing the draws
+    errs on the other side.
     Source: the pigeonhole bootstrap, Owen 2007, Annals of Applied Statistics 1(2).
     """
     stacks = [np.asarray(scores, dtype=np.float64) for scores in scores_by_arm]
@@ -69,11 +70,11 @@ def paired_bootstrap_over_seeds(
                 f"scores_by_arm[{arm}] has shape {stack.shape}; it must be (seeds, tiles, labels), not empty"
             )
     runs = [scores for stack in stacks for scores in stack]
-    values = paired_bootstrap(runs, targets, resamples=resamples, seed=seed)
+    values = paired_bootstrap_average_precision(runs, targets, resamples=resamples, seed=seed)
     columns, first = [], 0
     for arm, stack in enumerate(stacks):
         drawn = _draw_seeds(len(stack), resamples=resamples, seed=seed, arm=arm)
-        columns.append(np.take_along_axis(values[:, first : first + len(stack)], drawn, 1).mean(1))
+        columns.append(np.take_along_axis(values, first + drawn[:, :, None], 1).mean(1))
         first += len(stack)
     return np.stack(columns, axis=1)
 

@@ -20,10 +20,38 @@ from satclr.pretrain import checkpoint
 from satclr.pretrain.checkpoint import RunError
 from satclr.pretrain.step import Step, cut
 
-CHECKPOINT_EVERY_S = 600.0  # within an epoch
-CHECKPOINT_AFTER_S = 15.0  # at an epoch's end, if so much has passed since the last: more would be lost time
+CHECKPOINT_EVERY_S = 600.0  # of training within an epoch
+CHECKPOINT_AFTER_S = 15.0  # of training, at an epoch's end: writing more often would be lost time
+CHECKPOINT_SHARE = 50  # times as long as a checkpoint takes must be trained for before the next
 
 Log = Callable[[int, Mapping[str, float]], None]
+
+
+class Due:
+    """When the next checkpoint is worth its time: a clock of what would be lost without it."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self._cost_s = 0.0  # of the last one
+
+    def after(self, trained_s: float) -> bool:
+        """Whether so much has been trained since the last, and enough to outweigh writing the next."""
+        return time.monotonic() - self._since > max(trained_s, CHECKPOINT_SHARE * self._cost_s)
+
+    def save(self, folder: Path, step: Step, state: checkpoint.State) -> None:
+        """Write a checkpoint, on process 0, and start again."""
+        began = time.monotonic()
+        if distributed.rank() == 0:
+            checkpoint.save(folder, step.model, step.optimizer, state)
+        self._since = time.monotonic()
+        self._cost_s = self._since - began
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time inside is not training."""
+        began = time.monotonic()
+        yield
+        self._since += time.monotonic() - began
 
 
 def contrast(
@@ -44,7 +72,7 @@ def contrast(
     steps = len(train_rows) // size
     step, state = _start(encoder, width, store, settings=settings, seed=seed, folder=folder)
     parts = cut(size, how.micro_batch_size)
-    saved = time.monotonic()
+    due = Due()
     with _bar(steps * how.epochs) as advance:
         advance(state.epoch * steps + state.step)
         for epoch in range(state.epoch, how.epochs):
@@ -61,16 +89,17 @@ def contrast(
                 pending.append((loss, rows))
                 if device.type == "cpu" or len(pending) == 32 or state.step == steps:  # 32: keep a GPU fed
                     _settle(pending, state, store, epoch)
-                if time.monotonic() - saved > CHECKPOINT_EVERY_S and not pending:
-                    saved = _save(folder, step, state)
+                if due.after(CHECKPOINT_EVERY_S) and not pending:
+                    due.save(folder, step, state)
                 advance(1)
             state.curve.append((math.fsum(state.partial) / steps, rate))
             state.epoch, state.step, state.partial = epoch + 1, 0, []
-            if time.monotonic() - saved > CHECKPOINT_AFTER_S:
-                saved = _save(folder, step, state)
+            if due.after(CHECKPOINT_AFTER_S):
+                due.save(folder, step, state)
             if distributed.rank() == 0:
                 speed = (steps - first) * size / (time.monotonic() - started)
-                log(epoch + 1, {"loss": state.curve[-1][0], "learning_rate": rate, "tiles_per_s": speed})
+                with due.paused():
+                    log(epoch + 1, {"loss": state.curve[-1][0], "learning_rate": rate, "tiles_per_s": speed})
     checkpoint.require_finite(encoder.state_dict(), state)  # the last step's loss says nothing of its update
     encoder.eval()
     return state
@@ -81,6 +110,8 @@ def _start(
 ) -> tuple[Step, checkpoint.State]:
     """The step and where to go on with it."""
     how, device = settings.pretrain, next(encoder.parameters()).device
+    if how.compile and distributed.processes() > 1:
+        raise RunError(f"pretrain.compile goes with one process, not with {distributed.processes()}")
     with enc.seeded(randomness.derive(seed, "projection")):
         head = enc.projection_head(width, **how.projection.model_dump()).to(device)
     model = nn.Sequential(encoder, head).train()
@@ -113,13 +144,6 @@ def _bar(total: int) -> Iterator[Callable[[int], None]]:
         return
     with progress.bar("pretrain", total) as advance:
         yield advance
-
-
-def _save(folder: Path, step: Step, state: checkpoint.State) -> float:
-    """Write a checkpoint, on process 0; returns when."""
-    if distributed.rank() == 0:
-        checkpoint.save(folder, step.model, step.optimizer, state)
-    return time.monotonic()
 
 
 def _settle(

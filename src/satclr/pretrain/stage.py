@@ -17,7 +17,7 @@ import filelock
 import torch
 from torch import nn
 
-from satclr import distributed, progress, randomness, tiles, views
+from satclr import distributed, progress, randomness, tensorfile, tiles, views
 from satclr import encoder as enc
 from satclr.params import Settings
 from satclr.pretrain import checkpoint
@@ -103,7 +103,7 @@ def fingerprint(settings: Settings, seed: int, store_digest: str, start: Path | 
         "seed": seed,
         "store": store_digest,
         "code": code.hexdigest(),
-        "start": hashlib.sha256(start.read_bytes()).hexdigest() if start else None,
+        "start": tensorfile.digest(start) if start else None,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -136,6 +136,8 @@ def train(
         return
     _write_curve(folder / "pretrain.csv", state.curve)
     facts = {"mean": mean, "std": std, "crop_px": settings.views.crop_px, "tile_px": store.stats["tile_px"]}
+    if start:
+        facts["start"] = {"sha256": tensorfile.digest(start)}
     enc.save(encoder, folder / "encoder.safetensors", arch=how.arch, width=width, **facts)
     (folder / checkpoint.FILE).unlink(missing_ok=True)
 

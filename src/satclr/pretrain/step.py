@@ -91,7 +91,9 @@ class Step:
             return views_first
 
         def loss_of(z: Tensor) -> Tensor:
-            return contrast(z.flatten(0, 1), both, how.objective, how.temperature)
+            return contrast(
+                z.flatten(0, 1), both, how.objective, how.temperature, nt_xent_weight=how.nt_xent_weight
+            )
 
         both = targets.bool().to(tiles.device).repeat(2, 1)  # each view has its tile's labels
         for group in self.optimizer.param_groups:
@@ -152,8 +154,13 @@ def _put(buffers: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         buffer.copy_(value)
 
 
-def contrast(z: Tensor, targets: Tensor, objective: Objective, temperature: float) -> Tensor:
+def contrast(
+    z: Tensor, targets: Tensor, objective: Objective, temperature: float, *, nt_xent_weight: float = 0.0
+) -> Tensor:
     """The loss that an arm asks for, of z (2B,D) and the labels (2B,K) of its rows; NT-Xent ignores labels."""
+    if nt_xent_weight:
+        rest = contrast(z, targets, objective, temperature)
+        return nt_xent_weight * losses.nt_xent(z, temperature) + (1 - nt_xent_weight) * rest
     match objective:
         case "nt_xent":
             return losses.nt_xent(z, temperature)

@@ -5,6 +5,7 @@ In: compare.json, the arms' results, the tile store and its audit. Out: one HTML
     satclr report --profile sample
 """
 
-from satclr.report.page import ReportError, commit, run
+from satclr.report.page import ReportError, run
+from satclr.report.provenance import commit
 
 __all__ = ["ReportError", "commit", "run"]

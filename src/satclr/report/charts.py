@@ -47,28 +47,55 @@ def curves(values: Curves, palette: Palette, *, ylabel: str) -> Any:
     return figure
 
 
-def labels(rows: Mapping[str, Sequence[Mapping[str, str]]], order: Sequence[str], palette: Palette) -> Any:
-    """AP of every label with its interval, arms beside each other on the label's line."""
-    figure = _figure(height=90 + (12 + 9 * len(rows)) * len(order))
-    for i, (arm, table) in enumerate(rows.items()):
-        known = {row["label"]: row for row in table if row["AP"]}
-        found = [known[label] for label in order if label in known]
-        ap, low, high = ([float(row[key]) for row in found] for key in ("AP", "AP_lo", "AP_hi"))
-        shift = 0.6 * ((i + 0.5) / len(rows) - 0.5)
+def labels(rows: Sequence[Mapping[str, Any]], arms: Sequence[str], palette: Palette) -> Any:
+    """AP of every label with its interval, arms beside each other on the label's line; rows of `per_label`."""
+    figure = _label_dots(rows, arms, palette, keys=("AP", "AP_lo", "AP_hi"), height=_height(rows, arms))
+    figure.update_xaxes(title="test AP", range=[0, 1.02])
+    return figure
+
+
+def differences(rows: Sequence[Mapping[str, Any]], arms: Sequence[str], palette: Palette) -> Any:
+    """How much more AP than the first arm's every label has, with its paired interval; rows of `per_label`."""
+    keys = ("delta_AP", "delta_AP_lo", "delta_AP_hi")
+    figure = _label_dots(rows, arms[1:], palette, keys=keys, height=_height(rows, arms))
+    figure.update_xaxes(title=f"difference in test AP to {arms[0]}", zeroline=True)
+    return figure
+
+
+def _height(rows: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> int:
+    """The same for both charts of labels, so that a label's lines stand side by side."""
+    return 90 + (12 + 9 * len(arms)) * len(rows)
+
+
+def _label_dots(
+    rows: Sequence[Mapping[str, Any]],
+    arms: Sequence[str],
+    palette: Palette,
+    *,
+    keys: Sequence[str],
+    height: int,
+) -> Any:
+    figure = _figure(height=height)
+    for i, arm in enumerate(arms):
+        middle, low, high = ([float(row["arms"][arm][key]) for row in rows] for key in keys)
+        shift = 0.6 * ((i + 0.5) / len(arms) - 0.5)
         figure.add_scatter(
-            x=ap, y=[order.index(row["label"]) + shift for row in found], mode="markers", name=arm,
-            text=[f"{row['label']}: {row['positives']} positives" for row in found],
+            x=middle, y=[place + shift for place in range(len(rows))], mode="markers", name=arm,
+            text=[f"{row['label']}: {row['positives']} positives" for row in rows],
+            customdata=list(zip(low, high, strict=True)),
             marker={"color": palette.colour(arm), "size": 7},
             error_x={
-                "type": "data", "array": _gaps(high, ap), "arrayminus": _gaps(ap, low), "width": 0,
+                "type": "data", "array": _gaps(high, middle), "arrayminus": _gaps(middle, low), "width": 0,
             },
-            hovertemplate=f"%{{text}}<br>{arm}: %{{x:.3f}}<extra></extra>",
+            hovertemplate=(
+                f"%{{text}}<br>{arm}: %{{x:.3f}} [%{{customdata[0]:.3f}}, %{{customdata[1]:.3f}}]<extra></extra>"
+            ),
+            showlegend=True,
         )  # fmt: skip
-    figure.update_xaxes(title="test AP", range=[0, 1.02], side="bottom")
     figure.update_yaxes(
-        tickvals=list(range(len(order))),
-        ticktext=list(order),
-        range=[len(order) - 0.4, -0.6],
+        tickvals=list(range(len(rows))),
+        ticktext=[row["label"] for row in rows],
+        range=[len(rows) - 0.4, -0.6],
         automargin=True,
     )
     return figure
@@ -81,7 +108,7 @@ def label_efficiency(rows: Mapping[str, Sequence[Mapping[str, Any]]], palette: P
         figure.add_scatter(
             x=[100 * p["fraction"] for p in points], y=[p["test_mAP"] for p in points], name=arm,
             mode="lines+markers", line={"color": palette.colour(arm), "dash": DASHES[palette.style(arm)]},
-            error_y={"type": "data", "array": [p["sd"] or 0 for p in points]},
+            error_y={"type": "data", "array": [p["sd"] or 0 for p in points], "thickness": 1.5},
             text=[f"{p['tiles']} tiles" for p in points],
             hovertemplate=f"{arm}, %{{text}}: %{{y:.4f}}<extra></extra>",
         )  # fmt: skip

@@ -1,7 +1,8 @@
 "use strict";
 const shown = [];
 const dark = matchMedia("(prefers-color-scheme: dark)");
-const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const root = document.documentElement;
+const css = (name) => getComputedStyle(root).getPropertyValue(name).trim();
 
 function theme() {
   const axis = { gridcolor: css("--line"), zerolinecolor: css("--line"), linecolor: css("--line") };
@@ -29,14 +30,35 @@ async function maps() {
   const palette = read("map-colours");
   const elements = [...document.querySelectorAll("[data-arm]")];
 
-  const colours = () => colour.value === ""
-    ? data.category.map((c) => palette[c % palette.length])
-    : data.labels.map((labels) => labels.includes(Number(colour.value)) ? "#D55E00" : "#9AA3AD66");
-  const fill = () => elements.forEach((element) => {
+  const mark = { on: "#D55E00", off: "#9AA3AD66" };
+  const symbols = ["circle", "diamond", "square", "cross", "triangle-up"]; // more categories than colours
+  const look = (c) => [palette[c % palette.length], symbols[Math.floor(c / palette.length) % symbols.length]];
+  const paint = () => {
+    const [kind, number] = colour.value.split(" ");
+    if (!kind) return data.category.map(look);
+    const has = (i) => kind === "label" ? data.labels[i].includes(Number(number)) : data.category[i] === Number(number);
+    return data.tiles.map((_, i) => [has(i) ? mark.on : mark.off, "circle"]);
+  };
+  const key = () => {
+    const [kind, number] = colour.value.split(" ");
+    const one = kind && (kind === "label" ? data.names : data.categories)[number];
+    const rows = kind ? [[mark.on, "circle", one], [mark.off, "circle", `not ${one}`]]
+      : data.categories.map((name, c) => [...look(c), name]);
+    const shape = { circle: "●", diamond: "◆", square: "■", cross: "✚", "triangle-up": "▲" };
+    document.getElementById("key").replaceChildren(...rows.map(([ink, symbol, name]) => {
+      const entry = document.createElement("span"), dot = document.createElement("b");
+      [dot.textContent, dot.style.color] = [shape[symbol], ink];
+      entry.append(dot, name);
+      return entry;
+    }));
+  };
+  const fill = () => { key(); elements.forEach(place); };
+  const place = (element) => {
+    const looks = paint();
     const points = data.arms[element.dataset.arm][projection.value];
-    const xy = { x: [points.map((p) => p[0])], y: [points.map((p) => p[1])], "marker.color": [colours()] };
+    const xy = { x: [points.map((p) => p[0])], y: [points.map((p) => p[1])], "marker.color": [looks.map((l) => l[0])], "marker.symbol": [looks.map((l) => l[1])] };
     Plotly.update(element, xy, { "xaxis.autorange": true, "yaxis.autorange": true });
-  });
+  };
   const show = (event) => {
     const i = event.points[0].pointNumber;
     const side = 2 * data.side_px;
@@ -65,14 +87,17 @@ async function start() {
     await draw(element, read(`chart-${element.dataset.chart}`));
   }
   if (document.getElementById("map-data")) await maps();
-  document.documentElement.dataset.ready = "yes";
+  root.dataset.ready = "yes";
 }
 
 dark.addEventListener("change", repaint);
 addEventListener("beforeprint", () => {
+  root.dataset.print = "yes"; // the page at the paper's width and in its colours, so that charts are drawn to fit
   document.querySelectorAll("details").forEach((element) => { element.open = true; });
-  repaint();
-  shown.forEach((element) => Plotly.Plots.resize(element));
+  shown.forEach((element) => Plotly.relayout(element, { template: theme(), width: element.clientWidth }));
 });
-addEventListener("afterprint", repaint);
+addEventListener("afterprint", () => {
+  delete root.dataset.print;
+  shown.forEach((element) => Plotly.relayout(element, { template: theme(), width: null, autosize: true }));
+});
 start();

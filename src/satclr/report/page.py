@@ -2,56 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import platform
-import subprocess
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from importlib import metadata, resources
+from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
-from satclr import corruptions, figures, tiles
+from satclr import figures, tiles
 from satclr.params import Arm
-from satclr.report import charts, pictures
+from satclr.report import charts, provenance, sections
+from satclr.report.sections import Run
 
 MAX_MB = 15
-EXAMPLE_PX, MAP_PX, CORRUPTION_PX = 96, 44, 96
-HARDEST, EXAMPLES = 6, 4  # labels; tiles of each kind for each
-PACKAGES = ("satclr", "torch", "torchvision", "numpy", "scikit-learn", "mlflow", "dvc")
 CURVES = {"val_mAP": "validation mAP", "train_loss": "training loss", "val_loss": "validation loss"}
 
 
 class ReportError(ValueError):
     """A report that cannot be written: exit code 2."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """What the stages left of one arm and seed."""
-
-    arm: Arm
-    folder: Path
-
-    @cached_property
-    def scores(self) -> dict[str, npt.NDArray[Any]]:
-        with np.load(self.folder / "scores.npz", allow_pickle=False) as file:
-            return dict(file)
-
-    def table(self, name: str) -> list[dict[str, str]]:
-        with (self.folder / name).open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
-
-    def tree(self, name: str) -> dict[str, Any]:
-        """A JSON file of a stage that may be left out: {} without it."""
-        path = self.folder / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def run(
@@ -89,17 +58,6 @@ def run(
     return path
 
 
-def commit(root: Path) -> str | None:
-    """The commit that `root` has checked out, or None outside a repository."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False
-        )
-    except OSError:  # no git here
-        return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
-
-
 def _render(
     compare: dict[str, Any],
     audit: dict[str, Any],
@@ -118,30 +76,40 @@ def _render(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string((folder / "template.html").read_text(encoding="utf-8"))
-    first = {name: seeds[0] for name, seeds in runs.items()}
-    best = max(compare["arms"], key=lambda name: float(compare["arms"][name]["val_mAP"]))
-    robustness = _robustness(runs, store, audit["flagged"])
+    first, entries = {name: seeds[0] for name, seeds in runs.items()}, compare["arms"]
+    best = max(entries, key=lambda name: float(entries[name]["val_mAP"]))
+    verdict = answer(compare)
+    labels = sections.per_label(
+        sections.table(reports / "per_class_ap.csv"),
+        next(iter(first.values())).table("per_class_ap.csv"),
+        arm=verdict.get("arm", best),
+    )
+    robustness = sections.robustness(entries, store, audit["flagged"])
     return template.render(
         profile=compare["profile"],
         css=(folder / "style.css").read_text(encoding="utf-8"),
         script=(folder / "page.js").read_text(encoding="utf-8"),
         plotly=plotly.offline.get_plotlyjs(),
         colours={name: palette.colour(name) for name in runs},
-        arms=compare["arms"],
-        means={name: _means(entry) for name, entry in compare["arms"].items()},
+        arms=entries,
+        chosen=_chosen(entries),
+        means={name: _means(entry) for name, entry in entries.items()},
         contrasts=compare["contrasts"],
-        answer=answer(compare),
-        ladder=_ladder(reports),
+        answer=verdict,
+        ladder=sections.ladder(reports),
+        paper=compare["paper"],
+        leakage=compare["leakage"],
         best=best,
         seeds=[r.arm.seed for r in next(iter(runs.values()))],
-        charts=_charts(compare, runs, audit, palette, robustness),
-        hardest=_hardest(first[best], store),
+        charts=_charts(runs, compare, labels, robustness, audit, palette),
+        labels=labels,
+        hardest=sections.hardest(first[best], store),
         robustness=robustness,
-        maps=_maps(first, store),
+        maps=sections.maps(first, entries, store),
         audit=audit,
         store=store,
-        parameters=_parameters([r.arm for r in first.values()]),
-        versions=_versions(),
+        parameters=provenance.parameters([r.arm for r in first.values()]),
+        versions=provenance.versions(),
         commit=commit,
     )
 
@@ -167,24 +135,33 @@ def _means(entry: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
+def _chosen(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """What the sweep chose for each arm, in words; the first seed's."""
+    first = {name: next(iter(entry["seeds"].values())).get("sweep") for name, entry in entries.items()}
+    return {
+        name: f"learning rate {sweep['learning_rate']:g}, weight decay {sweep['weight_decay']:g}"
+        for name, sweep in first.items()
+        if sweep
+    }
+
+
 def _charts(
-    compare: dict[str, Any],
     runs: Mapping[str, Sequence[Run]],
+    compare: dict[str, Any],
+    labels: Sequence[Mapping[str, Any]],
+    robustness: Mapping[str, Any] | None,
     audit: Mapping[str, Any],
     palette: figures.Palette,
-    robustness: Mapping[str, Any] | None,
 ) -> dict[str, str]:
-    first = {name: seeds[0] for name, seeds in runs.items()}
-    classes = {name: run.table("per_class_ap.csv") for name, run in first.items()}
-    reference, last = next(iter(classes.values())), list(classes.values())[-1]
-    gain = {
-        a["label"]: float(b["AP"]) - float(a["AP"]) for a, b in zip(reference, last, strict=True) if a["AP"]
-    }
+    entries = compare["arms"]
     drawn = {
-        "arms": charts.arms(compare["arms"], palette),
-        "labels": charts.labels(classes, sorted(gain, key=lambda label: -gain[label]), palette),
+        "arms": charts.arms(entries, palette),
+        "labels": charts.labels(labels, list(entries), palette),
         "prevalence": charts.prevalence(audit["label_counts"]),
+        "map": charts.embedding(),
     }
+    if len(entries) > 1:
+        drawn["differences"] = charts.differences(labels, list(entries), palette)
     probes = {name: [run.table("probe.csv") for run in seeds] for name, seeds in runs.items()}
     for key, what in CURVES.items():
         values = {n: [[float(row[key]) for row in rows] for rows in tables] for n, tables in probes.items()}
@@ -195,139 +172,9 @@ def _charts(
     }
     if trained := {n: lines for n, lines in pretraining.items() if lines[0]}:
         drawn["pretrain"] = charts.curves(trained, palette, ylabel="contrastive loss")
-    few = {n: _label_efficiency(entry) for n, entry in compare["arms"].items()}
+    few = {name: entry["label_efficiency"] for name, entry in entries.items()}
     if all(few.values()):
         drawn["label_efficiency"] = charts.label_efficiency(few, palette)
     if robustness:
         drawn["robustness"] = charts.robustness(robustness["arms"], palette)
-    drawn["map"] = charts.embedding()
     return {name: charts.to_json(figure) for name, figure in drawn.items()}
-
-
-def _label_efficiency(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """An arm's rows, subsets of all its seeds together."""
-    seeds = [seed.get("label_efficiency", []) for seed in entry["seeds"].values()]
-    rows = []
-    for same in zip(*seeds, strict=True):
-        values = [value for row in same for value in row["subsets"]]
-        sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        rows.append({**same[0], "test_mAP": float(np.mean(values)), "sd": sd})
-    return rows
-
-
-def _hardest(found: Run, store: tiles.Store) -> list[dict[str, Any]]:
-    """The labels of lowest AP, with their most confident mistakes and their most overlooked tiles."""
-    row_of = {name: i for i, name in enumerate(store.names)}
-    scores, targets = found.scores["test_scores"], found.scores["test_targets"].astype(bool)
-    names = found.scores["test_tiles"].tolist()
-    known = [row for row in found.table("per_class_ap.csv") if row["AP"]]
-
-    def examples(order: npt.NDArray[np.int64], k: int) -> list[dict[str, Any]]:
-        return [
-            {
-                "tile": names[i],
-                "score": float(scores[i, k]),
-                "picture": pictures.uri(store.pixels[row_of[names[i]]], side_px=EXAMPLE_PX),
-            }
-            for i in order[:EXAMPLES]
-        ]
-
-    hardest = []
-    for row in sorted(known, key=lambda row: float(row["AP"]))[:HARDEST]:
-        k = store.labels.index(row["label"])
-        ranked = np.argsort(-scores[:, k], kind="stable")
-        wrong, missed = ranked[~targets[ranked, k]], ranked[::-1][targets[ranked[::-1], k]]
-        hardest.append({**row, "wrong": examples(wrong, k), "missed": examples(missed, k)})
-    return hardest
-
-
-def _robustness(
-    runs: Mapping[str, Sequence[Run]], store: tiles.Store, flagged: Collection[str]
-) -> dict[str, Any] | None:
-    """Each arm's mAPs under corruption, means over its seeds, and one tile under every corruption."""
-    found = {name: _mean_of([run.tree("robustness.json") for run in seeds]) for name, seeds in runs.items()}
-    if not all(tree.get("corruptions") for tree in found.values()):
-        return None
-    tested = next(iter(found.values()))["corruptions"]
-    return {"arms": found, "names": list(tested), "pictures": _corrupted(tested, store, flagged)}
-
-
-def _mean_of(trees: Sequence[Any]) -> Any:
-    """Trees of the same shape as one, a mean in place of each number."""
-    if isinstance(trees[0], dict):
-        return {key: _mean_of([tree[key] for tree in trees]) for key in trees[0]}
-    return None if trees[0] is None else float(np.mean(trees))
-
-
-def _corrupted(
-    tested: Mapping[str, Mapping[str, float]], store: tiles.Store, flagged: Collection[str]
-) -> list[dict[str, Any]]:
-    """A test tile with many labels and some green, of those the audit trusts, untouched and under everything."""
-    trusted = [row for row in store.rows("test").tolist() if store.names[row] not in flagged]
-
-    def worth_showing(row: int) -> tuple[bool, int]:
-        pixels = store.pixels[row].astype(int)
-        green = (pixels[..., 1] - pixels[..., [0, 2]].max(-1) > 10).mean()
-        return bool(green > 0.1), int(store.targets[row].sum())
-
-    row = max((trusted or store.rows("test").tolist())[:2000], key=worth_showing)
-    tile, key = torch.from_numpy(store.pixels[[row]]), [store.names[row]]
-    shown = [{"name": "untouched", "pictures": [pictures.uri(tile[0].numpy(), side_px=CORRUPTION_PX)]}]
-    for name, strengths in tested.items():
-        each = [corruptions.corrupt(tile, name, strength=int(s), keys=key)[0].numpy() for s in strengths]
-        uris = [pictures.uri(pixels, side_px=CORRUPTION_PX) for pixels in each]
-        shown.append({"name": name, "pictures": uris})
-    return shown
-
-
-def _maps(first: Mapping[str, Run], store: tiles.Store) -> dict[str, Any] | None:
-    """Coordinates of the same test tiles in every arm, their labels, and one sheet of their pictures."""
-    found = {name: run.tree("maps.json") for name, run in first.items()}
-    if not all(tree.get("projections") for tree in found.values()):
-        return None
-    names = next(iter(found.values()))["tiles"]
-    row_of = {name: i for i, name in enumerate(store.names)}
-    rows = [row_of[name] for name in names]
-    picture, columns = pictures.sheet(store.pixels[rows], side_px=MAP_PX)
-    categories = sorted(set(store.categories))
-    return {
-        "numbers": found,
-        "projections": list(next(iter(found.values()))["projections"]),
-        "sheet": picture,
-        "data": {
-            "arms": {name: tree["projections"] for name, tree in found.items()},
-            "tiles": names,
-            "categories": categories,
-            "category": [categories.index(store.categories[row]) for row in rows],
-            "names": store.labels,
-            "labels": [np.flatnonzero(store.targets[row]).tolist() for row in rows],
-            "columns": columns,
-            "side_px": MAP_PX,
-        },
-    }
-
-
-def _ladder(reports: Path) -> str | None:
-    """The ladder's figure, where compare drew one."""
-    import base64
-
-    path = reports / "figures" / "ladder.png"
-    if not path.is_file():
-        return None
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
-def _parameters(arms: Sequence[Arm]) -> list[tuple[str, list[str]]]:
-    """Every setting, one column an arm."""
-    flat = [arm.flat() for arm in arms]
-    return [(key, [f[key] for f in flat]) for key in flat[0] if key not in ("profile", "arm", "seed")]
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

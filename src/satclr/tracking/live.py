@@ -108,7 +108,7 @@ def live(
     """Open the run `<arm>-s<seed> <stage>`; metrics logged to it are named `<stage>/<name>`.
 
     A run of the same fingerprint is resumed, whatever state a crash left it in. It ends FINISHED, FAILED on an
-    exception, KILLED on Ctrl-C and SIGTERM; after SIGKILL the next run of this machine marks it KILLED.
+    exception, KILLED on Ctrl-C and SIGTERM; after SIGKILL the next run marks it KILLED.
     """
     store = open_store(root, profile)
     sweep(store)
@@ -204,10 +204,10 @@ def _gpus() -> Callable[[], dict[str, float]]:
     if torch is None or not torch.cuda.is_available():
         return dict
     try:
-        import pynvml  # type: ignore[import-not-found]
+        import pynvml
 
         pynvml.nvmlInit()
-    except Exception:  # noqa: BLE001 - optional package, absent driver: PyTorch's own count is left
+    except Exception:  # noqa: BLE001 - no driver that it can talk to: PyTorch's own count is left
         return lambda: {
             f"gpu_{i}_memory_usage_megabytes": torch.cuda.memory_reserved(i) / MB
             for i in range(torch.cuda.device_count())

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ def points(outputs: Outputs) -> list[POINT]:
         for row in table(outputs.results / f"{stage}.csv"):
             epoch = int(row.pop("epoch"))
             rows += [(f"{stage}/{key}", float(value), epoch) for key, value in row.items() if value]
-    for key, value in outputs.metrics.items():
+    for key, value in _flat(outputs.metrics):
         if key == "seed":
             continue
         name = re.sub(r"^(test|val)_", r"\1/", metric_name(key))
@@ -90,6 +90,15 @@ def points(outputs: Outputs) -> list[POINT]:
     names = metric_names([row["label"] for row in classes])
     rows += [(f"test_ap/{name}", float(row["AP"]), 0) for name, row in zip(names, classes, strict=True)]
     return rows
+
+
+def _flat(metrics: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What metrics.json holds, {"sweep": {"learning_rate": r}} as ("sweep_learning_rate", r)."""
+    for key, value in metrics.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}_{inner}", number) for inner, number in value.items())
+        else:
+            yield key, value
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -133,6 +142,32 @@ def data_md5(root: Path, profile: str) -> str | None:
                 return str(dep.get("md5"))
     outs = _yaml(root / "data.dvc").get("outs", [])
     return str(outs[0]["md5"]) if outs else None
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The audit of a profile's data that `prepare` made: its file, numbers, and the finding that stands first."""
+
+    file: Path
+    numbers: dict[str, int]
+    worst: str
+
+
+def audit(root: Path, profile: str) -> Audit | None:
+    """Read build/<profile>/audit.json; None where it is not here."""
+    file = root / "build" / profile / "audit.json"
+    if not file.is_file():
+        return None
+    tree = json.loads(file.read_text(encoding="utf-8"))
+    levels = [finding["level"] for finding in tree["findings"]]
+    numbers = {
+        "tiles": tree["tiles"],
+        "tiles_flagged": len(tree["flagged"]),
+        "errors": levels.count("error"),
+        "suspects": levels.count("suspect"),
+        "near_duplicates_across_splits": tree["near_duplicates"]["groups_across_splits"],
+    }
+    return Audit(file, numbers, tree["findings"][0]["title"] if levels else "nothing found")
 
 
 def git(root: Path) -> tuple[str | None, bool]:

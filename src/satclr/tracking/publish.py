@@ -76,7 +76,8 @@ def publish_report(root: Path, profile: str, folder: Path) -> str:
         tags = {"satclr.kind": "compare", "satclr.profile": profile, "satclr.digest": digest}
         run_id = _create(store, "compare", {**tags, "mlflow.note.content": _contrasts(report)})
         now_ms = int(time.time() * 1000)
-        log(store, run_id, metrics=[(key, value, now_ms, 0) for key, value in _report_numbers(report)])
+        numbers = _report_numbers(report) + _label_numbers(folder / "per_class_ap.csv")
+        log(store, run_id, metrics=[(key, value, now_ms, 0) for key, value in numbers])
         for file in files:
             store.client.log_artifact(run_id, str(file), "report")
         store.client.set_terminated(run_id)
@@ -101,6 +102,10 @@ def _log(
         now_ms = int(time.time() * 1000)
         points = [(key, value, now_ms, step) for key, value, step in outputs.points(found)]
         log(store, run_id, params=params, metrics=points, model_id=model_id)
+        if audit := outputs.audit(root, found.profile):
+            numbers = [(f"audit/{key}", float(value), now_ms, 0) for key, value in audit.numbers.items()]
+            log(store, run_id, metrics=numbers)
+            store.client.log_artifact(run_id, str(audit.file), "data")
         for name in outputs.RESULTS:
             store.client.log_artifact(run_id, str(found.results / name), "results")
         for figure in figures:
@@ -131,6 +136,11 @@ def _tags(root: Path, found: Outputs, fingerprint: str) -> dict[str, str]:
         f"| data | `data/{found.profile}` md5 `{md5 or 'unknown'}` |",
         f"| fingerprint | `{fingerprint}` |",
     ]
+    if audit := outputs.audit(root, found.profile):
+        flagged = f"{audit.numbers['tiles_flagged']:,} of {audit.numbers['tiles']:,} tiles flagged"
+        note.append(
+            f"| labels | {flagged}; first finding: {audit.worst.replace('|', '/')} (`data/audit.json`) |"
+        )
     return {
         "satclr.kind": "arm",
         "satclr.arm": found.arm,
@@ -155,12 +165,14 @@ def _log_data(store: Store, root: Path, found: Outputs, run_id: str) -> None:
     from mlflow.exceptions import MlflowException
 
     md5 = outputs.data_md5(root, found.profile)
+    audit = outputs.audit(root, found.profile)
+    facts = {"test_tiles": found.metrics["test_tiles"], **(audit.numbers if audit else {})}
     data = Dataset(
         name=found.profile,
         digest=md5 or "unknown",
         source_type="local",
         source=json.dumps({"uri": f"data/{found.profile}", "dvc_md5": md5}),
-        profile=json.dumps({"test_tiles": found.metrics["test_tiles"]}),
+        profile=json.dumps(facts),
     )
     inputs = [DatasetInput(data, [InputTag("mlflow.data.context", "training")])]
     for attempt in range(RACES):
@@ -219,17 +231,53 @@ def _adopt(store: Store, found: Outputs, run_id: str) -> None:
 
 
 def _report_numbers(report: Mapping[str, Any]) -> list[tuple[str, float]]:
-    rows = []
-    for arm, entry in report["arms"].items():
-        rows += [(f"test_mAP/{arm}", entry["test_mAP"]), (f"val_mAP/{arm}", entry["val_mAP"])]
-        for stage in ("robustness", "maps"):
-            rows += [(f"{stage}_{key}/{arm}", value) for key, value in entry.get(stage, {}).items()]
+    """The numbers of compare.json, `<what>/<arm>` and `<what>/<arm> - <against>`; docs/evaluation.md lists them."""
+    rows = [row for arm, entry in report["arms"].items() for row in _arm_numbers(arm, entry)]
     for contrast in report["contrasts"]:
         name = f"{contrast['arm']} - {contrast['against']}"
         low, high = contrast["ci95"]
         rows += [(f"delta_mAP/{name}", contrast["delta_mAP"]), (f"delta_mAP_lo/{name}", low)]
         rows += [(f"delta_mAP_hi/{name}", high), (f"p_value/{name}", contrast["p_value"])]
+        counts = [key for key in ("labels_better", "labels_worse") if key in contrast]
+        rows += [(f"{key}/{name}", contrast[key]) for key in counts]
     return [(key, float(value)) for key, value in rows if value is not None]
+
+
+def _arm_numbers(arm: str, entry: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    low, high = entry["test_mAP_ci95"]
+    rows = [(f"{key}/{arm}", entry.get(key)) for key in ("test_mAP", "test_mAP_sd", "val_mAP")]
+    rows += [(f"test_mAP_lo/{arm}", low), (f"test_mAP_hi/{arm}", high)]
+    for row in entry.get("label_efficiency", []):
+        name = f"{arm}/{100 * row['fraction']:g}_percent"
+        rows += [
+            (f"label_efficiency_mAP/{name}", row["test_mAP"]),
+            (f"label_efficiency_sd/{name}", row["sd"]),
+        ]
+    for stage in ("robustness", "maps"):
+        for key, value in entry.get(stage, {}).items():
+            rows += _leaves(f"{stage}_{key}/{arm}", value)
+    return rows
+
+
+def _leaves(name: str, value: Any) -> list[tuple[str, Any]]:
+    """{"haze": {"1": x}} at `name` as (name/haze/1, x)."""
+    if isinstance(value, dict):
+        return [row for key, inner in value.items() for row in _leaves(f"{name}/{key}", inner)]
+    return [(name, value)]
+
+
+def _label_numbers(path: Path) -> list[tuple[str, float]]:
+    """The difference in AP of each label, with its interval, from compare's per_class_ap.csv."""
+    if not path.is_file():
+        return []
+    known = [row for row in outputs.table(path) if row["delta_AP"]]
+    labels = list(dict.fromkeys(row["label"] for row in known))
+    names = dict(zip(labels, outputs.metric_names(labels), strict=True))
+    return [
+        (f"{key}/{row['arm']}/{names[row['label']]}", float(row[key]))
+        for row in known
+        for key in ("delta_AP", "delta_AP_lo", "delta_AP_hi")
+    ]
 
 
 def _contrasts(report: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sqlite3
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -36,8 +37,8 @@ QUIET = {
     "MLFLOW_LOG_UV_FILES": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-
-
+HEARTBEAT = "system/cpu_utilization_percentage"  # a live run has it every few seconds
+SILENCE_S = 3600.0
 METRICS, PAIRS, VALUE_LENGTH = 800, 100, 6000  # of one request: 1000 entities in all, 100 of a kind
 
 
@@ -216,20 +217,37 @@ def owner() -> dict[str, str]:
 
 
 def sweep(store: Store) -> int:
-    """Mark KILLED the runs this machine left RUNNING when their process died; return how many."""
-    import psutil
+    """Mark KILLED the runs left RUNNING by a process that died; return how many.
 
+    A process of this machine is looked up; one of another machine, on a shared server, counts as dead after an
+    hour without a sign of life.
+    """
     dead = 0
-    filters = f"attributes.status = 'RUNNING' and tags.`satclr.host` = {tag_value(socket.gethostname())}"
+    filters = "attributes.status = 'RUNNING' and tags.`satclr.pid` != ''"
     for run in store.client.search_runs([store.experiment_id], filters, max_results=1000):
-        try:
-            started = psutil.Process(int(run.data.tags["satclr.pid"])).create_time()
-        except psutil.NoSuchProcess:
-            started = None
-        if started is None or f"{started:.2f}" != run.data.tags["satclr.pid_started"]:
+        here = run.data.tags["satclr.host"] == socket.gethostname()
+        if not (_process_lives(run.data.tags) if here else _seen_lately(store, run)):
             store.client.set_terminated(run.info.run_id, "KILLED")
             dead += 1
     return dead
+
+
+def _process_lives(tags: Mapping[str, str]) -> bool:
+    import psutil
+
+    try:
+        started = psutil.Process(int(tags["satclr.pid"])).create_time()
+    except psutil.NoSuchProcess:
+        return False
+    return f"{started:.2f}" == tags["satclr.pid_started"]
+
+
+def _seen_lately(store: Store, run: Any) -> bool:
+    points = (
+        store.client.get_metric_history(run.info.run_id, HEARTBEAT) if HEARTBEAT in run.data.metrics else []
+    )
+    last_ms = max([run.info.start_time, *(point.timestamp for point in points)])
+    return bool(time.time() - last_ms / 1000 < SILENCE_S)
 
 
 def _database(uri: str) -> Path:

@@ -17,7 +17,7 @@ from satclr.tracking import pages
 from satclr.tracking.live import sigterm_raises
 from satclr.tracking.store import QUIET, TrackingError, open_store, store_folder, sweep, tracking_uri
 
-STARTUP_S = 60.0
+STARTUP_S = 180.0
 HOST = "127.0.0.1"
 
 

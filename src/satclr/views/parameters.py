@@ -10,6 +10,7 @@ from torch import Tensor
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # columns of Parameters.factors
 _TRIES = 10  # RandomResizedCrop's tries before it falls back to the central crop
+_BLUR_REACH = 4.0  # taps past 4 sigma hold less than 1e-4 of a kernel
 
 
 class Settings(Protocol):
@@ -75,6 +76,7 @@ class Parameters:
     boxes (count,4) int64: top, left, height, width in tile pixels. factors (count,4) float32: brightness,
     contrast, saturation, hue in turns. order (count,4) int64: columns of factors in order of application.
     flip, jitter, grayscale, blur (count,) bool: applied or not. sigma (count,) float32 in view pixels.
+    blur_reach_px: how far from a pixel the blur looks, the same for all views, so that none depends on others.
     """
 
     boxes: Tensor
@@ -85,7 +87,7 @@ class Parameters:
     grayscale: Tensor
     blur: Tensor
     sigma: Tensor
-    blur_kernel_px: int
+    blur_reach_px: int
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -119,7 +121,7 @@ def draw(generator: torch.Generator, count: int, settings: Settings, *, tile_px:
     """
     if count < 1 or tile_px < 1:
         raise ValueError(f"draw needs count >= 1 and tile_px >= 1, got {count} and {tile_px}")
-    check_blur(settings.blur_kernel_px, settings.crop_px)
+    _check_blur(settings.blur_kernel_px, settings.crop_px)
 
     def uniform(low: float, high: float, *columns: int) -> Tensor:
         u = torch.rand(count, *columns, generator=generator, dtype=torch.float64)
@@ -138,7 +140,7 @@ def draw(generator: torch.Generator, count: int, settings: Settings, *, tile_px:
         grayscale=uniform(0, 1) < settings.grayscale_p,
         blur=uniform(0, 1) < settings.blur_p,
         sigma=uniform(*settings.blur_sigma).float(),
-        blur_kernel_px=settings.blur_kernel_px,
+        blur_reach_px=min(settings.blur_kernel_px // 2, math.ceil(_BLUR_REACH * settings.blur_sigma[1])),
     )
 
 
@@ -164,7 +166,7 @@ def _boxes(uniform: _Uniform, scale: tuple[float, float], ratio: tuple[float, fl
     return torch.cat([torch.where(found, corners, centred), torch.where(found, sides, fallback)], 1).long()
 
 
-def check_blur(kernel_px: int, crop_px: int) -> None:
+def _check_blur(kernel_px: int, crop_px: int) -> None:
     """Raise ValueError for a blur kernel that is even or whose reflection would leave the view."""
     if kernel_px < 1 or kernel_px % 2 == 0 or kernel_px // 2 >= crop_px:
         raise ValueError(

@@ -1,6 +1,5 @@
 """Render drawn parameters: the same operations for every view, in small chunks on a CPU, dense on a GPU."""
 
-import math
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,14 +11,13 @@ from torch import Tensor
 
 from satclr.views import colour
 from satclr.views.geometry import Bands, blur, blur_weights, resize, resize_weights
-from satclr.views.parameters import Parameters, check_blur
+from satclr.views.parameters import Parameters
 
 Triple = tuple[float, float, float]
 
 _CPU_CHUNK_FLOATS = 2**18  # some 1 MB of float32: what stays near a core's cache
 _CPU_CHUNK_ROWS = 4  # with fewer, Python's own time would show
 _DEVICE_CHUNK_FLOATS = 2**26
-_BLUR_REACH = 4.0  # taps past 4 sigma hold less than 1e-4 of a kernel
 
 
 def render(
@@ -39,11 +37,15 @@ def render(
     Raises ValueError for tiles of another type or shape, boxes outside them, a blur larger than the view.
     """
     _check_tiles(tiles)
-    check_blur(parameters.blur_kernel_px, crop_px)
     _check_boxes(parameters.boxes, tiles)
+    if parameters.blur_reach_px >= crop_px:
+        raise ValueError(
+            f"the blur reaches {parameters.blur_reach_px} px in views of {crop_px} px: "
+            "draw the parameters with the crop_px of these views"
+        )
     with torch.no_grad(), torch.autocast(tiles.device.type, enabled=False):
         out = torch.empty(len(parameters), crop_px, crop_px, 3, dtype=dtype, device=tiles.device)
-        job = _Job(tiles, _Plan.of(parameters), out, mean, std, parameters.blur_kernel_px // 2)
+        job = _Job(tiles, _Plan.of(parameters), out, mean, std, parameters.blur_reach_px)
         if tiles.device.type == "cpu":
             _render_chunks(job)
         else:
@@ -140,7 +142,7 @@ class _Job:
     out: Tensor  # (count,S,S,3)
     mean: Triple
     std: Triple
-    radius: int
+    reach_px: int
 
     @property
     def crop_px(self) -> int:
@@ -187,7 +189,7 @@ def _render_dense(job: _Job) -> None:
         resize(pixels, x, vertical=vertical, up=up, horizontal=horizontal, across=across)
         colour.recolour(x, rows.blends, rows.shift, [(0, n)] * 8)
         _normalise(x, job.mean, job.std)
-        weights = blur_weights(rows.sigma, side_px, job.radius, square)
+        weights = blur_weights(rows.sigma, side_px, job.reach_px, square)
         job.out[start : start + step] = blur(x, weights, square)
 
 
@@ -199,7 +201,7 @@ def _render_chunks(job: _Job) -> None:
         job.out,
         job.mean,
         job.std,
-        job.radius,
+        job.reach_px,
     )
     chunks = _chunks(job.plan, max(_CPU_CHUNK_ROWS, _CPU_CHUNK_FLOATS // (3 * job.crop_px**2)))
     threads = min(torch.get_num_threads(), len(chunks))
@@ -250,9 +252,8 @@ def _render_chunk(job: _Job, numbers: Tensor) -> None:
     _crop_resize(x, _crops(job.tiles, numbers.tolist(), boxes), boxes, flipped=bool(rows.flip[0]))
     colour.recolour(x, rows.blends, rows.shift, colour.spans(job.plan.positions[numbers]))
     _normalise(x, job.mean, job.std)
-    radius = min(job.radius, math.ceil(_BLUR_REACH * float(rows.sigma.max())))
-    bands = Bands.cover(side_px, side_px, (1.0, 1.0), radius)
-    out = blur(x, blur_weights(rows.sigma, side_px, radius, bands), bands)
+    bands = Bands.cover(side_px, side_px, (1.0, 1.0), job.reach_px)
+    out = blur(x, blur_weights(rows.sigma, side_px, job.reach_px, bands), bands)
     job.out.index_copy_(0, numbers, out.to(job.out.dtype))
 
 

@@ -1,0 +1,152 @@
+"""A project as people live with it: DVC runs it, MLflow keeps it, folders move, other machines pull it. Minutes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from satclr import tracking
+from tests.conftest import ROOT, tiny_params, write_data
+from tests.serving import free_port, served
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning"),
+]
+BIN = Path(sys.executable).parent
+TILE = "data/tiny/Images/water/water_00001.jpg"
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    return {**kept, "PATH": f"{BIN}:{os.environ['PATH']}", "GIT_CONFIG_GLOBAL": os.devnull, **more}
+
+
+def sh(folder: Path, *command: str, code: int = 0, **env: str) -> str:
+    """Run a command in a folder and return what it printed."""
+    done = subprocess.run(
+        command, cwd=folder, env=environment(**env), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, f"{' '.join(command)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def commit(folder: Path) -> None:
+    sh(folder, "git", "add", "--all")
+    who = ("-c", "user.name=Somebody", "-c", "user.email=somebody@example.org")
+    sh(folder, "git", *who, "commit", "--quiet", "--message", "State")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project under git and DVC, small enough for a test, after `dvc repro`."""
+    folder = tmp_path_factory.mktemp("study") / "project"
+    folder.mkdir()
+    for name in ("dvc.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(ROOT / name, folder / name)
+    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "params.yaml").write_text(yaml.safe_dump(tiny_params(), sort_keys=False))
+    write_data(folder / "data" / "tiny")
+    sh(folder, "git", "init", "--quiet")
+    sh(folder, "dvc", "repro", "--quiet")
+    commit(folder)
+    return folder
+
+
+@pytest.fixture
+def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the finished project in another folder."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return Path(shutil.copytree(finished, tmp_path / "project", symlinks=True))
+
+
+def arm_runs(folder: Path) -> dict[str, str]:
+    """The arm runs of a project's store: id → name."""
+    store = tracking.open_store(folder, "tiny")
+    found = store.client.search_runs([store.experiment_id], "tags.`satclr.kind` = 'arm'")
+    assert {run.info.status for run in found} <= {"FINISHED"}
+    return {run.info.run_id: run.info.run_name for run in found}
+
+
+def test_a_cached_repro_adds_nothing_and_a_changed_one_supersedes(project: Path) -> None:
+    before = arm_runs(project)
+    assert sorted(before.values()) == ["baseline-s0", "simclr-s0"]
+    sh(project, "dvc", "repro", "--quiet")
+    assert arm_runs(project) == before
+    tree: dict[str, Any] = yaml.safe_load((project / "params.yaml").read_text())
+    tree["arms"]["simclr"]["pretrain"]["temperature"] = 0.1
+    (project / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    sh(project, "dvc", "repro", "--quiet")
+    after = arm_runs(project)
+    assert sorted(after.values()) == ["baseline-s0", "simclr-s0", "simclr-s0 (superseded)"]
+    (superseded,) = (run for run, name in after.items() if name == "simclr-s0 (superseded)")
+    assert before[superseded] == "simclr-s0"
+
+
+def test_a_clone_that_was_moved_predicts_as_before(project: Path, tmp_path: Path) -> None:
+    before = sh(project, "satclr", "predict", "--json", TILE)
+    moved = Path(shutil.move(project, tmp_path / "another place"))
+    assert sh(moved, "satclr", "relocate") == "1 paths mended\n"
+    assert sh(moved, "satclr", "predict", "--json", TILE) == before
+
+
+@pytest.fixture(params=["folder", "s3"])
+def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[Path], None]]:
+    """Points the DVC remote `storage` of a project at a folder, or at a bucket of an S3 server on loopback."""
+    if request.param == "folder":
+        yield lambda folder: point(folder, str(tmp_path / "remote"))
+        return
+    pytest.importorskip("dvc_s3", reason="uv sync --group test-s3")
+    pytest.importorskip("moto", reason="uv sync --group test-s3")
+    import boto3
+
+    url = f"http://127.0.0.1:{free_port()}"
+    keys = {"access_key_id": "somebody", "secret_access_key": "secret"}
+    server = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", url.rpartition(":")[2]]
+    with served(server, url, at="/moto-api/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
+        given = {f"aws_{key}": value for key, value in keys.items()}
+        boto3.client("s3", endpoint_url=url, region_name="us-east-1", **given).create_bucket(Bucket="satclr")
+
+        def at_s3(folder: Path) -> None:
+            point(folder, "s3://satclr/dvc")
+            sh(folder, "dvc", "remote", "modify", "storage", "endpointurl", url)
+            for key, value in {**keys, "region": "us-east-1"}.items():
+                sh(folder, "dvc", "remote", "modify", "--local", "storage", key, value)
+
+        yield at_s3
+
+
+def point(folder: Path, url: str) -> None:
+    sh(folder, "dvc", "remote", "modify", "storage", "url", url)
+
+
+def test_another_machine_pulls_syncs_and_predicts(
+    project: Path, tmp_path: Path, remote: Callable[[Path], None]
+) -> None:
+    remote(project)
+    commit(project)
+    sh(project, "dvc", "push", "--quiet")
+    sh(tmp_path, "git", "clone", "--quiet", str(project), "elsewhere")
+    elsewhere = tmp_path / "elsewhere"
+    assert not list((elsewhere / "mlruns").glob("*.db"))
+    if (project / ".dvc/config.local").exists():  # credentials are no part of a clone
+        shutil.copyfile(project / ".dvc/config.local", elsewhere / ".dvc/config.local")
+    sh(elsewhere, "dvc", "pull", "--quiet")
+    first = sh(elsewhere, "satclr", "sync")
+    assert first.startswith("2 arm runs in the store\nchampion restored")
+    assert sorted(arm_runs(elsewhere).values()) == ["baseline-s0", "simclr-s0"]
+    assert sh(elsewhere, "satclr", "sync") == "2 arm runs in the store\n"
+    tile = str(project / TILE)
+    here, there = (sh(folder, "satclr", "predict", "--json", tile) for folder in (project, elsewhere))
+    assert json.loads(here)["probabilities"]
+    assert here == there
