@@ -1,10 +1,11 @@
 # `make repro` and `make test` need python3, git and make; all else is installed here.
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-slow faults check format ui bench
+.PHONY: help setup repro test test-slow faults fuzz check audit format ui bench
 
 UV := $(shell command -v uv 2>/dev/null || echo .cache/uv/bin/uv)
 UV_VERSION := 0.13.9
 RUN := $(UV) run --quiet --frozen
+SEED ?= 0
 
 help:                ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -32,11 +33,20 @@ faults: setup        ## kill the ablation at random moments and see that nothing
 	@$(RUN) dvc pull --quiet data.dvc
 	$(RUN) python -m tests.faults
 
-check: setup         ## lint, types, import contracts
+fuzz: setup          ## made-up and damaged input, a table of outcomes (SEED=0)
+	$(RUN) python -m tests.fuzz --seed $(SEED)
+
+check: setup audit   ## lint, types, import contracts, known weaknesses of code and packages
 	$(RUN) ruff format --check .
 	$(RUN) ruff check .
 	$(RUN) mypy
 	$(RUN) lint-imports
+	$(RUN) bandit --quiet --recursive --configfile pyproject.toml src benchmarks
+
+# uv ends with 1 where a package has a known vulnerability, with another code where the database does not answer.
+audit: setup         ## known vulnerabilities of the locked packages (asks a public database)
+	@UV_HTTP_RETRIES=0 $(UV) audit --quiet --frozen $(AUDIT) \
+	  || { [ $$? -ne 1 ] && echo "warning: packages were not audited: the vulnerability database does not answer"; }
 
 format: setup        ## format the code
 	$(RUN) ruff format .

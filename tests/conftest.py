@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -27,6 +28,12 @@ LABELS = ("grass", "road", "water")
 def quiet() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DVC_NO_ANALYTICS", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def same_bits() -> None:
+    """In every test, what torch cannot do deterministically is an error."""
+    torch.use_deterministic_algorithms(True)
 
 
 @pytest.fixture(autouse=True)
@@ -98,8 +105,9 @@ def tiny_params() -> dict[str, Any]:
             "epochs": 2,
             "batch_size": 8,
             "precision": "float32",
+            "deterministic": True,
         },
-        "embed": {},
+        "embed": {"deterministic": True},
         "probe": {"epochs": 3, "batch_size": 8},
         "evaluate": {"bootstrap_resamples": 100},
         "robustness": {"corruptions": ["haze", "rotation"], "strengths": [1, 3]},

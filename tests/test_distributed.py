@@ -295,7 +295,7 @@ def test_too_many_processes_for_a_batch_is_one_error(
     store: tiles.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(loop.RunError, match="3 processes cannot share 2 tiles"):
+    with pytest.raises(pretrain.RunError, match="3 processes cannot share 2 tiles"):
         loop._check_size(8, 33, 2)
 
 

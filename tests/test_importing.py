@@ -545,7 +545,7 @@ def test_a_tile_of_another_depth_is_refused(tmp_path: Path) -> None:
     files = {"farm/a.tif": buffer.getvalue(), "pond/b.jpg": picture("JPEG", np.random.default_rng())}
     refused(tmp_path, folder_of(tmp_path / "deep", files), "a.tif", "8 bits")
     files["farm/a.tif"] = b"no tiff at all"
-    refused(tmp_path, folder_of(tmp_path / "broken", files), "a.tif", "not a whole image")
+    refused(tmp_path, folder_of(tmp_path / "broken", files), "a.tif", "not an image")
 
 
 def test_an_existing_target_is_left_alone(tmp_path: Path) -> None:

@@ -238,6 +238,48 @@ def test_a_loss_that_is_not_finite_stops_with_epoch_step_and_tiles(
     assert not (tmp_path / arm.key / "encoder.safetensors").exists()
 
 
+def test_a_loss_that_blows_up_at_a_low_temperature_keeps_the_last_good_checkpoint(
+    store: tiles.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arm = resolve(pretrain={"temperature": 0.01, "epochs": 4})
+    real = steps.Step.__call__
+
+    def overflowing(self: Any, *args: Any, epoch: int, **named: Any) -> torch.Tensor:
+        loss = real(self, *args, epoch=epoch, **named)
+        if epoch == 2:  # the step's loss is finite, its update was not
+            with torch.no_grad():
+                next(self.model.parameters()).mul_(torch.inf)
+        return loss
+
+    monkeypatch.setattr(steps.Step, "__call__", overflowing)
+    with pytest.raises(pretrain.RunError, match=r"epoch 3, step 2; its 8 tiles begin with"):
+        run(store, tmp_path / "a", arm)
+    (kept,) = (tmp_path / "a").rglob("checkpoint.safetensors")
+    assert all(value.isfinite().all() for value in load_file(kept).values())
+    monkeypatch.setattr(steps.Step, "__call__", real)
+    assert same(run(store, tmp_path / "a", arm), run(store, tmp_path / "b", arm))
+
+
+def test_weights_that_the_last_step_made_infinite_are_not_written(
+    store: tiles.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "CHECKPOINT_AFTER_S", math.inf)
+    arm = resolve(pretrain={"epochs": 1})
+    real = steps.Step.__call__
+
+    def overflowing(self: Any, *args: Any, step: int, **named: Any) -> torch.Tensor:
+        loss = real(self, *args, step=step, **named)
+        if step == 3:  # the last
+            with torch.no_grad():
+                next(self.model.parameters()).mul_(torch.inf)
+        return loss
+
+    monkeypatch.setattr(steps.Step, "__call__", overflowing)
+    with pytest.raises(pretrain.RunError, match=r"not finite in .* after epoch 1"):
+        run(store, tmp_path, arm)
+    assert not list(tmp_path.rglob("encoder.safetensors"))
+
+
 def test_separate_forwards_normalise_each_view_by_itself(store: tiles.Store, tmp_path: Path) -> None:
     joint = run(store, tmp_path, resolve())
     separate = run(store, tmp_path, resolve(pretrain={"forward": "separate"}))

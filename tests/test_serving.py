@@ -14,6 +14,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -60,10 +61,8 @@ def expected(root: Path, pictures: list[bytes]) -> npt.NDArray[np.float64]:
 
 
 def test_predictions_are_the_stages_scores_and_thresholds_choose_the_labels(root: Path) -> None:
-    import pandas as pd
-
     pictures = [made_up.jpeg(seed) for seed in range(70)]  # more than one batch
-    table = register.champion(root, "sample").predict(pd.DataFrame({"tile": pictures}))
+    table = register.champion(root, "sample").tag(pictures)
     scores = expected(root, pictures)
     np.testing.assert_allclose(table[made_up.LABELS].to_numpy(), scores, atol=1e-5)
     chosen = [
@@ -82,13 +81,14 @@ def test_bytes_paths_and_arrays_are_the_same_tile(root: Path, tmp_path: Path) ->
     path.write_bytes(made_up.jpeg(3))
     model = register.champion(root, "sample")
     forms: list[Any] = [made_up.jpeg(3), png.getvalue(), str(path), made_up.pixels(made_up.jpeg(3))]
-    tables = [model.predict(pd.DataFrame({"tile": [form]})) for form in forms]
+    tables = [model.tag([form]) for form in forms]
     for table in tables[1:]:
         pd.testing.assert_frame_equal(table, tables[0])
 
 
 def test_signature_example_and_requirements_are_explicit(root: Path) -> None:
-    model = register.champion(root, "sample")
+    tracking.open_store(root, "sample")
+    model = mlflow.pyfunc.load_model("models:/satclr-sample@champion")
     assert model.metadata.get_input_schema().to_dict() == [
         {"type": "binary", "name": "tile", "required": True}
     ]

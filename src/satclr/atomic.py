@@ -48,9 +48,9 @@ def part_of(path: Path) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Put `text` in place of what `path` held."""
+    """Put `text` in place of what `path` held; what is no text in it, as names of files may have, is spelt out."""
     with replacing(path) as part:
-        part.write_text(text, encoding="utf-8", newline="")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def write_json(path: Path, tree: Any, *, indent: int | None = 1, allow_nan: bool = False) -> None:

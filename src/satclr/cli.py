@@ -722,11 +722,12 @@ def _print_table(rows: Sequence[tuple[str, ...]], *, header: tuple[str, ...] = (
     """Print rows under `header`, or under the first of them."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     header, rows = (header, rows) if header else (rows[0], rows[1:])
     table = Table(box=None, pad_edge=False, header_style="bold")
     for i, title in enumerate(header):
         table.add_column(title, no_wrap=i == 0, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # as it stands: [/] in a setting or a file's name is no markup
     Console().print(table)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import json
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -228,6 +229,11 @@ def read(folder: Path, arm: Arm) -> Result:
     except FileNotFoundError as error:
         raise CompareError(
             f"{error.filename} does not exist; run `satclr evaluate --arm {arm.name} --seed {arm.seed}` first"
+        ) from None
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise CompareError(
+            f"{folder} holds a file that is damaged ({error}); "
+            f"run `satclr evaluate --arm {arm.name} --seed {arm.seed}` again"
         ) from None
 
 

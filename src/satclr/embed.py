@@ -27,7 +27,7 @@ def run(store: tiles.Store, *, encoder: Path, out: Path, settings: Settings) -> 
     its batch: each split is cut in index order into batches of `probe.batch_size`, as the notebook's
     unshuffled loaders do. Under torchrun each process takes its turn at the batches, into the same file.
     """
-    with distributed.group(enc.device().type):
+    with distributed.group(enc.device().type), enc.deterministic(settings.embed.deterministic):
         _embed(store, encoder, out, settings)
 
 

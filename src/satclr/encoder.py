@@ -6,7 +6,9 @@ In: an architecture's name and where its weights come from. Out: a module (B,3,S
 from __future__ import annotations
 
 import json
+import os
 import urllib.error
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torchvision
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from satclr import tensorfile, views
+from satclr.tiles import Channels
 
 HEADS = ("fc.", "classifier.", "head.", "heads.")
+SIDE_MAX_PX = 1024  # of a view; a file that claims more would fill the memory
 
 
 class EncoderError(ValueError):
@@ -80,23 +83,45 @@ def initial(arch: str, weights: str, *, seed: int, root: Path) -> tuple[nn.Modul
 
 def load(path: Path) -> tuple[nn.Module, int]:
     """The encoder that `save` wrote, in eval mode, and its D. Raises `EncoderError` if it is not one."""
-    try:
-        with safe_open(path, "pt") as file:
-            meta = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, SafetensorError) as error:
-        raise EncoderError(f"{path} is not a readable encoder: {error}") from None
-    if "arch" not in meta:
+    state, facts = _contents(path)
+    if "arch" not in facts:
         raise EncoderError(f"{path} does not say its architecture; write it with `satclr pretrain`")
-    model, width = build(meta["arch"])
+    with torch.device("meta"):  # a header may name any architecture: no memory before the tensors fit
+        _refuse_misfits(build(facts["arch"])[0], state, source=str(path))
+    model, width = build(facts["arch"])
     _fill(model, state, source=str(path))
     return model.eval(), width
 
 
 def metadata(path: Path) -> dict[str, Any]:
-    """What `save` wrote beside the tensors and the architecture."""
-    with safe_open(path, "pt") as file:
-        return {k: json.loads(v) for k, v in (file.metadata() or {}).items() if k != "arch"}
+    """What `save` wrote beside the tensors and the architecture. Raises `EncoderError` where it is no JSON."""
+    facts = _contents(path)[1]
+    try:
+        return {k: json.loads(v) for k, v in facts.items() if k != "arch"}
+    except ValueError as error:
+        raise EncoderError(
+            f"{path} has metadata that are not JSON ({error}); make or fetch it again"
+        ) from None
+
+
+def evaluation_facts(facts: Mapping[str, Any], source: object) -> tuple[Channels, Channels, int]:
+    """The mean, the std and the crop_px that belong to an encoder, of the facts that its file holds.
+
+    Raises `EncoderError` where they are not three finite means, three positive deviations and a side that
+    params.yaml could ask for.
+    """
+    try:
+        mean, std = (tuple(float(v) for v in facts[name]) for name in ("mean", "std"))
+        crop_px = int(facts["crop_px"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise EncoderError(
+            f"{source} does not say its mean, std and crop_px ({error!r}); make it again"
+        ) from None
+    if not (len(mean) == len(std) == 3 and np.isfinite([*mean, *std]).all() and min(std) > 0):
+        raise EncoderError(f"{source}: mean {mean} and std {std} are not three numbers each, std above 0")
+    if not 8 <= crop_px <= SIDE_MAX_PX:
+        raise EncoderError(f"{source}: crop_px {crop_px} is not between 8 and {SIDE_MAX_PX}")
+    return mean, std, crop_px
 
 
 def save(model: nn.Module, path: Path, *, arch: str, width: int, **facts: Any) -> None:
@@ -113,8 +138,7 @@ class Frozen:
 
     def __init__(self, path: Path, *, precision: str = "float32", batch_norm: str = "frozen") -> None:
         model, self.width = load(path)
-        facts = metadata(path)
-        self.mean, self.std, self.crop_px = tuple(facts["mean"]), tuple(facts["std"]), facts["crop_px"]
+        self.mean, self.std, self.crop_px = evaluation_facts(metadata(path), path)
         self.precision = precision
         self.device = device()
         if batch_norm == "batch":
@@ -169,6 +193,13 @@ def _published(arch: str, weights: Any) -> Mapping[str, torch.Tensor]:
     return state
 
 
+def _contents(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    try:
+        return tensorfile.load(path)
+    except (OSError, tensorfile.TensorFileError) as error:
+        raise EncoderError(f"{path} is not a readable encoder: {error}") from None
+
+
 def _read(path: Path, *, known: str) -> Mapping[str, torch.Tensor]:
     """Tensors by name from a file that cannot run code: safetensors, or torch's weights-only format."""
     if not path.is_file():
@@ -177,9 +208,11 @@ def _read(path: Path, *, known: str) -> Mapping[str, torch.Tensor]:
         )
     try:
         if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+            return tensorfile.load(path)[0]
+        _refuse_bomb(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except tensorfile.TensorFileError as error:
+        raise EncoderError(f"pretrain.weights: {error}") from None
     except Exception as error:  # noqa: BLE001 - whatever a damaged or hostile file provokes
         raise EncoderError(
             f"pretrain.weights: {path} is not a safetensors or weights-only state-dict file "
@@ -192,23 +225,56 @@ def _read(path: Path, *, known: str) -> Mapping[str, torch.Tensor]:
     return state
 
 
+def _refuse_bomb(path: Path) -> None:
+    """Refuse what unpacks to more than its size: torch stores tensors as they are, so it was made to fill memory."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            unpacked = sum(info.file_size for info in file.infolist())
+        if unpacked > path.stat().st_size:
+            raise ValueError(f"unpacks to {unpacked:,} bytes, more than its own {path.stat().st_size:,}")
+
+
 def _fill(model: nn.Module, state: Mapping[str, torch.Tensor], *, source: str) -> None:
-    """Load `state` into `model`, its own head left out; everything else must fit exactly."""
+    """Load `state` into `model`, its own head left out; everything else must fit exactly and be finite."""
+    given = _refuse_misfits(model, state, source=source)
+    broken = [k for k, v in given.items() if v.is_floating_point() and not v.isfinite().all()]
+    if broken:
+        raise _misfit(source, "is not finite in", broken)
+    model.load_state_dict(given, strict=False)
+
+
+def _refuse_misfits(
+    model: nn.Module, state: Mapping[str, torch.Tensor], *, source: str
+) -> dict[str, torch.Tensor]:
+    """`state` without a head, if its names and shapes are those of `model`."""
     own = model.state_dict()
     given = {k: v for k, v in state.items() if k in own or not k.startswith(HEADS)}
     missing = [k for k in own if k not in given and not k.endswith("num_batches_tracked")]
     unknown = [k for k in given if k not in own]
     wrong = [f"{k} {tuple(given[k].shape)} for {tuple(own[k].shape)}" for k in own if k in given
              and given[k].shape != own[k].shape]  # fmt: skip
-    broken = [k for k, v in given.items() if v.is_floating_point() and not v.isfinite().all()]
-    for problem, names in (("lacks", missing), ("has unknown", unknown), ("has other shapes:", wrong),
-                           ("is not finite in", broken)):  # fmt: skip
+    for problem, names in (("lacks", missing), ("has unknown", unknown), ("has other shapes:", wrong)):
         if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise EncoderError(
-                f"weights {source} do not fit the encoder: it {problem} {', '.join(names[:3])}{more}"
-            )
-    model.load_state_dict(given, strict=False)
+            raise _misfit(source, problem, names)
+    return given
+
+
+def _misfit(source: str, problem: str, names: list[str]) -> EncoderError:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return EncoderError(f"weights {source} do not fit the encoder: it {problem} {', '.join(names[:3])}{more}")
+
+
+@contextmanager
+def deterministic(enabled: bool) -> Iterator[None]:
+    """Inside, if `enabled`, torch refuses algorithms that may give other bits the next time (on a GPU, some do)."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if enabled:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS then needs
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def device() -> torch.device:

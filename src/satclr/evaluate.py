@@ -21,9 +21,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import safe_open
 
-from satclr import atomic, encoder, knn, metrics, randomness, sweep, tiles
+from satclr import atomic, encoder, knn, metrics, randomness, sweep, tensorfile, tiles
 from satclr.params import Arm, Evaluate
 
 Floats = npt.NDArray[np.float64]
@@ -100,8 +99,7 @@ class _Probe:
 
 def _read_probe(path: Path, store: tiles.Store) -> _Probe:
     try:
-        with safe_open(path, "np") as file:
-            weight, bias, facts = file.get_tensor("weight"), file.get_tensor("bias"), file.metadata()
+        tensors, facts = tensorfile.load(path)
     except FileNotFoundError:
         raise tiles.TileError(f"{path} does not exist; run `satclr probe` first") from None
     if "thresholds" not in facts:
@@ -110,8 +108,8 @@ def _read_probe(path: Path, store: tiles.Store) -> _Probe:
     if labels != store.labels:
         raise tiles.TileError(f"{path} has {len(labels)} labels that are not the store's; run probe again")
     return _Probe(
-        weight.astype(float),
-        bias.astype(float),
+        tensors["weight"].double().numpy(),
+        tensors["bias"].double().numpy(),
         np.array(json.loads(facts["thresholds"])),
         float(facts["temperature"]),
         int(facts["best_epoch"]),

@@ -10,6 +10,7 @@ Every default stands in params.yaml, none here: `defaults`, then the profile, th
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -23,7 +24,7 @@ ARM_SECTIONS = ("pretrain", "probe", "evaluate")
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Probability = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 JitterRange = Annotated[float, Field(ge=0, le=1)]
 
@@ -141,19 +142,20 @@ class Pretrain(Model):
     forward: Literal["joint", "separate"]  # both views in one batch, or (notebook) one after the other
     adapt_batch_norm: bool  # re-estimate BatchNorm's running statistics on the training tiles
     epochs: Count
-    batch_size: Annotated[int, Field(ge=2)]  # tiles a step; each gives two views
+    batch_size: Annotated[int, Field(ge=2, lt=2**31)]  # tiles a step; each gives two views
     micro_batch_size: (
-        Annotated[int, Field(ge=2)] | None
+        Annotated[int, Field(ge=2, lt=2**31)] | None
     )  # tiles in memory at once, over all processes (null: all)
     processes: Count  # of this machine, that share each batch
     optimizer: Literal["adam", "adamw", "lars"]
     learning_rate: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0)]
     schedule: Literal["constant", "cosine"]
-    warmup_epochs: Annotated[int, Field(ge=0)]  # linear, before a cosine
+    warmup_epochs: Annotated[int, Field(ge=0, lt=2**31)]  # linear, before a cosine
     precision: Literal["float32", "bfloat16"]  # of the encoder's arithmetic; the loss is float32
     channels_last: bool
     compile: bool  # torch.compile, in one process
+    deterministic: bool  # only algorithms that give the same bits again, on a GPU too, where they are slower
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -179,6 +181,7 @@ class Embed(Model):
     batch_size: Count
     processes: Count  # of this machine, that share the tiles
     precision: Literal["float32", "bfloat16"]
+    deterministic: bool  # as in pretrain
 
 
 class Probe(Model):
@@ -186,7 +189,7 @@ class Probe(Model):
 
     batch_norm: Literal["frozen", "batch"]  # batch: statistics of the batch at hand (notebook)
     epochs: Count
-    batch_size: Annotated[int, Field(ge=2)]
+    batch_size: Annotated[int, Field(ge=2, lt=2**31)]
     learning_rate: Annotated[float, Field(gt=0)]
     near_duplicates: NearDuplicates  # in all that learns from labels: the sweep and neighbours too
     select: Literal["best", "last", "first"]  # which epoch is tested; best: by validation mAP
@@ -217,7 +220,7 @@ class LabelFractions(Model):
 
 class Evaluate(Model):
     undefined_ap: Literal["exclude", "zero"]  # a label without positives (zero: notebook)
-    bootstrap_resamples: Annotated[int, Field(ge=100)]
+    bootstrap_resamples: Annotated[int, Field(ge=100, lt=2**31)]
     sweep: Sweep
     knn: Neighbours
     labels: LabelFractions
@@ -239,8 +242,8 @@ class Maps(Model):
     """Test tiles laid out in the plane by their features; no projection leaves the stage out."""
 
     projections: list[Literal["umap", "tsne", "pca"]]
-    tiles: Annotated[int, Field(ge=10)]  # at most; the same ones for every arm
-    neighbours: Annotated[int, Field(ge=2)]  # of the numbers beside the maps, and of UMAP
+    tiles: Annotated[int, Field(ge=10, lt=2**31)]  # at most; the same ones for every arm
+    neighbours: Annotated[int, Field(ge=2, lt=2**31)]  # of the numbers beside the maps, and of UMAP
 
 
 class Register(Model):
@@ -306,10 +309,10 @@ def load(path: Path) -> Params:
     """
     try:
         with path.open(encoding="utf-8") as file:
-            tree = yaml.load(file, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+            tree = yaml.load(file, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader  # nosec B506
     except FileNotFoundError:
         raise ParamsError(f"{path} does not exist; run satclr inside a satclr project") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise ParamsError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ParamsError(f"{path.name} is not a mapping; it holds {type(tree).__name__}")
@@ -346,7 +349,7 @@ def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
 def pick(table: Mapping[str, dict[str, Any]], name: str, kind: str) -> dict[str, Any]:
     """The entry `name` of profiles or arms; raises `ParamsError` listing what there is."""
     if name not in table:
-        raise ParamsError(f"unknown {kind} {name!r}; {FILE} has {', '.join(table)}")
+        raise ParamsError(f"unknown {kind} {_brief(name)}; {FILE} has {', '.join(table)}")
     return table[name]
 
 
@@ -395,9 +398,10 @@ def _check_sections(
                 )
         for section, value in sections.items():
             if section not in allowed:
-                raise ParamsError(f"{path}{name}.{section}: unknown key; allowed are {', '.join(allowed)}")
+                where = _printable(f"{path}{name}.{section}")
+                raise ParamsError(f"{where}: unknown key; allowed are {', '.join(allowed)}")
             if not isinstance(value, dict):
-                raise ParamsError(f"{path}{name}.{section} = {value!r} is not a mapping")
+                raise ParamsError(f"{path}{name}.{section} = {_brief(value)} is not a mapping")
 
 
 def _validate(model: type[M], tree: Mapping[str, Any], *, sources: Mapping[str, Mapping[str, Any]]) -> M:
@@ -409,25 +413,51 @@ def _validate(model: type[M], tree: Mapping[str, Any], *, sources: Mapping[str, 
 
 
 def _sentence(problem: Any, model: type[Model], sources: Mapping[str, Mapping[str, Any]]) -> str:
-    loc, value = problem["loc"], problem["input"]
-    path = _origin([str(key) for key in loc if key not in ("settings", "[key]")], sources)
+    loc, message = problem["loc"], problem["msg"].removeprefix("Value error, ")
+    keys = [str(key) for key in loc if key not in ("settings", "[key]")]
+    if problem["type"] == "value_error":  # ours: it begins with the setting that does not fit the others
+        key, _, message = message.partition(" ")
+        name = key.removesuffix(":")
+        return f"{_origin([*keys, *name.split('.')], sources)}{key[len(name) :]} {message}"
+    path = _origin(keys, sources)
     if problem["type"] == "extra_forbidden":
         return f"{path}: unknown key; allowed are {', '.join(_keys_at(model, loc[:-1]))}"
     if problem["type"] == "missing":
         return f"{path} is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{path}: {message}" if isinstance(value, Mapping) else f"{path} = {value!r}: {message}"
+    return f"{path} = {_brief(problem['input'])}: {message}"
 
 
 def _origin(keys: list[str], sources: Mapping[str, Mapping[str, Any]]) -> str:
     """The path under which the file itself sets `keys`: the arm before the profile before the defaults."""
     for name, tree in sources.items():
-        node: Any = tree
-        for key in keys:
-            node = node.get(key) if isinstance(node, Mapping) else None
-        if node is not None:
-            return ".".join([name, *keys])
-    return ".".join([*list(sources)[:1], *keys])
+        if _sets(tree, keys):
+            return _printable(".".join([name, *keys]))
+    return _printable(".".join([*list(sources)[-1:], *keys]))
+
+
+def _sets(tree: Any, keys: list[str]) -> bool:
+    if not keys:
+        return True
+    if isinstance(tree, Mapping):
+        return keys[0] in tree and _sets(tree[keys[0]], keys[1:])
+    return isinstance(tree, list) and keys[0].isdecimal() and int(keys[0]) < len(tree)
+
+
+def _printable(path: str) -> str:
+    return path if path.isprintable() else path.encode("unicode_escape").decode("ascii")
+
+
+def _brief(value: Any) -> str:
+    """A value as it stands in a message: on one line, and not all of a long one."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 80
+    short.maxlevel = 3
+    try:
+        return short.repr(value)
+    except ValueError:  # an integer of over 4300 digits has no text
+        return (
+            f"an integer of {value.bit_length():,} bits" if isinstance(value, int) else type(value).__name__
+        )
 
 
 def _keys_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:

@@ -8,7 +8,9 @@ In: `Images/<category>/*.jpg` and `Labels/<category>.csv`. Out: `tiles.npy` (N,H
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import os
 from collections import Counter
@@ -221,6 +223,8 @@ def _match(data: Path, table: labels.Labels) -> tuple[dict[int, Path], list[Prob
         for path in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
             if path.suffix.lower() not in SUFFIXES:
                 problems.append(Problem(f"Images/{folder.name}/{path.name}", "not named as an image"))
+            elif not path.is_file():
+                problems.append(Problem(f"Images/{folder.name}/{path.name}", "no file, or a link to none"))
             elif not path.resolve().is_relative_to(data.resolve()):
                 problems.append(
                     Problem(f"Images/{folder.name}/{path.name}", "a link that leaves the data folder")
@@ -314,12 +318,13 @@ def _several(group: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
 
 
 def _index(table: labels.Labels, kept: Sequence[int], split: Sequence[str], group: Sequence[str]) -> str:
-    lines = ["tile,category,split,group,labels"]
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["tile", "category", "split", "group", "labels"])
     for place, row in enumerate(kept):
         present = "|".join(table.names[k] for k in np.flatnonzero(table.targets[row]))
-        cells = (table.tiles[row], table.categories[row], split[place], group[place], present)
-        lines.append(",".join(f'"{c}"' if "," in c else c for c in cells))
-    return "\n".join(lines) + "\n"
+        writer.writerow([table.tiles[row], table.categories[row], split[place], group[place], present])
+    return text.getvalue()
 
 
 def _sentence(data: Path, problems: Sequence[Problem], out: Path) -> str:

@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import safe_open
 
-from satclr import atomic, corruptions, encoder, metrics, progress, tiles
+from satclr import atomic, corruptions, encoder, metrics, progress, tensorfile, tiles
 from satclr.params import Arm
 
 
@@ -57,12 +56,11 @@ class _Scorer:
             encoder_file, precision=settings.embed.precision, batch_norm=settings.probe.batch_norm
         )
         try:
-            with safe_open(probe, "np") as file:
-                self.weight, self.bias = (file.get_tensor(n).astype(float) for n in ("weight", "bias"))
-                labels = json.loads(file.metadata()["labels"])
+            tensors, facts = tensorfile.load(probe)
         except FileNotFoundError:
             raise tiles.TileError(f"{probe} does not exist; run `satclr probe` first") from None
-        if labels != store.labels:
+        self.weight, self.bias = (tensors[name].double().numpy() for name in ("weight", "bias"))
+        if json.loads(facts["labels"]) != store.labels:
             raise tiles.TileError(f"{probe} has labels that are not the store's; run probe again")
         frozen = settings.probe.batch_norm == "frozen"
         size = settings.embed.batch_size if frozen else settings.probe.batch_size

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 from PIL import Image
-from safetensors import safe_open
 
-from satclr.encoder import load
+from satclr import tensorfile
+from satclr.encoder import evaluation_facts, load
 from satclr.tiles import decode
 from satclr.views import evaluation_view
 
@@ -42,19 +42,22 @@ class Tagger(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         self.read(Path(context.artifacts["encoder"]), Path(context.artifacts["probe"]))
 
     def read(self, encoder: Path, probe: Path) -> None:
+        """Take up the two files. Raises ValueError where they are not an encoder and its probe."""
         self.device = torch.device(os.environ.get("MLFLOW_DEFAULT_PREDICTION_DEVICE", "cpu"))
-        module, _ = load(encoder)
+        module, width = load(encoder)
         self.encoder = module.to(self.device).eval()
-        with safe_open(probe, "pt") as file:
-            metadata = file.metadata()
-            tensors = (file.get_tensor(name).to(self.device).double() for name in ("weight", "bias"))
-            self.weight, self.bias = tensors
-        self.labels: list[str] = json.loads(metadata["labels"])
-        self.mean: tuple[float, float, float] = tuple(json.loads(metadata["mean"]))
-        self.std: tuple[float, float, float] = tuple(json.loads(metadata["std"]))
-        self.crop_px, self.tile_px = int(metadata["crop_px"]), int(metadata["tile_px"])
-        thresholds = json.loads(metadata.get("thresholds", "null")) or [THRESHOLD] * len(self.labels)
+        tensors, facts = tensorfile.load(probe)
+        self.labels, thresholds = _labels(facts, probe)
         self.thresholds: npt.NDArray[np.float64] = np.asarray(thresholds, np.float64)
+        shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+        if shapes != {"weight": (len(self.labels), width), "bias": (len(self.labels),)}:
+            raise tensorfile.TensorFileError(
+                f"{probe}: tensors {shapes} are no probe of {width} features and {len(self.labels)} labels"
+            )
+        self.weight, self.bias = (tensors[name].to(self.device).double() for name in ("weight", "bias"))
+        known = _numbers(facts, probe)
+        self.mean, self.std, self.crop_px = evaluation_facts(known, probe)
+        self.tile_px = evaluation_facts(known | {"crop_px": known.get("tile_px")}, probe)[2]
 
     def predict(self, context: Any, model_input: pd.DataFrame) -> pd.DataFrame:  # noqa: ARG002
         """Tag a table with the column `tile`: bytes of a JPEG or PNG, paths, or (H,W,3) uint8 arrays.
@@ -88,6 +91,34 @@ class Tagger(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         features = self.encoder(views).double()  # as evaluate: the layer in double precision
         logits = torch.nn.functional.linear(features, self.weight, self.bias)
         return np.asarray(torch.sigmoid(logits).cpu().numpy())
+
+
+def _numbers(facts: Mapping[str, str], probe: Path) -> dict[str, Any]:
+    """What belongs to the evaluation view, as far as it is there."""
+    try:
+        return {
+            name: json.loads(facts[name]) for name in ("mean", "std", "crop_px", "tile_px") if name in facts
+        }
+    except ValueError as error:
+        raise tensorfile.TensorFileError(f"{probe} has metadata that are not JSON ({error})") from None
+
+
+def _labels(facts: Mapping[str, str], probe: Path) -> tuple[list[str], list[float]]:
+    """The K labels and their thresholds."""
+    try:
+        labels = [str(label) for label in json.loads(facts["labels"])]
+        thresholds = [
+            float(v) for v in json.loads(facts.get("thresholds", "null")) or [THRESHOLD] * len(labels)
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise tensorfile.TensorFileError(
+            f"{probe} does not say its labels ({error!r}); make it again"
+        ) from None
+    if len(thresholds) != len(labels) or len(set(labels)) < len(labels):
+        raise tensorfile.TensorFileError(
+            f"{probe}: {len(thresholds)} thresholds, {len(set(labels))} different labels"
+        )
+    return labels, thresholds
 
 
 def _batches(tiles: Iterable[Tile]) -> Iterator[list[Tile]]:

@@ -8,20 +8,24 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 SPLITS = ("train", "val", "test")
 MAX_PIXELS = 64_000_000  # a larger picture is no tile, and may be a decompression bomb
+MIN_SIDE_PX = 8
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")  # not Pillow's others, some of which run programs
+Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS is the bound, told as an error and not first as a warning
 
 Tiles = npt.NDArray[np.uint8]
 Channels = tuple[float, float, float]  # red, green, blue
@@ -34,27 +38,50 @@ class TileError(ValueError):
 def decode(source: bytes | Path, tile_px: int) -> Tiles:
     """One image file as RGB of side `tile_px`: (tile_px, tile_px, 3) uint8.
 
-    Another size is resized (bicubic, antialiased). Raises `TileError` with the reason for anything that is
-    not a whole picture.
+    Another size is resized (bicubic, antialiased). Raises `TileError` as `picture` does, and for a picture
+    that is black everywhere, which is what is left of one without data.
+    """
+    image = picture(io.BytesIO(source) if isinstance(source, bytes) else source)
+    if image.getbbox() is None:
+        raise TileError("every pixel is black, as of a tile without data")
+    if image.size != (tile_px, tile_px):
+        image = image.resize((tile_px, tile_px), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def picture(source: Path | IO[bytes]) -> Image.Image:
+    """One image file as Pillow's RGB, the way up that its EXIF data say.
+
+    Raises `TileError` with the reason for anything that is not one whole picture of 8 bits a channel, of some
+    FORMATS and a tile's size; whatever a damaged or hostile file provokes in its decoder is such a reason.
     """
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise TileError(f"{image.width}×{image.height} pixels is no tile")
-            if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-                raise TileError(f"mode {image.mode}: 8 bits a channel are needed; rescale it first")
-            if (frames := getattr(image, "n_frames", 1)) > 1:
-                raise TileError(f"{frames} frames: one picture a file is needed")
-            picture = image.convert("RGB")
+        with Image.open(source, formats=FORMATS) as image:
+            _check(image)
+            ImageOps.exif_transpose(image, in_place=True)
+            return image.convert("RGB")
+    except (TileError, FileNotFoundError):
+        raise
     except UnidentifiedImageError:
-        raise TileError("not an image") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, EOFError) as error:
-        if isinstance(error, TileError | FileNotFoundError):
-            raise
-        raise TileError(str(error) or type(error).__name__) from None
-    if picture.size != (tile_px, tile_px):
-        picture = picture.resize((tile_px, tile_px), Image.Resampling.BICUBIC)
-    return np.asarray(picture)
+        raise TileError(f"not an image ({', '.join(FORMATS)})") from None
+    except Exception as error:  # a decoder raises whatever its parsing raises
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's doing, not the picture's
+        raise TileError(" ".join(str(error).split()) or type(error).__name__) from None
+
+
+def _check(image: Image.Image) -> None:
+    """Refuse by the header, before pixels take memory."""
+    if image.width * image.height > MAX_PIXELS or min(image.size) < MIN_SIDE_PX:
+        raise TileError(
+            f"{image.width}×{image.height} pixels is no tile ({MIN_SIDE_PX} a side to {MAX_PIXELS:,} in all)"
+        )
+    parts = getattr(image, "tile", ())  # how Pillow reads it: it halves 16-bit RGB unasked
+    raw = str(parts[0].args) if parts else ""
+    if image.mode.startswith("I;16") or image.mode in ("I", "F") or re.search(r";(16|32)[BLNSF]", raw):
+        raise TileError(f"mode {image.mode}, more than 8 bits a channel: 8 bits are needed; rescale it first")
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        raise TileError(f"{frames} frames: one picture a file is needed")
 
 
 @dataclass(frozen=True)
@@ -107,7 +134,7 @@ def open_store(folder: Path) -> Store:
         raise TileError(
             f"{error.filename} does not exist; run `satclr prepare --profile {folder.name}` first"
         ) from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EOFError) as error:
         raise TileError(f"the store in {folder} is damaged ({error}); run prepare again") from None
     if len(index) != len(pixels):
         raise TileError(
@@ -137,6 +164,8 @@ def load_features(path: Path, store: Store) -> npt.NDArray[np.float32]:
         features: npt.NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise TileError(f"{path} does not exist; run `satclr embed` first") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise TileError(f"{path} is damaged ({error}); run embed again") from None
     if len(features) != len(store.names):
         raise TileError(
             f"{path} has features of {len(features)} tiles, the store has {len(store.names)}; run embed again"

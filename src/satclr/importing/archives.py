@@ -7,8 +7,10 @@ of what was downloaded.
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import errno
+import gzip
 import lzma
 import os
 import shutil
@@ -20,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Final, Self
+from typing import IO, Final, Self, cast
 
 from satclr import progress
 from satclr.importing import programs, rar
@@ -29,6 +31,7 @@ from satclr.importing import programs, rar
 RATIO_MAX: Final = 100
 SLACK_BYTES: Final = 64 << 20
 DEPTH_MAX: Final = 3
+HEADER_MAX: Final = 16 << 20  # bytes: a name with its attributes takes some hundred
 
 TAR_SUFFIXES: Final = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 FOREIGN_SUFFIXES: Final = (".rar", ".7z", ".tar.zst")
@@ -124,7 +127,7 @@ class Download:
     def _zip(self, archive: Path, prefix: PurePosixPath, *, depth: int) -> None:
         try:
             file = self._stack.enter_context(zipfile.ZipFile(archive))
-        except (zipfile.BadZipFile, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - zipfile raises whatever its parsing raises
             raise SourceError(f"{archive}: not a whole zip archive ({error}); download it again") from None
         for info in file.infolist():
             inside = _inside(archive, info.filename)
@@ -145,7 +148,10 @@ class Download:
 
     def _untar(self, archive: Path, folder: Path) -> None:
         try:
-            with tarfile.open(archive) as file:
+            with (
+                _decompressed(archive) as stream,
+                tarfile.open(fileobj=cast("IO[bytes]", _Headers(stream, archive)), mode="r:") as file,
+            ):
                 for info in file:
                     inside = _inside(archive, info.name)
                     if info.isdir() or _ignored(inside):
@@ -154,7 +160,7 @@ class Download:
                         raise SourceError(f"{archive}: {info.name} is no plain file; links are not followed")
                     self._spend(archive, info.size)
                     file.extract(info, folder, filter="data")
-        except (tarfile.TarError, EOFError, OSError) as error:
+        except (tarfile.TarError, OSError, *DAMAGE) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise SourceError(f"{archive}: not a whole tar archive ({error}); download it again") from None
@@ -209,6 +215,28 @@ class Download:
             other = seen.setdefault(str(member.path).casefold(), member.path)
             if other is not member.path:
                 raise SourceError(f"{source}: {other} and {member.path} clash; rename one")
+
+
+class _Headers:
+    """A tar's bytes, of which no more are read at once than a header may have: tarfile reads those whole."""
+
+    def __init__(self, file: IO[bytes], archive: Path) -> None:
+        self._file, self._archive = file, archive
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if size > HEADER_MAX:
+            raise SourceError(f"{self._archive}: a header of {size:,} bytes; do not trust this archive")
+        return self._file.read(size)
+
+
+def _decompressed(archive: Path) -> IO[bytes]:
+    with archive.open("rb") as file:
+        start = file.read(6)
+    for magic, opener in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open)):
+        if start.startswith(magic):
+            return cast("IO[bytes]", opener(archive))
+    return archive.open("rb")
 
 
 def copy(member: Member, target: Path) -> None:
@@ -288,4 +316,10 @@ def _opener(path: Path) -> Callable[[], IO[bytes]]:
 
 
 def _zip_opener(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[], IO[bytes]]:
-    return lambda: file.open(info)
+    def opened() -> IO[bytes]:
+        try:
+            return file.open(info)
+        except (OSError, ValueError, RuntimeError) as error:  # at a place that the archive does not have
+            raise zipfile.BadZipFile(str(error)) from None
+
+    return opened

@@ -11,6 +11,7 @@ that brightness and colour keep their meaning.
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -28,6 +29,7 @@ SIDE_PX: Final = 120
 METADATA: Final = "metadata.parquet"
 FOLDER: Final = "BigEarthNet-S2"
 SPLITS: Final = {"train": "train", "validation": "val", "val": "val", "test": "test"}
+ROWS_MAX: Final = 5_000_000  # a few bytes of parquet can claim billions
 COLUMNS: Final = ("patch_id", "labels", "split", "country")
 
 
@@ -91,13 +93,23 @@ def _metadata(path: Path) -> list[dict[str, Any]]:
             f"{path}: pyarrow is needed to read it; `uv sync --group geo` installs it"
         ) from None
     try:
-        table = parquet.read_table(path)
-        rows: list[dict[str, Any]] = table.select([c for c in COLUMNS if c in table.column_names]).to_pylist()
+        with parquet.ParquetFile(path) as file:
+            if file.metadata.num_rows > ROWS_MAX:
+                raise SourceError(f"{path}: {file.metadata.num_rows:,} rows; BigEarthNet v2 has some 550,000")
+            there = [column for column in COLUMNS if column in file.schema_arrow.names]
+            rows: list[dict[str, Any]] = file.read(there).to_pylist()
+    except SourceError:
+        raise
     except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
         raise SourceError(f"{path}: not a readable parquet file ({error}); download it again") from None
     for column in COLUMNS:
         if not rows or column not in rows[0]:
             raise SourceError(f"{path}: no column {column!r}; is it BigEarthNet v2's {METADATA}?")
+    odd = [row for row in rows if not (row["patch_id"] and isinstance(row["labels"], list))]
+    if odd:
+        raise SourceError(
+            f"{path}: {len(odd):,} rows without a patch_id or a list of labels; download it again"
+        )
     unknown = sorted({str(row["split"]) for row in rows} - set(SPLITS))
     if unknown:
         raise SourceError(f"{path}: split {unknown[0]!r} is none of {', '.join(SPLITS)}")
@@ -105,7 +117,7 @@ def _metadata(path: Path) -> list[dict[str, Any]]:
 
 
 def _country(row: dict[str, Any]) -> str:
-    return str(row["country"]).replace(" ", "_").replace("/", "_")
+    return re.sub(r"\W+", "_", str(row["country"]))  # it becomes a folder's name
 
 
 def _folder(root: Path, patch: str) -> Path:
@@ -130,10 +142,11 @@ def _band(path: Path) -> npt.NDArray[np.uint16]:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            values = np.asarray(image)
+        with Image.open(path, formats=("TIFF",)) as image:
+            shape = (image.height, image.width)  # before pixels take memory
+            values: npt.NDArray[Any] = np.asarray(image) if shape == (SIDE_PX, SIDE_PX) else np.empty(0)
     except (OSError, SyntaxError, ValueError) as error:
         raise SourceError(f"{path}: not a readable GeoTIFF ({error}); unpack it again") from None
     if values.dtype != np.uint16 or values.shape != (SIDE_PX, SIDE_PX):
-        raise SourceError(f"{path}: {values.dtype} {values.shape}; uint16 ({SIDE_PX}, {SIDE_PX}) is needed")
+        raise SourceError(f"{path}: {values.dtype} {shape}; uint16 ({SIDE_PX}, {SIDE_PX}) is needed")
     return values

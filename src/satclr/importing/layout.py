@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Final
+from typing import Final
 
 from satclr import labels
 from satclr.importing import tables
@@ -22,7 +22,6 @@ from satclr.importing.archives import DAMAGE, Member, SourceError, copy, damaged
 KEPT: Final = frozenset({".jpg", ".jpeg", ".png"})
 CONVERTED: Final = frozenset({".tif", ".tiff", ".bmp", ".webp"})  # to PNG, without loss
 DOCUMENTS: Final = frozenset({"categories_names.xlsx", "category_labels.csv"})
-PIXELS_MAX: Final = 64_000_000
 
 # Folders that say what a file is or which split it is in, not what it shows.
 SPLIT_FOLDERS: Final = {
@@ -250,29 +249,16 @@ def _to_png(member: Member, target: Path) -> None:
     """Write an image as PNG: 8 bits a channel and one frame only, so that nothing is lost unsaid."""
     if target.exists():
         return
-    from PIL import Image
+    from satclr import tiles
 
     part = target.with_name(target.name + ".part")
     try:
-        with member.open() as file, Image.open(_seekable(file)) as image:
-            if image.width * image.height > PIXELS_MAX:
-                raise SourceError(f"{member.path}: {image.width}×{image.height} pixels is no tile")
-            if image.mode not in {"RGB", "RGBA", "L", "P", "1", "CMYK"} or getattr(image, "n_frames", 1) > 1:
-                raise SourceError(
-                    f"{member.path}: mode {image.mode}; one picture of 8 bits a channel is needed"
-                )
-            target.parent.mkdir(parents=True, exist_ok=True)
-            image.convert("RGB").save(part, "PNG")
+        with member.open() as file:
+            raw = file.read()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        tiles.picture(io.BytesIO(raw)).save(part, "PNG")
     except DAMAGE as error:
         raise damaged(member, error) from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, SourceError):
-            raise
-        if isinstance(error, OSError) and error.errno is not None:  # the disk's doing, not the picture's
-            raise
-        raise SourceError(f"{member.path}: not a whole image ({error}); download it again") from None
+    except tiles.TileError as error:
+        raise SourceError(f"{member.path}: {error}; mend it, or leave it and its row out") from None
     part.replace(target)
-
-
-def _seekable(file: IO[bytes]) -> IO[bytes]:
-    return file if file.seekable() else io.BytesIO(file.read())

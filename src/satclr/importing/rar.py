@@ -102,16 +102,19 @@ def _walk_4(file: IO[bytes], size: int) -> Files | None:
                 name = file.read(int.from_bytes(fields[19:21], "little")).partition(b"\0")[0]
                 if flags & DIRECTORY_4 != DIRECTORY_4:
                     found.append((name.decode("cp437"), int.from_bytes(fields[9:13], "little")))
-        file.seek(start + length)
+        file.seek(min(start + length, size + 1))
     return found if file.tell() == size else None  # version 4 may lack an end
 
 
 def _vint(file: IO[bytes]) -> int:
-    """Seven bits a byte, lowest first; the top bit says that more follow. At the file's end, 0."""
-    value = shift = 0
-    while byte := file.read(1):
-        value |= (byte[0] & 0x7F) << shift
-        if byte[0] < 0x80:
+    """Seven bits a byte, lowest first; the top bit says that more follow. At the file's end, 0.
+
+    Of the ten bytes that 64 bits take, 56 bits at most count: no file has a longer one to seek in.
+    """
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = file.read(1)
+        value |= (byte[0] & 0x7F) << shift if byte else 0
+        if not byte or byte[0] < 0x80:
             break
-        shift += 7
-    return value
+    return value & (1 << 56) - 1

@@ -5,7 +5,6 @@ In: a table's bytes and the images there are. Out: which image each row is about
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -93,13 +92,5 @@ def _cells(member: Member) -> list[list[str]]:
         raise damaged(member, error) from None
     if member.path.suffix.lower() != ".xlsx":
         return [cells for _, cells in labels.rows(raw, member.path)]
-    import openpyxl
-
-    try:
-        book = openpyxl.load_workbook(io.BytesIO(raw), read_only=True, data_only=True)
-        rows = [list(row) for row in book.worksheets[0].iter_rows(values_only=True)]
-    except Exception as error:  # openpyxl raises whatever its parsers raise
-        raise labels.LabelError(f"{member.path}: not a readable spreadsheet ({error})") from error
-    return [
-        ["" if cell is None else str(cell) for cell in row] for row in rows if any(c is not None for c in row)
-    ]
+    found = labels.sheets(raw, member.path)
+    return found[0] if found else []

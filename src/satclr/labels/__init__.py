@@ -6,6 +6,7 @@ In: a folder of `<category>.csv` tables, one row a tile, one 0/1 column a label.
 
 from satclr.labels.audit import Audit, audit, flagged_rows, render
 from satclr.labels.checks import Finding
+from satclr.labels.spreadsheet import sheets
 from satclr.labels.tables import LabelError, Labels, canonical, read, rows
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "read",
     "render",
     "rows",
+    "sheets",
 ]

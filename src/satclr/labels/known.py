@@ -3,7 +3,6 @@
 All of it is data: `data/<name>.json`, one file a data set. Nothing here is needed to audit another one.
 """
 
-import csv
 import hashlib
 import json
 import re
@@ -17,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from satclr.labels.tables import LabelError, Labels, canonical
+from satclr.labels.spreadsheet import sheets
+from satclr.labels.tables import Labels, canonical, rows
 
 DOCUMENTS = ("category_labels.csv", "Categories_names.xlsx")
 
@@ -69,10 +69,10 @@ def digests(labels: Labels) -> dict[str, str]:
     categories = np.asarray(labels.categories)[order]
     starts = np.flatnonzero(np.r_[True, categories[1:] != categories[:-1]])
     result = {}
-    for rows in np.split(order, starts[1:]):
-        digest = hashlib.sha256("\n".join([*labels.names, *(labels.tiles[i] for i in rows)]).encode())
-        digest.update(np.packbits(labels.targets[rows], axis=1).tobytes())
-        result[labels.categories[rows[0]]] = digest.hexdigest()[:16]
+    for table in np.split(order, starts[1:]):
+        digest = hashlib.sha256("\n".join([*labels.names, *(labels.tiles[i] for i in table)]).encode())
+        digest.update(np.packbits(labels.targets[table], axis=1).tobytes())
+        result[labels.categories[table[0]]] = digest.hexdigest()[:16]
     return result
 
 
@@ -123,17 +123,8 @@ def _parse(raw: dict[str, Any]) -> Known:
 
 
 def _sheets(path: Path) -> list[list[list[str]]]:
-    if path.suffix == ".csv":
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return [list(csv.reader(file))]
-    import openpyxl
-
-    try:
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-        sheets = [list(sheet.iter_rows(values_only=True)) for sheet in book.worksheets]
-    except Exception as error:  # openpyxl raises whatever its parsers raise
-        raise LabelError(f"{path}: not a readable spreadsheet ({error}); fetch it again") from error
-    return [[["" if cell is None else str(cell) for cell in row] for row in sheet] for sheet in sheets]
+    raw = path.read_bytes()
+    return [[cells for _, cells in rows(raw, path)]] if path.suffix == ".csv" else sheets(raw, path)
 
 
 def _upright(sheet: list[list[str]], labels: Labels) -> list[list[str]]:

@@ -6,6 +6,7 @@ tables of one data set differ in their column order.
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -78,7 +79,7 @@ def read(folder: Path) -> Labels:
         tiles=[tile for table in tables for tile in table.tiles],
         categories=[table.path.stem for table in tables for _ in table.tiles],
         names=names,
-        targets=np.concatenate([t.values[:, [t.columns.index(name) for name in names]] for t in tables]),
+        targets=np.concatenate([table.values[:, _order(table.columns, names)] for table in tables]),
         columns={table.path.stem: table.columns for table in tables},
         repairs=tuple(chain(_respelled(tables), repairs)),
     )
@@ -99,12 +100,12 @@ def _spelling() -> dict[str, str]:
 def rows(raw: bytes, where: object) -> Iterator[tuple[int, list[str]]]:
     """Yield (line number, cells) of each row of a delimited text that is not blank.
 
-    Delimiter: comma, semicolon or tab, whichever the header has most of. Encoding: UTF-8, UTF-16 with a byte
-    order mark, else Windows-1252. Raises LabelError, naming `where`, for anything that is no such text.
+    Delimiter: comma, semicolon or tab, whichever gives the header a cell `image`, else most cells. Encoding:
+    UTF-8, UTF-16 with a byte order mark, else Windows-1252. Raises LabelError, naming `where`, for anything that
+    is no such text, and for quotes that do not end where their cell does.
     """
     text = _decode(raw, where)
-    first = text.partition("\n")[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(DELIMITERS, key=first.count))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
     try:
         for cells in reader:
             if any(map(str.strip, cells)):
@@ -113,17 +114,39 @@ def rows(raw: bytes, where: object) -> Iterator[tuple[int, list[str]]]:
         raise LabelError(f"{where}, line {reader.line_num}: not CSV ({error})") from error
 
 
+def _delimiter(text: str) -> str:
+    def fit(delimiter: str) -> tuple[bool, int]:
+        try:
+            header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), [])
+        except csv.Error:
+            return False, 0
+        return any(cell.strip().casefold() == IMAGE for cell in header), len(header)
+
+    return max(DELIMITERS, key=fit)
+
+
 def _decode(raw: bytes, where: object) -> str:
     encoding = "utf-16" if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
         text = raw.decode(encoding)
     except UnicodeDecodeError:
-        text = raw.decode("cp1252", errors="replace")
+        text = _decode_1252(raw, where)
     if "\0" in text:
         raise LabelError(
             f"{where}: holds NUL bytes; it is damaged, or no text file: fetch or export it again"
         )
     return text
+
+
+def _decode_1252(raw: bytes, where: object) -> str:
+    try:
+        return raw.decode("cp1252")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise LabelError(
+            f"{where}, line {line}: byte 0x{raw[error.start]:02x} is neither UTF-8 "
+            "nor Windows-1252; save it as UTF-8"
+        ) from None
 
 
 def _read_table(path: Path) -> _Table:
@@ -151,9 +174,12 @@ def _read_table(path: Path) -> _Table:
     columns = tuple(header[i] for i in kept)
     if not columns:
         raise LabelError(f"{path}: no label column beside 'image'")
-    twice = sorted({name for name in columns if name and columns.count(name) > 1})
+    twice = sorted(name for name, count in Counter(columns).items() if name and count > 1)
     if twice:
         raise LabelError(f"{path}: column {twice[0]!r} stands twice; keep one")
+    joined = next((name for name in columns if "|" in name), None)
+    if joined is not None:
+        raise LabelError(f"{path}: column {joined!r}: | separates labels in the store's index; rename it")
     tiles = [_tile_name(path, line, cells[images[0]]) for line, cells in body]
     values = bytearray()
     for line, cells in body:
@@ -229,6 +255,12 @@ def _common_names(tables: list[_Table]) -> tuple[str, ...]:
                 f"{f' and {len(missing) - 1} more' if missing[1:] else ''}; tables need the same labels",
             )
     return tuple(sorted(everything))
+
+
+def _order(columns: tuple[str, ...], names: tuple[str, ...]) -> list[int]:
+    """Where each of `names` stands among `columns`."""
+    place = {name: i for i, name in enumerate(columns)}
+    return [place[name] for name in names]
 
 
 def _refuse_duplicates(tables: list[_Table]) -> None:

@@ -8,7 +8,7 @@ with the weights it would have had anyway. Two arms that ask for the same pretra
 `loop`, what a step does in `step`.
 """
 
-from satclr.pretrain.loop import RunError as RunError
+from satclr.pretrain.checkpoint import RunError as RunError
 from satclr.pretrain.stage import CODE as CODE
 from satclr.pretrain.stage import fingerprint as fingerprint
 from satclr.pretrain.stage import run as run

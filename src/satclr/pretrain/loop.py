@@ -18,6 +18,7 @@ from satclr import distributed, optimizers, progress, randomness, stopping, tile
 from satclr import encoder as enc
 from satclr.params import Settings
 from satclr.pretrain import checkpoint
+from satclr.pretrain.checkpoint import RunError
 from satclr.pretrain.step import Step, cut
 
 CHECKPOINT_EVERY_S = 600.0  # of training within an epoch
@@ -54,10 +55,6 @@ class Due:
         began = time.monotonic()
         yield
         self._since += time.monotonic() - began
-
-
-class RunError(RuntimeError):
-    """Training cannot go on: exit code 1, the last good checkpoint kept."""
 
 
 def contrast(
@@ -113,6 +110,7 @@ def contrast(
                     log(epoch + 1, {"loss": state.curve[-1][0], "learning_rate": rate, "tiles_per_s": speed})
             if stop.asked and state.epoch < how.epochs:
                 _leave(stop, folder, step, state)
+    checkpoint.require_finite(encoder.state_dict(), state)  # the last step's loss says nothing of its update
     encoder.eval()
     return state
 

@@ -59,7 +59,8 @@ def run(
     with distributed.group(enc.device().type), _lock(folder):
         done = distributed.agree((folder / "encoder.safetensors").exists(), device=enc.device())
         if not done:
-            train(store, settings=settings, seed=seed, root=root, folder=folder, log=log, start=start)
+            with enc.deterministic(settings.pretrain.deterministic):
+                train(store, settings=settings, seed=seed, root=root, folder=folder, log=log, start=start)
         if distributed.rank() == 0:
             if done:
                 progress.say(f"this pretraining has been run before; its encoder is taken from {key[:12]}")

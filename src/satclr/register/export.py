@@ -8,13 +8,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import tempfile
 import warnings
 from pathlib import Path
 
-from satclr.register.registry import CHAMPION, model_name
-from satclr.tracking import TrackingError, open_store
-from satclr.tracking.store import load_mlflow
+from satclr.register.predict import files
+from satclr.register.registry import CHAMPION
+from satclr.tracking import TrackingError
 
 NEEDED = ("onnx", "onnxscript")
 
@@ -31,16 +30,8 @@ def export(root: Path, profile: str, target: Path, alias: str = CHAMPION) -> Pat
             raise TrackingError(f"satclr export needs {package}: uv sync --group onnx")
     import onnx
 
-    mlflow = load_mlflow()
-    store = open_store(root, profile)
-    try:
-        version = store.client.get_model_version_by_alias(model_name(profile), alias)
-    except mlflow.MlflowException:
-        raise TrackingError(f"{model_name(profile)} has no {alias}; run satclr register") from None
-    with tempfile.TemporaryDirectory() as folder:
-        uri = f"models:/{version.name}/{version.version}"
-        artifacts = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder)) / "artifacts"
-        facts = _write(artifacts / "encoder.safetensors", artifacts / "probe.safetensors", target)
+    with files(root, profile, alias) as (version, encoder, probe):
+        facts = _write(encoder, probe, target)
     graph = onnx.load(target)
     for key, value in {**facts, "version": str(version.version)}.items():
         graph.metadata_props.add(key=key, value=value)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from satclr import metrics
+from satclr import metrics, tensorfile
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,17 @@ class Contrast:
 
 
 def read_split(path: Path) -> Split:
-    """Read the test part of a scores.npz."""
-    with np.load(path, allow_pickle=False) as file:
+    """Read the test part of a scores.npz. Raises `tensorfile.TensorFileError` for one that is damaged."""
+    arrays = tensorfile.load_arrays(path)
+    try:
         return Split(
-            file["test_scores"],
-            file["test_targets"],
-            tuple(map(str, file["labels"])),
-            tuple(map(str, file["test_tiles"])),
+            arrays["test_scores"],
+            arrays["test_targets"],
+            tuple(map(str, arrays["labels"])),
+            tuple(map(str, arrays["test_tiles"])),
         )
+    except KeyError as error:
+        raise tensorfile.TensorFileError(f"{path} lacks {error}; publish its run anew") from None
 
 
 def contrast(candidate: Split, champion: Split, *, resamples: int = 1000, seed: int = 0) -> Contrast:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import csv
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from satclr.register.registry import CHAMPION, model_name
 from satclr.register.sources import Bounds, Source, find
 from satclr.tracking import TrackingError, open_store
 from satclr.tracking.store import load_mlflow
 
+if TYPE_CHECKING:
+    from satclr.serving import Tagger
+
 BATCH = 64
+PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".joblib", ".dill"}
 
 
 @dataclass(frozen=True)
@@ -29,20 +35,48 @@ class Prediction:
     error: str = ""
 
 
-def champion(root: Path, profile: str, alias: str = CHAMPION) -> Any:
-    """Load the champion's pyfunc. Raises `TrackingError` where no version has the alias."""
+@contextmanager
+def files(root: Path, profile: str, alias: str = CHAMPION) -> Iterator[tuple[Any, Path, Path]]:
+    """Yield the version that has an alias, its encoder's file and its probe's, in a folder that is then deleted.
+
+    Whatever else a version holds is left alone: a registered model may come from outside, and MLflow's own way
+    of loading one runs the code that it carries. Raises `TrackingError` where no version has the alias, and
+    where it is no model of safetensors files.
+    """
     mlflow = load_mlflow()
     store = open_store(root, profile)
     name = model_name(profile)
     try:
-        store.client.get_model_version_by_alias(name, alias)
+        version = store.client.get_model_version_by_alias(name, alias)
     except mlflow.MlflowException:
         raise TrackingError(
             f"{name} has no {alias} in {store.uri}; run satclr register, or satclr sync after dvc pull"
         ) from None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MLflow, on importing its pyfunc, advises itself on type hints
-        return mlflow.pyfunc.load_model(f"models:/{name}@{alias}")
+    with tempfile.TemporaryDirectory() as folder:
+        uri = f"models:/{name}/{version.version}"
+        where = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder)).resolve()
+        pickles = sorted(path.name for path in where.rglob("*") if path.suffix.lower() in PICKLES)
+        found = [where / "artifacts" / f"{part}.safetensors" for part in ("encoder", "probe")]
+        if pickles or not all(path.is_file() and path.resolve().is_relative_to(where) for path in found):
+            reason = (
+                f"it holds {pickles[0]}, which may run code" if pickles else "it lacks an encoder or a probe"
+            )
+            raise TrackingError(
+                f"{name} version {version.version} is no model of satclr's: {reason}; register anew"
+            )
+        yield version, found[0], found[1]
+
+
+def champion(root: Path, profile: str, alias: str = CHAMPION) -> Tagger:
+    """Load the champion, by this project's code. Raises as `files` does, and ValueError for damaged files."""
+    load_mlflow()
+    with warnings.catch_warnings(action="ignore"):  # MLflow's, about its own types
+        from satclr.serving import Tagger
+
+    tagger = Tagger()
+    with files(root, profile, alias) as (_, encoder, probe):
+        tagger.read(encoder, probe)
+    return tagger
 
 
 def predict(
@@ -97,12 +131,9 @@ def _sources(tiles: Iterable[str | Path | Source], scene_tile_px: int) -> Iterat
             yield from find([tile], scene_tile_px=scene_tile_px)
 
 
-def _tag(model: Any, sources: list[Source]) -> list[Prediction]:
-    import pandas as pd
-
+def _tag(model: Tagger, sources: list[Source]) -> list[Prediction]:
     try:
-        tiles = [source.read() for source in sources]
-        rows = model.predict(pd.DataFrame({"tile": tiles})).to_dict("records")
+        rows = model.tag([source.read() for source in sources]).to_dict("records")
     except Exception as error:  # noqa: BLE001 - whatever a broken picture raises
         if len(sources) > 1:  # find the broken ones
             half = len(sources) // 2

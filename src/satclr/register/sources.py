@@ -13,6 +13,8 @@ from satclr.tracking import TrackingError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
 SCENES = {".tif", ".tiff"}
+DRIVER = "GTiff"  # by content GDAL would open others too, some of which name further files to read
+TILES_MAX = 1_000_000
 Bounds = tuple[float, float, float, float]  # left, bottom, right, top in the scene's coordinates
 
 
@@ -62,8 +64,9 @@ def _tiles(file: Path, side_px: int) -> Iterator[Source]:
     from rasterio.windows import Window  # type: ignore[import-untyped]
 
     try:
-        with _silent(NotGeoreferencedWarning), rasterio.open(file) as scene:
+        with _silent(NotGeoreferencedWarning), rasterio.open(file, driver=DRIVER) as scene:
             width, height = scene.width, scene.height
+            _refuse_endless(file, width, height, side_px)
             corners = [(x, y) for y in _starts(height, side_px) for x in _starts(width, side_px)]
             located = scene.crs is not None
             boxes = [
@@ -82,6 +85,16 @@ def _tiles(file: Path, side_px: int) -> Iterator[Source]:
             f"{file}#x={x},y={y}",
             lambda x=x, y=y, w=w, h=h: _window(file, x, y, w, h),  # type: ignore[misc]
             box if located else None,
+        )
+
+
+def _refuse_endless(file: Path, width: int, height: int, side_px: int) -> None:
+    """A few bytes of TIFF can claim a scene that no machine holds the list of tiles of."""
+    count = -(-width // side_px) * -(-height // side_px)
+    if count > TILES_MAX:
+        raise TrackingError(
+            f"{file} is a scene of {width}×{height} pixels, {count:,} tiles of {side_px}; over {TILES_MAX:,} are not "
+            "cut: cut it into scenes, or raise --scene-tile-px"
         )
 
 
@@ -113,11 +126,10 @@ def _window(file: Path, x: int, y: int, width: int, height: int) -> bytes:
     from rasterio.errors import NotGeoreferencedWarning
     from rasterio.windows import Window
 
-    with _silent(NotGeoreferencedWarning), rasterio.open(file) as scene:
-        if scene.dtypes[0] != "uint8":
-            raise ValueError(
-                f"{scene.dtypes[0]} pixels: 8 bits a channel are needed; rescale the scene first"
-            )
+    with _silent(NotGeoreferencedWarning), rasterio.open(file, driver=DRIVER) as scene:
+        others = sorted(set(scene.dtypes) - {"uint8"})
+        if others:  # floats, which may be NaN, among them
+            raise ValueError(f"{others[0]} pixels: 8 bits a channel are needed; rescale the scene first")
         bands = [1, 2, 3] if scene.count >= 3 else [1, 1, 1]
         pixels = scene.read(bands, window=Window(x, y, width, height))
     buffer = io.BytesIO()

@@ -86,7 +86,7 @@ def _await(server: subprocess.Popen[bytes], base: str) -> None:
                 f"the MLflow server ended with code {server.returncode}; its lines above say why"
             )
         try:
-            with urllib.request.urlopen(f"{base}/health", timeout=5):  # noqa: S310
+            with urllib.request.urlopen(f"{base}/health", timeout=5):  # noqa: S310 - http  # nosec B310
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)

@@ -1,0 +1,49 @@
+"""The long run: `python -m tests.fuzz [--seed N] [--share 1.0]` prints what was tried and what became of it."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from . import Fuzzer, files, laws, pictures, settings, stores, tables
+
+# name, fuzzer, cases of the long run
+FUZZERS: tuple[tuple[str, Fuzzer, int], ...] = (
+    ("label tables, sound, however saved", tables.run, 2000),
+    ("label tables, with a fault", tables.run_faulty, 2000),
+    ("label tables, damaged bytes", tables.run_edited, 2000),
+    ("names, through prepare to the store", stores.run, 300),
+    ("image files of each kind", pictures.run_kinds, 1),
+    ("image files, cut off at every 512th byte", pictures.run_truncated, 10_000),
+    ("image files, damaged bytes", pictures.run_edited, 3000),
+    ("params.yaml, a setting at its edge", settings.run, 1500),
+    ("params.yaml, damaged bytes", settings.run_edited, 500),
+    ("model files and archives, damaged bytes", files.run, 3000),
+    ("laws of the metrics", laws.run, 3000),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--share", type=float, default=1.0, help="of the long run's cases")
+    chosen = parser.parse_args()
+    table = Table("fuzzer", title=f"seed {chosen.seed}", title_justify="left")
+    for heading in ("cases", "outcomes", "seconds"):
+        table.add_column(heading, justify="left" if heading == "outcomes" else "right")
+    for name, fuzzer, cases in FUZZERS:
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            outcomes = fuzzer(max(1, round(cases * chosen.share)), chosen.seed, Path(folder))
+        told = ", ".join(f"{count:,} {outcome}" for outcome, count in sorted(outcomes.items()))
+        table.add_row(name, f"{outcomes.total():,}", told, f"{time.monotonic() - started:.0f}")
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Model files and archives with damaged bytes: refused in one message, without taking memory for what they claim."""
+
+from __future__ import annotations
+
+import io
+import resource
+import shutil
+import tarfile
+import zipfile
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from hypothesis import strategies as st
+
+from satclr import encoder, labels, tensorfile
+from satclr.importing import SourceError, archives, rar
+
+from . import ACCEPTED, REFUSED, Outcomes, edited, explore
+from .pictures import encoded, noise
+
+GROWTH_MAX_KB = 1_000_000  # of the process, by all cases together
+
+
+@cache
+def _weights() -> dict[str, torch.Tensor]:
+    with encoder.seeded(0):
+        model, _ = encoder.build("squeezenet1_1")
+    first = list(model.state_dict().items())[:2]
+    return {k: v[:2, :1].contiguous() if v.ndim > 1 else v[:2].contiguous() for k, v in first}
+
+
+@cache
+def samples() -> dict[str, bytes]:
+    """A small sound file of each format."""
+    saved, arrays, book, packed, rolled = (io.BytesIO() for _ in range(5))
+    torch.save(_weights(), saved)
+    np.savez(arrays, test_scores=np.zeros((3, 2), np.float32), labels=np.array(["a", "b"]))
+    import openpyxl
+
+    workbook = openpyxl.Workbook()
+    sheet = workbook.create_sheet("labels", 0)
+    sheet.append(["image", "sea"])
+    sheet.append(["a.jpg", 1])
+    workbook.save(book)
+    tile = encoded(noise(16), "PNG")
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("set/sea/a.png", tile)
+        file.writestr("set/labels.csv", "image,sea\na.png,1\n")
+    with tarfile.open(fileobj=rolled, mode="w:gz") as tar:
+        info = tarfile.TarInfo("set/sea/a.png")
+        info.size = len(tile)
+        info.pax_headers = {"comment": "x" * 200}
+        tar.addfile(info, io.BytesIO(tile))
+    return {
+        ".safetensors": safetensors.torch.save(_weights(), {"arch": "squeezenet1_1"}),
+        ".pth": saved.getvalue(),
+        ".npz": arrays.getvalue(),
+        ".xlsx": book.getvalue(),
+        ".zip": packed.getvalue(),
+        ".tar.gz": rolled.getvalue(),
+        ".rar": rar.SIGNATURE_5 + bytes.fromhex("f3e82b3d0a0105060105060180800000") + b"\x00" * 40,
+    }
+
+
+def read(path: Path) -> None:
+    """Read a file as the product does; raises the product's own errors."""
+    if path.name.endswith(".npz"):
+        tensorfile.load_arrays(path)
+    elif path.name.endswith(".xlsx"):
+        labels.sheets(path.read_bytes(), path)
+    elif path.name.endswith(".rar"):
+        if rar.checksums(path) is None:
+            raise SourceError(f"{path}: not a whole rar archive")
+    elif path.name.endswith((".zip", ".tar.gz")):
+        scratch = path.with_name("scratch")
+        shutil.rmtree(scratch, ignore_errors=True)
+        with archives.Download(path, scratch) as download:
+            for i, member in enumerate(download.members):
+                archives.copy(member, scratch / "copies" / str(i))
+    else:
+        encoder._read(path, known="")
+
+
+def run(cases: int, seed: int, folder: Path) -> Outcomes:
+    """Damaged files are refused by their path, or read; none takes the memory that its header claims."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refusals = (encoder.EncoderError, tensorfile.TensorFileError, labels.LabelError, SourceError)
+
+    def check(case: tuple[str, bytes]) -> str:
+        suffix, raw = case
+        path = folder / f"damaged{suffix}"
+        path.write_bytes(raw)
+        try:
+            read(path)
+        except refusals as error:
+            assert "damaged" in str(error) or "set/" in str(error), str(error)
+            return REFUSED
+        return ACCEPTED
+
+    def damaged(suffix: str) -> st.SearchStrategy[tuple[str, bytes]]:
+        return st.tuples(st.just(suffix), edited(st.just(samples()[suffix])))
+
+    outcomes = explore(st.sampled_from(sorted(samples())).flatmap(damaged), check, cases=cases, seed=seed)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < GROWTH_MAX_KB, f"memory grew by {grown:,} kB"
+    return outcomes

@@ -1,0 +1,234 @@
+"""Label tables: however they were saved, they are read rightly; whatever is wrong with them is named."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+from hypothesis import strategies as st
+from rich.console import Console
+
+from satclr import labels
+
+from . import ACCEPTED, REFUSED, Outcomes, edited, explore
+
+Grid = list[list[str]]  # a header and its rows
+
+TEXT = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1, max_size=10).map(str.strip)
+LABEL = TEXT.map(lambda t: " ".join(t.split())).filter(
+    lambda t: t and "|" not in t and labels.canonical(t).casefold() != "image"
+)
+TILE = TEXT.filter(lambda t: t and not t.startswith(".") and not set(t) & {"/", "\\"})
+ZEROS, ONES = ["0", "0.0", " 0", "0 "], ["1", "1.0", " 1", "1.0 "]
+
+
+@dataclass
+class Tables:
+    """What the tables say, and as which bytes."""
+
+    grids: dict[str, Grid]
+    saved: dict[str, bytes]
+    truth: dict[str, dict[str, int]]  # tile → label → 0 or 1
+    fault: str = ""
+    said: list[str] = field(default_factory=list)  # parts of the refusal
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> tuple[dict[str, Grid], dict[str, dict[str, int]]]:
+    """One to three tables of the same labels, each in its own column order."""
+    names = draw(st.lists(LABEL, min_size=1, max_size=5, unique_by=labels.canonical))
+    tiles = draw(st.lists(TILE, min_size=1, max_size=8, unique=True))
+    count = draw(st.integers(1, min(3, len(tiles))))
+    truth: dict[str, dict[str, int]] = {}
+    found: dict[str, Grid] = {}
+    for k in range(count):
+        columns = draw(st.permutations([draw(st.sampled_from(["image", "Image", " IMAGE "])), *names]))
+        rows = []
+        for tile in tiles[k::count]:
+            values = {name: draw(st.integers(0, 1)) for name in names}
+            truth[tile] = {labels.canonical(name): value for name, value in values.items()}
+            written = {n: draw(st.sampled_from(ONES if v else ZEROS)) for n, v in values.items()}
+            rows.append([written.get(name, tile) for name in columns])
+        found[f"category{k}"] = [list(columns), *rows]
+    return found, truth
+
+
+@st.composite
+def saved(draw: st.DrawFn, grid: Grid) -> bytes:
+    """A table's bytes: encoding, delimiter, quotes, line ends, blank rows, empty columns at the right."""
+    delimiter = draw(st.sampled_from([",", ";", "\t"]))
+    end = draw(st.sampled_from(["\n", "\r\n", "\r"]))
+    empty = draw(st.integers(0, 2))
+    text = io.StringIO(newline="")
+    writer = csv.writer(
+        text,
+        delimiter=delimiter,
+        lineterminator=end,
+        quoting=draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])),
+    )
+    for i, row in enumerate(grid):
+        if i and draw(st.integers(0, 5)) == 0:
+            writer.writerow([""] * draw(st.integers(0, len(row))))
+        writer.writerow([*row, *[""] * empty])
+    content = text.getvalue()
+    encodings = ["utf-8", "utf-8-sig", "utf-16"]
+    try:
+        raw = content.encode("cp1252")
+        if _is_no_other_encoding(raw, content):
+            encodings.append("cp1252")
+    except UnicodeEncodeError:
+        pass
+    return content.encode(draw(st.sampled_from(encodings)))
+
+
+def _is_no_other_encoding(raw: bytes, content: str) -> bool:
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf")):
+        return False
+    try:
+        return raw.decode("utf-8") == content
+    except UnicodeDecodeError:
+        return True
+
+
+@st.composite
+def sound(draw: st.DrawFn) -> Tables:
+    found, truth = draw(grids())
+    return Tables(found, {name: draw(saved(grid)) for name, grid in found.items()}, truth)
+
+
+def _value(grid: Grid, text: str) -> list[str]:
+    column = next(i for i, name in enumerate(grid[0]) if name.strip().casefold() != "image")
+    grid[-1][column] = text
+    return [repr(text)]
+
+
+def _image(grid: Grid) -> int:
+    return next(i for i, name in enumerate(grid[0]) if name.strip().casefold() == "image")
+
+
+def _put(grid: Grid, row: int, column: int, text: str) -> list[str]:
+    grid[row][column] = text
+    return []
+
+
+def _widen(grid: Grid, header: str, cell: str) -> list[str]:
+    for row in grid:
+        row.append(header if row is grid[0] else cell)
+    return []
+
+
+def _rows(grid: Grid, rows: Grid) -> list[str]:
+    grid[:] = rows
+    return []
+
+
+FAULTS: dict[str, Callable[[Grid], list[str]]] = {
+    **{f"the value {text!r}": partial(_value, text=text)
+       for text in ("True", "yes", "2", "", "nan", "-1", "1e0", "１", "0.5", "[/]", "inf", "1,0")},
+    "no image column": lambda grid: _put(grid, 0, _image(grid), "picture"),
+    "two image columns": lambda grid: _widen(grid, "image", "x.jpg"),
+    "a label twice": lambda grid: _widen(grid, grid[0][1 - min(_image(grid), 1)], "0"),
+    "a short row": lambda grid: _rows(grid, [*grid[:-1], grid[-1][:-1]]),
+    "a long row": lambda grid: _rows(grid, [*grid[:-1], [*grid[-1], "0"]]),
+    "a tile twice": lambda grid: _rows(grid, [*grid, list(grid[-1])]),
+    "a tile that leaves the folder": lambda grid: _put(grid, -1, _image(grid), "../x.jpg"),
+    "a tile without name": lambda grid: _put(grid, -1, _image(grid), " "),
+    "a nameless label": lambda grid: _widen(grid, "", "1"),
+    "a label with |": lambda grid: _widen(grid, "a|b", "1"),
+    "a header only": lambda grid: _rows(grid, grid[:1]),
+}  # fmt: skip
+RAW_FAULTS: dict[str, Callable[[bytes], bytes]] = {
+    "zero bytes": lambda _: b"",
+    "NUL bytes": lambda raw: raw[: len(raw) // 2] + b"\0\0\0" + raw[len(raw) // 2 :],
+    "no text": lambda _: b"\x89PNG\r\n\x1a\n\x81\x8d",
+    "a quote without end": lambda raw: raw.replace(b"\n", b'\n"', 1) if raw.count(b"\n") > 1 else b'"',
+}
+
+
+@st.composite
+def faulty(draw: st.DrawFn) -> Tables:
+    case = draw(sound())
+    bad = draw(st.sampled_from(sorted(case.grids)))
+    case.fault = draw(st.sampled_from([*FAULTS, *RAW_FAULTS]))
+    if case.fault in FAULTS:
+        grid = [list(row) for row in case.grids[bad]]
+        case.said = FAULTS[case.fault](grid)
+        # csv leaves a row of one empty cell out, and then there is no fault
+        hypothesis.assume(any(any(map(str.strip, row)) for row in grid[1:]) or case.fault == "a header only")
+        case.saved[bad] = draw(saved(grid))
+    else:
+        case.saved[bad] = RAW_FAULTS[case.fault](b'image,a\n"b.jpg",1\nc.jpg,0\n')
+    return case
+
+
+def run(cases: int, seed: int, folder: Path) -> Outcomes:
+    """Sound tables are read as they were meant, audited and reported without a hitch."""
+
+    def check(case: Tables) -> str:
+        found = labels.read(_write(folder, case.saved))
+        rows = zip(found.tiles, found.targets.tolist(), strict=True)
+        assert {tile: dict(zip(found.names, row, strict=True)) for tile, row in rows} == case.truth
+        _audit(found, folder)
+        return ACCEPTED
+
+    return explore(sound(), check, cases=cases, seed=seed)
+
+
+def run_faulty(cases: int, seed: int, folder: Path) -> Outcomes:
+    """A table with a fault is refused by its path, in one line that says what is wrong."""
+
+    def check(case: Tables) -> str:
+        try:
+            labels.read(_write(folder, case.saved))
+        except labels.LabelError as error:
+            message = str(error)
+        else:
+            raise AssertionError(f"{case.fault} was not noticed")
+        assert str(folder) in message and ".csv" in message and "\n" not in message, message
+        assert all(part in message for part in case.said), (message, case.said)
+        return REFUSED
+
+    return explore(faulty(), check, cases=cases, seed=seed)
+
+
+def run_edited(cases: int, seed: int, folder: Path) -> Outcomes:
+    """Tables with damaged bytes are refused, or give labels that hold together."""
+
+    def check(raw: bytes) -> str:
+        try:
+            found = labels.read(_write(folder, {"damaged": raw}))
+        except labels.LabelError as error:
+            assert "damaged.csv" in str(error) and "\n" not in str(error), str(error)
+            return REFUSED
+        assert found.targets.shape == (len(found.tiles), len(found.names))
+        assert len(set(found.tiles)) == len(found.tiles) > 0
+        assert len(set(found.names)) == len(found.names) > 0
+        assert set(found.targets.ravel().tolist()) <= {0, 1}
+        _audit(found, folder)
+        return ACCEPTED
+
+    sources = grids().flatmap(lambda case: saved(case[0]["category0"]))
+    return explore(edited(sources, edits=1, size=1), check, cases=cases, seed=seed)
+
+
+def _write(folder: Path, tables: dict[str, bytes]) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name, raw in tables.items():
+        (folder / f"{name}.csv").write_bytes(raw)
+    return folder
+
+
+def _audit(found: labels.Labels, folder: Path) -> None:
+    report = labels.audit(found, folder)
+    tree: Any = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert tree["tiles"] == len(found.tiles)
+    Console(file=io.StringIO(), width=100).print(labels.render(report))

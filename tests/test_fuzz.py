@@ -1,0 +1,83 @@
+"""The fuzzers' short forms; `make fuzz` runs the long ones and prints what became of each case."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from satclr import labels, prepare, tiles
+
+from .conftest import resolve, write_data
+from .fuzz import ACCEPTED, REFUSED, Fuzzer, files, laws, pictures, settings, stores, tables
+
+SHORT: dict[str, tuple[Fuzzer, int, set[str]]] = {
+    "tables": (tables.run, 40, {ACCEPTED}),
+    "faulty tables": (tables.run_faulty, 80, {REFUSED}),
+    "edited tables": (tables.run_edited, 40, {ACCEPTED, REFUSED}),
+    "stores": (stores.run, 6, {ACCEPTED}),
+    "kinds of pictures": (pictures.run_kinds, 1, {ACCEPTED, REFUSED}),
+    "truncated pictures": (pictures.run_truncated, 250, {REFUSED}),
+    "edited pictures": (pictures.run_edited, 100, {ACCEPTED, REFUSED}),
+    "settings": (settings.run, 30, {ACCEPTED, REFUSED}),
+    "edited settings": (settings.run_edited, 15, {REFUSED}),
+    "files": (files.run, 100, {ACCEPTED, REFUSED}),
+    "laws": (laws.run, 60, {"all hold"}),
+}
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_no_case_breaks_a_promise(name: str, tmp_path: Path) -> None:
+    fuzzer, cases, expected = SHORT[name]
+    outcomes = fuzzer(cases, 0, tmp_path)
+    assert outcomes.total() >= cases // 2  # a fuzzer may have fewer cases to try
+    assert expected <= set(outcomes)
+
+
+def test_prepare_stores_every_kind_of_picture_or_names_it(tmp_path: Path) -> None:
+    """All kinds at once: the right ones are in the store, the others in the audit with path and reason."""
+    sound, bad = pictures.whole(), pictures.refused()
+    names = [picture.name for picture in [*sound, *bad]]
+    write_data(tmp_path / "data", tiles_per_category=1)
+    header = (tmp_path / "data/Labels/road.csv").read_text().splitlines()[0]
+    rows = [header, *(f"{name},0,1,0" for name in names)]
+    (tmp_path / "data/Labels/road.csv").write_text("\n".join(rows) + "\n")
+    for path in (tmp_path / "data/Images/road").iterdir():
+        path.unlink()
+    for picture in [*sound, *bad]:
+        (tmp_path / "data/Images/road" / picture.name).write_bytes(picture.raw)
+    (tmp_path / "data/Images/road" / "\udcff.png").write_bytes(sound[0].raw)  # a name that is no text
+
+    asked = resolve(data={"tile_px": pictures.SIDE, "on_unreadable": "drop"}).settings.data
+    prepare.run(tmp_path / "data", tmp_path / "build", asked)
+    store = tiles.open_store(tmp_path / "build")
+    assert {name for name in store.names if name in names} == {picture.name for picture in sound}
+    for picture in sound:
+        np.testing.assert_array_equal(store.pixels[store.names.index(picture.name)], picture.pixels)
+    assert store.pixels.reshape(len(store.pixels), -1).any(axis=1).all()
+
+    strict = resolve(data={"tile_px": pictures.SIDE, "on_unreadable": "fail"}).settings.data
+    for picture in bad:
+        (tmp_path / "data/Images/road" / picture.name).rename(tmp_path / "kept")
+        (tmp_path / "data/Images/road" / picture.name).write_bytes(sound[0].raw)
+    (tmp_path / "data/Images/road" / "\udcff.png").unlink()
+    (tmp_path / "data/Images/road" / bad[3].name).write_bytes(bad[3].raw)
+    with pytest.raises(prepare.PrepareError, match=rf"road/{bad[3].name}: {bad[3].reason}"):
+        prepare.run(tmp_path / "data", tmp_path / "build", strict)
+
+
+def test_a_table_of_60000_columns_is_read_in_seconds(tmp_path: Path) -> None:
+    names = [f"label {i}" for i in range(60_000)]
+    rows = [",".join([f"t{r}.jpg", *("01"[(r + i) % 3 == 0] for i in range(60_000))]) for r in range(12)]
+    (tmp_path / "wide.csv").write_text("\n".join([",".join(["image", *names]), *rows]))
+    found = labels.read(tmp_path)
+    assert found.targets.shape == (12, 60_000)
+    column = found.names.index("label 7")
+    assert found.targets[:, column].tolist() == [int((r + 7) % 3 == 0) for r in range(12)]
+
+
+def test_a_long_table_is_read_in_seconds(tmp_path: Path) -> None:
+    rows = "\n".join(f"t{r}.jpg,{r % 2},1" for r in range(300_000))
+    (tmp_path / "long.csv").write_text(f"image,ice,sea\n{rows}")
+    assert labels.read(tmp_path).targets.sum(0).tolist() == [150_000, 300_000]
