@@ -144,7 +144,7 @@ def _load(folder: Path, text: str | bytes, path: list[str]) -> str:
         assert shown in message or (path and _names(message, path)), (shown, message)
         return REFUSED
     with _inside(folder), contextlib.redirect_stdout(io.StringIO()) as out:
-        cli.arms(None)
+        cli.people.arms(None)
     assert loaded.profile in out.getvalue()
     return ACCEPTED
 
