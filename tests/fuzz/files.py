@@ -72,7 +72,7 @@ def read(path: Path) -> None:
     elif path.name.endswith(".xlsx"):
         labels.sheets(path.read_bytes(), path)
     elif path.name.endswith(".rar"):
-        if rar.checksums(path) is None:
+        if rar.files(path) is None:
             raise SourceError(f"{path}: not a whole rar archive")
     elif path.name.endswith((".zip", ".tar.gz")):
         scratch = path.with_name("scratch")
