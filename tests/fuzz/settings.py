@@ -150,8 +150,8 @@ def _load(folder: Path, text: str | bytes, path: list[str]) -> str:
 
 
 def _names(message: str, path: list[str]) -> bool:
-    """Top-level lists are named by their key and their value: `run`, `arm in run`, `profile`."""
-    return len(path) == 1 and path[0] in message
+    """Two settings that do not fit together are told by the path of one and the name of the other."""
+    return path[-1] in message and (len(path) == 1 or path[-2] in message)
 
 
 @contextlib.contextmanager
