@@ -18,7 +18,7 @@ import torch
 import yaml
 from PIL import Image
 
-from satclr import params, prepare, tiles
+from satclr import params, prepare, stopping, tiles
 
 ROOT = Path(__file__).parents[1]
 LABELS = ("grass", "road", "water")
@@ -42,6 +42,12 @@ def own_path() -> Iterator[None]:
     before = sys.path.copy()
     yield
     sys.path[:] = before
+
+
+@pytest.fixture(autouse=True)
+def deaf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command run inside the tests' process must not end it when a later test raises a signal."""
+    monkeypatch.setattr(stopping, "listen", lambda: None)
 
 
 @pytest.fixture(scope="session")

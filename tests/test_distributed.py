@@ -27,8 +27,10 @@ from .conftest import ROOT, resolve
 B = 13  # tiles a batch: an odd number, so that shares differ
 OBJECTIVES = [name for name in get_args(params.Objective) if name != "none"]
 CASES = [(name, norm, size) for name in OBJECTIVES for norm in ("group", "batch") for size in (None, 5)]
-# No BatchNorm, whose gradients amplify rounding on batches this small.
+# No blur, whose sums round differently in another chunk of views, and no BatchNorm: Adam's first steps on batches
+# this small blow rounding up. That views do not depend on their chunk is tested in test_views.
 CALM: dict[str, Any] = {
+    "views": {"blur_p": 0.0},
     "pretrain": {"arch": "squeezenet1_1", "projection": {"batch_norm": False}, "epochs": 3},
 }
 

@@ -122,10 +122,10 @@ def sync(profile: Profile = None) -> None:
     from satclr import tracking
 
     here = project(profile)
-    published, missing = tracking.sync(
+    synced, missing = tracking.sync(
         here.root, [published(here, arm) for seeds in here.arms() for arm in seeds]
     )
-    typer.echo(f"{len(published)} arm runs in the store")
+    typer.echo(f"{len(synced)} arm runs in the store")
     if (here.reports / "compare.json").is_file():
         tracking.publish_report(here.root, here.profile, here.reports)
     for line in missing:
