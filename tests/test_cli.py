@@ -155,6 +155,7 @@ def test_the_whole_line_from_tiles_to_a_champion(project: Make, capsys: pytest.C
     assert found[0]["tile"] == str(tile)
     assert len(found[0]["probabilities"]) == 2
     assert found[1]["error"]
+    satclr("sync", capsys=capsys)  # publishes the comparison
     before = (root / "mlruns/mlflow.db").stat().st_size
     code, out, _ = satclr("sync", capsys=capsys)
     assert (code, out.split()[0]) == (0, "2")

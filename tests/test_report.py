@@ -51,7 +51,7 @@ def test_the_page_shows_the_numbers_of_compare(measured: Path, store: tiles.Stor
 
 def test_the_page_shows_leakage_and_the_prevalence_of_labels(measured: Path, store: tiles.Store) -> None:
     html = write(measured, store).read_text()
-    (row,) = json.loads((measured / "reports" / "compare.json").read_text())["leakage"]
+    (row,) = json.loads((measured / "reports" / "tiny" / "compare.json").read_text())["leakage"]
     assert (row["by_tile"], row["by_group"]) == ("baseline", "baseline_by_group")
     assert "<h3>Leakage</h3>" in html
     assert f"<td>{row['train_tiles'][0] - row['train_tiles'][1]} of {row['train_tiles'][0]}</td>" in html
