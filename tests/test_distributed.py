@@ -161,7 +161,7 @@ def test_two_processes_give_the_loss_and_gradients_of_one(
         assert len(found) == len(expected) > 8
         assert max(float(value.abs().max()) for value in expected[1:9]) > 1e-3
         for a, b in zip(found, expected, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=2e-6)  # two roundings of sums over processes
 
 
 def test_two_processes_normalise_bfloat16_as_one(folders: tuple[Path, Path]) -> None:

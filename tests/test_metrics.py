@@ -237,8 +237,8 @@ def test_rankings_of_labels_are_scikit_learns(seed: int, shape: tuple[int, int],
 
 def test_one_error_is_what_torchmetrics_precision_at_one_leaves() -> None:
     rng = np.random.default_rng()
-    scores, targets = rng.normal(size=(40, 6)), rng.random((40, 6)) < 0.3
-    targets[:3] = False
+    scores, targets = rng.random((40, 6)), rng.random((40, 6)) < 0.3
+    targets[:3] = False  # and scores above 0: torchmetrics never counts one below as said
     precision = RetrievalPrecision(top_k=1, empty_target_action="neg")
     tile = torch.arange(40).repeat_interleave(6)
     found = precision(torch.from_numpy(scores).flatten(), torch.from_numpy(targets).flatten(), indexes=tile)

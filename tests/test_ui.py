@@ -84,7 +84,8 @@ def satclr_ui(project: Path) -> Iterator[str]:
     assert not (below / "mlruns").exists()
 
 
-@pytest.mark.parametrize("make", [made_up_project, pytest.param(sample_run, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [made_up_project, sample_run])
 def test_a_browser_shows_arms_curves_and_champion(
     make: Callable[[Path], Path], tmp_path: Path, browser: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
