@@ -104,8 +104,8 @@ def test_an_arm_run_shows_the_audit_of_its_data(root: Path) -> None:
     client = tracking.open_store(root, "sample").client
     run = client.get_run(run_id)
     assert [file.path for file in client.list_artifacts(run_id, "data")] == ["data/audit.json"]
-    assert run.data.metrics["audit/tiles_flagged"] == 2
-    assert run.data.metrics["audit/near_duplicates_across_splits"] == 1
+    assert run.data.metrics["tiles_audit/tiles_flagged"] == 2
+    assert run.data.metrics["tiles_audit/near_duplicates_across_splits"] == 1
     assert (
         "2 of 1,200 tiles flagged; first finding: Lost: 2 categories" in run.data.tags["mlflow.note.content"]
     )
