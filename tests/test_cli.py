@@ -44,6 +44,19 @@ def test_help_is_instant() -> None:
     assert found.stdout.strip() == "[]"
 
 
+def test_a_full_disk_under_mlflow_is_said_as_what_it_is() -> None:
+    from mlflow.exceptions import MlflowException
+
+    advice = "(raised as a result of Query-invoked autoflush; consider using a session.no_autoflush block)"
+    said = cli.entry.sentence(
+        MlflowException(f"{advice}\n(sqlite3.OperationalError) database or disk is full\n[SQL: …]")
+    )
+    assert said == (
+        "the MLflow store failed: (sqlite3.OperationalError) database or disk is full; "
+        "make space and run the same command again"
+    )
+
+
 def test_arms_shows_the_resolved_table(project: Make, capsys: pytest.CaptureFixture[str]) -> None:
     project(data=False)
     code, out, _ = satclr("arms", capsys=capsys)

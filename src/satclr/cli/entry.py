@@ -76,7 +76,10 @@ def sentence(error: Exception) -> str:
     """What an error says to a person: what happened, and what to do where the disk is full."""
     lines = str(error).splitlines() or [type(error).__name__]
     if type(error).__module__.partition(".")[0] in STORE:
-        text = f"the MLflow store failed: {lines[0]}"
+        causes = [
+            line for line in lines if not line.startswith("(raised as a result of")
+        ]  # SQLAlchemy's advice
+        text = f"the MLflow store failed: {(causes or lines)[0]}"
     elif isinstance(error, OSError):
         text = str(atomic.explained(error, Path(error.filename or Path.cwd())))
     else:

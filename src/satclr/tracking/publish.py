@@ -104,7 +104,9 @@ def _log(
         points = [(key, value, now_ms, step) for key, value, step in outputs.points(found)]
         log(store, run_id, params=params, metrics=points, model_id=model_id)
         if audit := outputs.audit(root, found.profile):
-            numbers = [(f"tiles_audit/{key}", float(value), now_ms, 0) for key, value in audit.numbers.items()]
+            numbers = [
+                (f"tiles_audit/{key}", float(value), now_ms, 0) for key, value in audit.numbers.items()
+            ]
             log(store, run_id, metrics=numbers)
             store.client.log_artifact(run_id, str(audit.file), "data")
         for name in outputs.RESULTS:
