@@ -47,8 +47,9 @@ TARGETS = {
     "whole ablation, same epochs": 4.0,
     "sweep of 10 probes against one at MLRSNet's size": 1 / 3,
     "MLflow's share of a pretraining epoch": 1.0,
-    "resnet18 64 px, 2 processes of 1 thread against 1 of 2": 0.9,
-    "resnet50 224 px, 2 processes of 1 thread against 1 of 2": 0.9,
+    "resnet18 64 px, batch 128, 2 processes of 1 thread against 1 of 2": 0.9,
+    "resnet18 64 px, batch 512, 2 processes of 1 thread against 1 of 2": 0.9,
+    "resnet50 224 px, batch 16, 2 processes of 1 thread against 1 of 2": 0.9,
 }
 
 

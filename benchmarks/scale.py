@@ -27,9 +27,9 @@ from satclr.pretrain.loop import cut
 from satclr.pretrain.stage import keep_freed_memory
 from satclr.pretrain.step import Step
 
-ROUNDS, STEPS = 3, 4
+ROUNDS, STEPS = 2, 4
 GPUS = torch.cuda.device_count()
-SPEED = (("resnet18", 64, 128), ("resnet50", 224, 16))
+SPEED = (("resnet18", 64, 128), ("resnet18", 64, 512), ("resnet50", 224, 16))
 SPEED_QUICK = (("resnet18", 64, 16),)
 # encoder, side of a view, global batch, micro-batches; the last size of each shows whether memory follows the batch
 MEMORY = (
@@ -56,8 +56,8 @@ def speed(arch: str, crop_px: int, batch_size: int, *, rounds: int) -> Row:
         for processes, speeds in ((2, two), (1, one)):
             speeds.append(measure(processes, arch, crop_px, batch_size, None)["tiles_per_s"])
     which = "2 processes of nccl against 1" if GPUS else "2 processes of 1 thread against 1 of 2"
-    row = rate_row(f"{arch} {crop_px} px, {which}", two, one, "tiles/s")
-    return row | {"batch_size": batch_size, "precision": "bfloat16"}
+    row = rate_row(f"{arch} {crop_px} px, batch {batch_size}, {which}", two, one, "tiles/s")
+    return row | {"precision": "bfloat16"}
 
 
 def memory(arch: str, crop_px: int, batch_size: int, size: int) -> Row:
