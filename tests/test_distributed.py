@@ -262,6 +262,7 @@ def test_a_worker_of_the_command_line_can_be_killed_and_another_number_goes_on(
     run.wait_for(lambda: run.says("going on from the checkpoint after epoch"))
     orphans = run.workers().values()
     run.launcher.kill()
+    run.launcher.wait()
     _, alive = psutil.wait_procs(orphans, timeout=15)
     assert not alive
 
