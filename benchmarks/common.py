@@ -85,6 +85,15 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def memory_kib(pid: int | str = "self") -> dict[str, int]:
+    """A process's memory by the kernel's names, VmHWM (its peak so far) among them; {} once it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return {}
+    return {line.split(":")[0]: int(line.split()[1]) for line in lines if line.endswith(" kB")}
+
+
 def rate_row(name: str, ours: list[float], theirs: list[float], unit: str) -> Row:
     """A row of speeds taken in turns; the ratio is the median of the rounds' own."""
     ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))

@@ -20,7 +20,7 @@ from typing import Any
 
 import common
 import yaml
-from common import Row
+from common import Row, memory_kib
 
 POLL_S = 0.01
 SCALE: dict[str, Any] = {
@@ -84,26 +84,16 @@ def peak(root: Path, *command: str) -> tuple[float, float]:
         process = subprocess.Popen(
             [sys.executable, "-m", "satclr", *command], cwd=root, env=environment, stdout=log, stderr=log
         )
-        anonymous_kib = 0
-        while True:
-            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-            if pid:
-                break
-            anonymous_kib = max(anonymous_kib, anonymous(pid=process.pid))
+        # Not `ru_maxrss`: that begins with what the process that started it held.
+        resident_kib = anonymous_kib = 0
+        while process.poll() is None:
+            now = memory_kib(process.pid)
+            resident_kib = max(resident_kib, now.get("VmHWM", 0))
+            anonymous_kib = max(anonymous_kib, now.get("RssAnon", 0))
             time.sleep(POLL_S)
-    process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"satclr {' '.join(command)} failed:\n{(root / 'log').read_text()[-2000:]}")
-    return round(usage.ru_maxrss / 1024, 1), round(anonymous_kib / 1024, 1)
-
-
-def anonymous(*, pid: int) -> int:
-    """KiB of RssAnon at this moment; 0 where the process has just ended."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("RssAnon")), 0)
+    return round(resident_kib / 1024, 1), round(anonymous_kib / 1024, 1)
 
 
 if __name__ == "__main__":

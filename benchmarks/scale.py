@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
 from typing import Any
 
 import torch
-from common import ROOT, Row, arm, rate_row
+from common import ROOT, Row, arm, memory_kib, rate_row
 
 from satclr import distributed, optimizers
 from satclr import encoder as enc
@@ -119,8 +118,8 @@ def worker(arch: str, crop_px: int, batch_size: int, micro_batch_size: int | Non
         steps = STEPS if micro_batch_size is None else 1
         # The fastest: processes that wait for one another suffer twice from whatever else the machine does.
         step_s = min(run(batch_size, micro_batch_size, number) for number in range(1, steps + 1))
-        kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        peak = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else kib / 1024
+        on_gpu = device.type == "cuda"
+        peak = (torch.cuda.max_memory_allocated() / 2**10 if on_gpu else memory_kib()["VmHWM"]) / 2**10
         if distributed.rank() == 0:
             found = {"tiles_per_s": batch_size / step_s, "step_s": round(step_s, 3), "peak_MiB": round(peak)}
             print(json.dumps(found))
