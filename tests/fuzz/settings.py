@@ -6,7 +6,6 @@ import contextlib
 import copy
 import io
 import math
-import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -143,7 +142,7 @@ def _load(folder: Path, text: str | bytes, path: list[str]) -> str:
         # A list's own element, or the section that is no mapping, may be what is named.
         assert shown in message or (path and _names(message, path)), (shown, message)
         return REFUSED
-    with _inside(folder), contextlib.redirect_stdout(io.StringIO()) as out:
+    with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()) as out:
         cli.people.arms(None)
     assert loaded.profile in out.getvalue()
     return ACCEPTED
@@ -152,13 +151,3 @@ def _load(folder: Path, text: str | bytes, path: list[str]) -> str:
 def _names(message: str, path: list[str]) -> bool:
     """Two settings that do not fit together are told by the path of one and the name of the other."""
     return path[-1] in message and (len(path) == 1 or path[-2] in message)
-
-
-@contextlib.contextmanager
-def _inside(folder: Path) -> Iterator[None]:
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
