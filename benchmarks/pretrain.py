@@ -35,6 +35,7 @@ from torch.utils.data import DataLoader, Dataset
 from satclr import encoder as enc
 from satclr import loss as objectives
 from satclr import optimizers, prepare, pretrain, tiles
+from satclr.convolution import speed_up_small_maps
 from satclr.params import Settings
 
 WORKERS = 2
@@ -145,6 +146,7 @@ def limit(size: Size, settings: Settings) -> Step:
     encoder, width = enc.build(size.arch)
     model = nn.Sequential(encoder, enc.projection_head(width, **how.projection.model_dump())).train()
     model.to(memory_format=torch.channels_last)
+    speed_up_small_maps(model)
     optimizer = optimizers.build(model, how)
     x = torch.randn(2 * size.batch_size, 3, size.crop_px, size.crop_px, dtype=torch.bfloat16)
     x = x.to(memory_format=torch.channels_last)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from satclr import distributed, optimizers, progress, randomness, stopping, tiles
 from satclr import encoder as enc
+from satclr.convolution import speed_up_small_maps
 from satclr.params import Settings
 from satclr.pretrain import checkpoint
 from satclr.pretrain.checkpoint import RunError
@@ -127,6 +128,8 @@ def _start(
     model = nn.Sequential(encoder, head).train()
     if how.channels_last:
         model.to(memory_format=torch.channels_last)
+    if device.type == "cpu":
+        speed_up_small_maps(model)
     distributed.synchronize_batch_norm(model)
     optimizer = optimizers.build(model, how)
     state = checkpoint.resume(folder, model, optimizer)

@@ -1,0 +1,132 @@
+"""3×3 convolutions of maps a few pixels wide, on a CPU: the same sums, as matrix products.
+
+oneDNN computes the weights' gradient there at a tenth to a third of its usual speed: with 64 px views, ResNet-18
+spends a third of a training step on its last four convolutions. `benchmarks/convolution.py` measures both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+SMALL_PX = 4  # the largest side of an output map that gains
+_DENSE_PX = 2  # up to here every pixel of the input meets every pixel of the output
+_TAPS = range(3)
+
+_Window = tuple[slice, slice]  # of output pixels, and of the input pixels that meet them
+
+
+def speed_up_small_maps(model: nn.Module) -> None:
+    """Replace the 3×3 convolutions of `model` by `SmallMapConv2d`, which share their weights."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.Conv2d and _fits(child):
+                setattr(parent, name, SmallMapConv2d(child))
+
+
+def _fits(conv: nn.Conv2d) -> bool:
+    return (
+        conv.kernel_size == (3, 3)
+        and conv.padding == (1, 1)
+        and conv.stride in {(1, 1), (2, 2)}
+        and conv.dilation == (1, 1)
+        and conv.groups == 1
+        and conv.bias is None
+        and conv.padding_mode == "zeros"
+    )
+
+
+class SmallMapConv2d(nn.Conv2d):
+    """A 3×3 convolution with padding 1 and without bias, faster where it trains on small maps."""
+
+    def __init__(self, like: nn.Conv2d) -> None:
+        super().__init__(
+            like.in_channels, like.out_channels, 3, like.stride[0], padding=1, bias=False, device="meta"
+        )
+        self.weight = like.weight
+        self.train(like.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N,C,H,W) → (N,O,⌈H/stride⌉,⌈W/stride⌉)."""
+        if not self.training or max(x.shape[2:]) > SMALL_PX * self.stride[0] or x.device.type != "cpu":
+            return super().forward(x)
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        y: Tensor = _Convolve.apply(x.to(dtype), self.weight.to(dtype), self.stride[0])
+        return y
+
+
+class _Convolve(torch.autograd.Function):
+    """x (N,C,H,W), w (O,C,3,3) → y (N,O,⌈H/stride⌉,⌈W/stride⌉), channels last."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, stride: int) -> Tensor:
+        ctx.stride = stride
+        if stride == 1 and max(x.shape[2:]) <= _DENSE_PX:
+            matrix = _matrix(w, *x.shape[2:])
+            ctx.save_for_backward(x, w, matrix)
+            y = _last(x).flatten(1) @ matrix.T
+            return _first(y.view(len(x), *x.shape[2:], len(w)))
+        ctx.save_for_backward(x, w, None)
+        return F.conv2d(x, w, stride=stride, padding=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        x, w, matrix = ctx.saved_tensors
+        by_x = None
+        if ctx.needs_input_grad[0]:
+            if matrix is not None:
+                by_x = _first((_last(gradient).flatten(1) @ matrix).view(_last(x).shape))
+            else:
+                stride, one, none = [ctx.stride] * 2, [1, 1], [0, 0]
+                by_x, _, _ = torch.ops.aten.convolution_backward(
+                    gradient, x, w, None, stride, one, one, False, none, 1, [True, False, False]
+                )
+        return by_x, _by_weight(x, gradient, ctx.stride), None
+
+
+def _matrix(w: Tensor, height: int, width: int) -> Tensor:
+    """The convolution of a whole map at once: (HWO,HWC), for maps of at most 2×2."""
+    channels_out, channels_in = w.shape[:2]
+    matrix = w.new_empty(height, width, channels_out, height, width, channels_in)
+    for row in range(height):
+        for column in range(width):
+            taps = w[:, :, 1 - row : 1 - row + height, 1 - column : 1 - column + width]
+            matrix[row, column] = _last(taps)
+    return matrix.view(height * width * channels_out, -1)
+
+
+def _by_weight(x: Tensor, gradient: Tensor, stride: int) -> Tensor:
+    """The loss's gradient by w (O,C,3,3): a matrix product a tap, of the pixels that it joins."""
+    pixels, gradients = _last(x), _last(gradient)
+    channels_in, channels_out = x.shape[1], gradient.shape[1]
+    found = x.new_zeros(channels_out, 3, 3, channels_in)
+    columns = list(_windows(x.shape[3], gradient.shape[3], stride))
+    for i, (out_rows, in_rows) in enumerate(_windows(x.shape[2], gradient.shape[2], stride)):
+        for j, (out_columns, in_columns) in enumerate(columns):
+            if (outs := gradients[:, out_rows, out_columns]).numel():
+                ins = pixels[:, in_rows, in_columns]
+                found[:, i, j] = outs.reshape(-1, channels_out).T @ ins.reshape(-1, channels_in)
+    return _first(found)
+
+
+def _windows(inputs: int, outputs: int, stride: int) -> Iterator[_Window]:
+    """Along one axis, for each tap: output pixel i meets input pixel i·stride + tap − 1, where there is one."""
+    for tap in _TAPS:
+        first = 1 if tap == 0 else 0
+        last = max(first, min(outputs, (inputs - tap) // stride + 1))
+        start = first * stride + tap - 1
+        yield slice(first, last), slice(start, start + (last - first) * stride, stride)
+
+
+def _last(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1)
+
+
+def _first(x: Tensor) -> Tensor:
+    return x.permute(0, 3, 1, 2)
