@@ -29,7 +29,9 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from satclr import encoder as enc
 from satclr import loss as objectives
 from satclr import optimizers, pretrain, tiles, views
+from satclr.convolution import speed_up_small_maps
 from satclr.params import Settings
+from satclr.pretrain.step import Step
 
 WARM_UP = 1  # epochs that are not counted
 PARTS = ("gather", "views", "step", "optimizer")
@@ -115,6 +117,8 @@ def limit_of(settings: Settings, steps: int, device: torch.device) -> Callable[[
     encoder, width = enc.build(how.arch)
     model = torch.nn.Sequential(encoder, enc.projection_head(width, **how.projection.model_dump()))
     model.train().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if device.type == "cpu":
+        speed_up_small_maps(model)
     forward = torch.compile(model) if how.compile else model
     optimizer = optimizers.build(model, how)
     side_px = settings.views.crop_px
@@ -137,7 +141,7 @@ def limit_of(settings: Settings, steps: int, device: torch.device) -> Callable[[
 @contextmanager
 def annotated() -> Iterator[None]:
     """Name the parts of the product's step for the profiler."""
-    step, render, stream, draw = pretrain._step, views.render, tiles.stream, views.draw  # noqa: SLF001
+    step, render, stream, draw = Step.__call__, views.render, tiles.stream, views.draw
 
     def named(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -156,7 +160,7 @@ def annotated() -> Iterator[None]:
             yield item
 
     with (
-        mock.patch.object(pretrain, "_step", named("step", step)),
+        mock.patch.object(Step, "__call__", named("step", step)),
         mock.patch.object(views, "render", named("views", render)),
         mock.patch.object(views, "draw", named("views", draw)),
         mock.patch.object(tiles, "stream", gathered),

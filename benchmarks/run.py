@@ -26,6 +26,7 @@ OUT = Path(__file__).with_name("results.json")
 MODULES = (
     "views",
     "pretrain",
+    "convolution",
     "ablation",
     "loss_memory",
     "memory",
@@ -44,7 +45,8 @@ TARGETS = {
     "pretraining resnet50 224 px against the limit": 0.95,
     "pretraining resnet18 64 px against lightly's recipe": 2.0,
     "pretraining resnet50 224 px against the paper's loop": 3.0,
-    "whole ablation, same epochs": 4.0,
+    "whole ablation, 3 + 10 epochs": 4.0,
+    "whole ablation, 10 + 10 epochs": 4.0,
     "sweep of 10 probes against one at MLRSNet's size": 1 / 3,
     "MLflow's share of a pretraining epoch": 1.0,
     "resnet18 64 px, batch 128, 2 processes of 1 thread against 1 of 2": 0.9,

@@ -22,6 +22,7 @@ from common import ROOT, Row, arm, memory_kib, rate_row
 
 from satclr import distributed, optimizers
 from satclr import encoder as enc
+from satclr.convolution import speed_up_small_maps
 from satclr.pretrain.loop import cut
 from satclr.pretrain.stage import keep_freed_memory
 from satclr.pretrain.step import Step
@@ -102,6 +103,8 @@ def worker(arch: str, crop_px: int, batch_size: int, micro_batch_size: int | Non
         encoder, width = enc.build(how.arch)
         head = enc.projection_head(width, **how.projection.model_dump())
         model = torch.nn.Sequential(encoder, head).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        if device.type == "cpu":
+            speed_up_small_maps(model)
         distributed.synchronize_batch_norm(model)
         step = Step(model, model, optimizers.build(model, how), settings, ((0.5,) * 3, (0.25,) * 3), 0)  # type: ignore[arg-type]
 

@@ -128,8 +128,8 @@ def _start(
     model = nn.Sequential(encoder, head).train()
     if how.channels_last:
         model.to(memory_format=torch.channels_last)
-    if device.type == "cpu":
-        speed_up_small_maps(model)
+        if device.type == "cpu":
+            speed_up_small_maps(model)
     distributed.synchronize_batch_norm(model)
     optimizer = optimizers.build(model, how)
     state = checkpoint.resume(folder, model, optimizer)

@@ -25,6 +25,7 @@ from satclr.pretrain.loop import Log, contrast
 CODE = (
     "pretrain",
     "views",
+    "convolution.py",
     "distributed.py",
     "encoder.py",
     "loss.py",

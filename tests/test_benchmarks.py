@@ -1,0 +1,38 @@
+"""The benchmarks still run with the product as it is; what they measure is for a quiet machine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+def run(*command: str) -> str:
+    line = [sys.executable, *command]
+    ended = subprocess.run(line, check=False, cwd=FOLDER.parent, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_the_script_for_a_gpu_runs_without_one(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    run(str(FOLDER / "gpu.py"), "--quick", "--out", str(out))
+    row = json.loads(out.read_text())
+    assert row["ours"] > 0
+    assert row["theirs"] > 0
+    assert set(row["share"]) == {"gather", "views", "forward_backward", "optimizer"}
+    assert sum(row["share"].values()) == pytest.approx(1, abs=0.01)
+    assert min(row["share"].values()) > 0
+
+
+@pytest.mark.slow
+def test_all_have_a_quick_way() -> None:
+    pytest.importorskip("lightly", reason="uv sync --group bench")
+    shown = run(str(FOLDER / "run.py"), "--quick")
+    for name in ("against the limit", "against lightly's recipe", "whole ablation", "processes"):
+        assert name in shown
