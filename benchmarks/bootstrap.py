@@ -6,11 +6,9 @@ Ours is measured whole: 1,000 resamples, 10,917 tiles, 60 labels, 2 arms. The ot
 average precision on the drawn rows) is measured on a few resamples before and after ours, scaled to 1,000.
 """
 
-import time
-from collections.abc import Callable
-
 import numpy as np
 import sklearn.metrics
+from common import Row, seconds
 
 from satclr import metrics
 
@@ -18,7 +16,7 @@ TILES, LABELS, ARMS, RESAMPLES = 10_917, 60, 2, 1_000
 FEW = 4
 
 
-def rows() -> list[dict[str, object]]:
+def rows() -> list[Row]:
     """One row a comparison: name, ours, theirs, ratio (theirs / ours), unit."""
     rng = np.random.default_rng(0)
     targets = rng.random((TILES, LABELS)) < rng.uniform(0.005, 0.3, LABELS)
@@ -36,12 +34,6 @@ def again(arms: list[np.ndarray], targets: np.ndarray) -> None:
         drawn = rng.integers(TILES, size=TILES)
         for scores in arms:
             sklearn.metrics.average_precision_score(targets[drawn], scores[drawn])
-
-
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

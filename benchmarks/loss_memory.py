@@ -14,6 +14,7 @@ import time
 from importlib.util import find_spec
 
 import torch
+from common import Row, memory_kib
 from torch import Tensor, nn
 
 from satclr.loss import mulsupcon, nt_xent, supcon
@@ -22,7 +23,7 @@ D, LABELS, TEMPERATURE = 128, 60, 0.5
 ROUNDS = 3
 
 
-def rows() -> list[dict[str, object]]:
+def rows() -> list[Row]:
     """One row a comparison: name, ours, theirs, ratio (theirs / ours), unit; MiB of peak memory, or ms."""
     table = [memory("nt_xent", "broadcast", B=256), memory("nt_xent", "cross_entropy", B=2048)]
     table += [memory(name, "cross_entropy", B=2048) for name in ("supcon_any", "jaccard", "mulsupcon")]
@@ -32,13 +33,13 @@ def rows() -> list[dict[str, object]]:
     return table
 
 
-def memory(ours: str, theirs: str, *, B: int) -> dict[str, object]:
+def memory(ours: str, theirs: str, *, B: int) -> Row:
     return row(
         f"{ours} against {theirs}, peak memory, B={B}, D={D}", peak_mib(ours, B), peak_mib(theirs, B), "MiB"
     )
 
 
-def duration(ours: str, theirs: str, *, B: int) -> dict[str, object]:
+def duration(ours: str, theirs: str, *, B: int) -> Row:
     torch.set_num_threads(1)
     z, targets = batch(B)
     taken: dict[str, list[float]] = {ours: [], theirs: []}
@@ -53,7 +54,7 @@ def duration(ours: str, theirs: str, *, B: int) -> dict[str, object]:
     return row(f"{ours} against {theirs}, forward and backward, B={B}, D={D}", a, b, "ms")
 
 
-def row(name: str, ours: float, theirs: float, unit: str) -> dict[str, object]:
+def row(name: str, ours: float, theirs: float, unit: str) -> Row:
     return {"name": name, "ours": ours, "theirs": theirs, "ratio": theirs / ours, "unit": unit}
 
 
@@ -81,7 +82,8 @@ def loss(name: str, z: Tensor, targets: Tensor) -> Tensor:
         case "lightly":
             from lightly.loss import NTXentLoss
 
-            return NTXentLoss(TEMPERATURE)(*z.chunk(2))
+            value: Tensor = NTXentLoss(TEMPERATURE)(*z.chunk(2))
+            return value
         case "broadcast":
             similarity = nn.functional.cosine_similarity(z[:, None], z[None], dim=2)
         case "cross_entropy":
@@ -105,14 +107,9 @@ def measure(name: str, B: int) -> int:
     """KiB added at the peak; a small run before it pays for what the first call loads."""
     run(name, *batch(8))
     z, targets = batch(B)
-    before = status_kib("VmRSS")
+    before = memory_kib()["VmRSS"]
     run(name, z, targets)
-    return status_kib("VmHWM") - before
-
-
-def status_kib(field: str) -> int:
-    with open("/proc/self/status") as lines:
-        return next(int(line.split()[1]) for line in lines if line.startswith(field))
+    return memory_kib()["VmHWM"] - before
 
 
 if __name__ == "__main__":

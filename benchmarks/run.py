@@ -97,9 +97,12 @@ def kept(measured_now: set[str]) -> list[Row]:
     if not OUT.exists():
         return []
     last: dict[str, Any] = json.loads(OUT.read_text(encoding="utf-8"))
-    if last["machine"] != common.machine():
+    rows = [row for row in last["rows"] if row["benchmark"] not in measured_now]
+    threads = {"torch_threads": None}  # each benchmark's own affair
+    if last["machine"] | threads != common.machine() | threads:
+        Console(stderr=True).print(f"{len(rows)} rows of another machine or other versions are dropped")
         return []
-    return [row for row in last["rows"] if row["benchmark"] not in measured_now]
+    return rows
 
 
 def show(rows: list[Row]) -> None:

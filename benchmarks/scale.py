@@ -23,9 +23,8 @@ from common import ROOT, Row, arm, memory_kib, rate_row
 from satclr import distributed, optimizers
 from satclr import encoder as enc
 from satclr.convolution import speed_up_small_maps
-from satclr.pretrain.loop import cut
 from satclr.pretrain.stage import keep_freed_memory
-from satclr.pretrain.step import Step
+from satclr.pretrain.step import Step, cut
 
 ROUNDS, STEPS = 2, 4
 GPUS = torch.cuda.device_count()
@@ -51,7 +50,8 @@ def rows(*, quick: bool = False) -> list[Row]:
 
 
 def speed(arch: str, crop_px: int, batch_size: int, *, rounds: int) -> Row:
-    one, two = [], []
+    one: list[float] = []
+    two: list[float] = []
     for _ in range(rounds):
         for processes, speeds in ((2, two), (1, one)):
             speeds.append(measure(processes, arch, crop_px, batch_size, None)["tiles_per_s"])
@@ -106,7 +106,7 @@ def worker(arch: str, crop_px: int, batch_size: int, micro_batch_size: int | Non
         if device.type == "cpu":
             speed_up_small_maps(model)
         distributed.synchronize_batch_norm(model)
-        step = Step(model, model, optimizers.build(model, how), settings, ((0.5,) * 3, (0.25,) * 3), 0)  # type: ignore[arg-type]
+        step = Step(model, model, optimizers.build(model, how), settings, ((0.5,) * 3, (0.25,) * 3), 0)
 
         def run(count: int, size: int | None, number: int) -> float:
             parts = cut(count, size)
