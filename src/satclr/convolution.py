@@ -1,7 +1,8 @@
 """3×3 convolutions of maps a few pixels wide, on a CPU: the same sums, as matrix products.
 
-oneDNN computes the weights' gradient there at a tenth to a third of its usual speed: with 64 px views, ResNet-18
-spends a third of a training step on its last four convolutions. `benchmarks/convolution.py` measures both.
+oneDNN computes the gradient of such a convolution's weights slowly: on two cores, 512 → 512 channels on 2×2 maps of
+256 views in bfloat16 take it 25 ms or more, and matrix products 6. What a training step gains is measured by
+`benchmarks/convolution.py`.
 """
 
 from __future__ import annotations
@@ -15,17 +16,20 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 SMALL_PX = 4  # the largest side of an output map that gains
+WIDE = 128 * 256  # the fewest channels, in times out, that gain at that side
 _DENSE_PX = 2  # up to here every pixel of the input meets every pixel of the output
-_TAPS = range(3)
 
 _Window = tuple[slice, slice]  # of output pixels, and of the input pixels that meet them
 
 
 def speed_up_small_maps(model: nn.Module) -> None:
-    """Replace the 3×3 convolutions of `model` by `SmallMapConv2d`, which share their weights."""
+    """Replace the wide 3×3 convolutions inside `model` by `SmallMapConv2d`, for good; they keep their weights.
+
+    Those with a bias, groups, dilation or another padding than one zero stay. Hooks on what is replaced are lost.
+    """
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            if type(child) is nn.Conv2d and _fits(child):
+            if type(child) is nn.Conv2d and child.in_channels * child.out_channels >= WIDE and _fits(child):
                 setattr(parent, name, SmallMapConv2d(child))
 
 
@@ -42,9 +46,14 @@ def _fits(conv: nn.Conv2d) -> bool:
 
 
 class SmallMapConv2d(nn.Conv2d):
-    """A 3×3 convolution with padding 1 and without bias, faster where it trains on small maps."""
+    """A 3×3 convolution with padding 1 and without bias, faster where it trains on small maps.
+
+    It has the weights of `like`. Raises ValueError where `like` is another kind of convolution.
+    """
 
     def __init__(self, like: nn.Conv2d) -> None:
+        if not _fits(like):
+            raise ValueError(f"{like} is no 3×3 convolution with padding 1, stride 1 or 2 and no bias")
         super().__init__(
             like.in_channels, like.out_channels, 3, like.stride[0], padding=1, bias=False, device="meta"
         )
@@ -53,11 +62,17 @@ class SmallMapConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N,C,H,W) → (N,O,⌈H/stride⌉,⌈W/stride⌉)."""
-        if not self.training or max(x.shape[2:]) > SMALL_PX * self.stride[0] or x.device.type != "cpu":
+        if not self.training or not self._small(x):
             return super().forward(x)
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        y: Tensor = _Convolve.apply(x.to(dtype), self.weight.to(dtype), self.stride[0])
+        w: Tensor = self.weight
+        if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:  # as autocast treats a convolution
+            x, w = (part.to(torch.get_autocast_dtype("cpu")) for part in (x, w))
+        y: Tensor = _Convolve.apply(x, w, self.stride[0])
         return y
+
+    def _small(self, x: Tensor) -> bool:
+        is_batch = x.ndim == 4 and x.shape[1] == self.in_channels and x.device.type == "cpu"
+        return is_batch and max(x.shape[2:]) <= SMALL_PX * self.stride[0]
 
 
 class _Convolve(torch.autograd.Function):
@@ -68,7 +83,7 @@ class _Convolve(torch.autograd.Function):
         ctx.stride = stride
         if stride == 1 and max(x.shape[2:]) <= _DENSE_PX:
             matrix = _matrix(w, *x.shape[2:])
-            ctx.save_for_backward(x, w, matrix)
+            ctx.save_for_backward(x, None, matrix)
             y = _last(x).flatten(1) @ matrix.T
             return _first(y.view(len(x), *x.shape[2:], len(w)))
         ctx.save_for_backward(x, w, None)
@@ -76,9 +91,9 @@ class _Convolve(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, w, matrix = ctx.saved_tensors
-        by_x = None
+        by_x = by_w = None
         if ctx.needs_input_grad[0]:
             if matrix is not None:
                 by_x = _first((_last(gradient).flatten(1) @ matrix).view(_last(x).shape))
@@ -87,7 +102,9 @@ class _Convolve(torch.autograd.Function):
                 by_x, _, _ = torch.ops.aten.convolution_backward(
                     gradient, x, w, None, stride, one, one, False, none, 1, [True, False, False]
                 )
-        return by_x, _by_weight(x, gradient, ctx.stride), None
+        if ctx.needs_input_grad[1]:
+            by_w = _by_weight(x, gradient, ctx.stride)
+        return by_x, by_w, None
 
 
 def _matrix(w: Tensor, height: int, width: int) -> Tensor:
@@ -116,8 +133,8 @@ def _by_weight(x: Tensor, gradient: Tensor, stride: int) -> Tensor:
 
 
 def _windows(inputs: int, outputs: int, stride: int) -> Iterator[_Window]:
-    """Along one axis, for each tap: output pixel i meets input pixel i·stride + tap − 1, where there is one."""
-    for tap in _TAPS:
+    """Along one axis, for each of 3 taps: output pixel i meets input pixel i·stride + tap − 1, where there is one."""
+    for tap in range(3):
         first = 1 if tap == 0 else 0
         last = max(first, min(outputs, (inputs - tap) // stride + 1))
         start = first * stride + tap - 1

@@ -153,7 +153,7 @@ class Pretrain(Model):
     schedule: Literal["constant", "cosine"]
     warmup_epochs: Annotated[int, Field(ge=0, lt=2**31)]  # linear, before a cosine
     precision: Literal["float32", "bfloat16"]  # of the encoder's arithmetic; the loss is float32
-    channels_last: bool
+    channels_last: bool  # and, on a CPU, convolutions of small maps as matrix products
     compile: bool  # torch.compile, in one process
     deterministic: bool  # only algorithms that give the same bits again, on a GPU too, where they are slower
 

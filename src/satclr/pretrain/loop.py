@@ -68,7 +68,10 @@ def contrast(
     folder: Path,
     log: Log,
 ) -> checkpoint.State:
-    """Train `encoder` (features of `width`) on the training split; it is left in eval mode."""
+    """Train `encoder` (features of `width`) on the training split; it is left in eval mode.
+
+    On a CPU some of its convolutions are replaced by faster ones, which stay: see `speed_up_small_maps`.
+    """
     how, device = settings.pretrain, next(encoder.parameters()).device
     train_rows = store.rows("train")
     size = min(how.batch_size, len(train_rows))
