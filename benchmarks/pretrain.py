@@ -53,7 +53,7 @@ class Size:
     steps: int  # a turn
     rounds: int  # of turns with a rival
     limit_rounds: int  # with the limit: a ratio near 1 needs more of them
-    warm_up: int = 1  # rounds before those
+    warm_up: int = 1  # rounds before those with a rival
     against: tuple[str, ...] = ("the limit", "lightly's recipe", "the paper's loop")
 
 
@@ -93,9 +93,10 @@ def compare(size: Size) -> list[Row]:
         }
         for rival in size.against:
             begin, rounds, precision = rivals[rival]
+            warm_up = 1 if rival == "the limit" else size.warm_up
             with begin() as step:
                 ours, theirs = take_turns(
-                    store, settings, step, folder, rounds=rounds, warm_up=size.warm_up, images=count
+                    store, settings, step, folder, rounds=rounds, warm_up=warm_up, images=count
                 )
             batch = f", batch {size.batch_size}" if size.arch == "resnet50" else ""
             row = f"pretraining {size.arch} {size.crop_px} px{batch} against {rival}"
