@@ -1,6 +1,6 @@
 """All benchmarks as one table, and benchmarks/results.json.
 
-    make bench                                          all of them, some 17 minutes on two quiet cores
+    make bench                                          all of them, some 40 minutes on two quiet cores
     python benchmarks/run.py views pretrain             some of them; the others' rows stay as they were
     python benchmarks/run.py --quick                    tiny sizes, to see that they work; writes nothing
 
