@@ -8,11 +8,16 @@ Views lie ready in memory; both take turns in one process, each first in every o
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 
 import common
 import pretrain
+import torch
 from common import Row
+from torch import nn
+
+from satclr.convolution import SmallMapConv2d
 
 FULL = (
     (pretrain.Size("resnet18", 64, 96, 128, 6, 4, 0), "bfloat16"),
@@ -23,7 +28,33 @@ QUICK = ((pretrain.Size("resnet18", 64, 96, 8, 1, 1, 0), "bfloat16"),)
 
 
 def rows(*, quick: bool = False) -> list[Row]:
-    return [measured(size, precision) for size, precision in (QUICK if quick else FULL)]
+    steps = [measured(size, precision) for size, precision in (QUICK if quick else FULL)]
+    return [*steps, layer(views=8 if quick else 256)]
+
+
+def layer(*, views: int) -> Row:
+    """The slowest of them alone: a convolution of 512 channels on maps of 2×2, forward and backward."""
+    usual = nn.Conv2d(512, 512, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
+    x = torch.randn(views, 512, 2, 2, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    x.requires_grad_()
+
+    def milliseconds(conv: nn.Module) -> float:
+        def once() -> None:
+            with torch.autocast("cpu", torch.bfloat16):
+                y = conv(x)
+            torch.autograd.grad(y, [x, usual.weight], torch.ones_like(y))
+
+        return min(common.seconds(once) for _ in range(5)) * 1000
+
+    rounds = [(milliseconds(SmallMapConv2d(usual)), milliseconds(usual)) for _ in range(5)]
+    ours, theirs = (statistics.median(side) for side in zip(*rounds, strict=True))
+    return {
+        "name": f"convolution of 512 channels, 2×2 maps of {views} views, against torch's",
+        "ours": round(ours, 2),
+        "theirs": round(theirs, 2),
+        "ratio": round(statistics.median(b / a for a, b in rounds), 2),
+        "unit": "ms, forward and backward, bfloat16",
+    }
 
 
 def measured(size: pretrain.Size, precision: str) -> Row:

@@ -27,9 +27,14 @@ def rows() -> list[Row]:
     """One row a comparison: name, ours, theirs, ratio (theirs / ours), unit; MiB of peak memory, or ms."""
     table = [memory("nt_xent", "broadcast", B=256), memory("nt_xent", "cross_entropy", B=2048)]
     table += [memory(name, "cross_entropy", B=2048) for name in ("supcon_any", "jaccard", "mulsupcon")]
-    table += [duration("nt_xent", "cross_entropy", B=B) for B in (128, 2048)]
-    if find_spec("lightly"):
-        table += [memory("nt_xent", "lightly", B=2048), duration("nt_xent", "lightly", B=2048)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        table += [duration("nt_xent", "cross_entropy", B=B) for B in (128, 2048)]
+        if find_spec("lightly"):
+            table += [memory("nt_xent", "lightly", B=2048), duration("nt_xent", "lightly", B=2048)]
+    finally:
+        torch.set_num_threads(threads)
     return table
 
 
@@ -40,7 +45,6 @@ def memory(ours: str, theirs: str, *, B: int) -> Row:
 
 
 def duration(ours: str, theirs: str, *, B: int) -> Row:
-    torch.set_num_threads(1)
     z, targets = batch(B)
     taken: dict[str, list[float]] = {ours: [], theirs: []}
     repeats = max(1, 2**22 // (2 * B) ** 2)
