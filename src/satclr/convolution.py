@@ -1,8 +1,7 @@
 """3×3 convolutions of maps a few pixels wide, on a CPU: the same sums, as matrix products.
 
-oneDNN computes the gradient of such a convolution's weights slowly: on two cores, 512 → 512 channels on 2×2 maps of
-256 views in bfloat16 take it 25 ms or more, and matrix products 6. What a training step gains is measured by
-`benchmarks/convolution.py`.
+oneDNN computes the gradient of such a convolution's weights slowly: forward and backward, 512 → 512 channels on 2×2 maps
+take it three times as long as matrix products. `benchmarks/convolution.py` measures that, and what a training step gains.
 """
 
 from __future__ import annotations
