@@ -1,7 +1,8 @@
 """3×3 convolutions of maps a few pixels wide, on a CPU: the same sums, as matrix products.
 
-oneDNN computes the gradient of such a convolution's weights slowly: forward and backward, 512 → 512 channels on 2×2 maps
-take it three times as long as matrix products. `benchmarks/convolution.py` measures that, and what a training step gains.
+oneDNN computes the gradient of such a convolution's weights slowly: forward and backward, 512 → 512 channels on
+2×2 maps take it three times as long as matrix products. `benchmarks/convolution.py` measures that, and what a
+training step gains.
 """
 
 from __future__ import annotations
