@@ -34,8 +34,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T  # noqa: N812
 
-from satclr import embed, evaluate, prepare, pretrain, probe, tiles
-from satclr import encoder as enc
+from satclr.evaluation import embed, evaluate, probe
+from satclr.data import prepare, tiles
+from satclr.pretrain import stage as pretrain
+from satclr.pretrain import encoder as enc
 from satclr.params import Arm
 
 TRAIN, VAL, TEST = 0.7, 0.2, 0.1

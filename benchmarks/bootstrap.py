@@ -10,7 +10,7 @@ import numpy as np
 import sklearn.metrics
 from common import Row, seconds
 
-from satclr import metrics
+from satclr.evaluation import metrics
 
 TILES, LABELS, ARMS, RESAMPLES = 10_917, 60, 2, 1_000
 FEW = 4

@@ -17,7 +17,7 @@ import torch
 from common import Row
 from torch import nn
 
-from satclr.convolution import SmallMapConv2d
+from satclr.pretrain.convolution import SmallMapConv2d
 
 FULL = (
     (pretrain.Size("resnet18", 64, 96, 128, 6, 4, 0), "bfloat16"),

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import numpy.typing as npt
 
-from satclr import duplicates
+from satclr.data import duplicates
 
 TILES = 109_161
 HASHED = 2_048

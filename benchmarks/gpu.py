@@ -26,10 +26,11 @@ import torch
 import views as transforms
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from satclr import encoder as enc
-from satclr import loss as objectives
-from satclr import optimizers, pretrain, tiles, views
-from satclr.convolution import speed_up_small_maps
+from satclr.pretrain import encoder as enc
+from satclr.pretrain import loss as objectives
+from satclr.pretrain import optimizers, stage as pretrain, views
+from satclr.data import tiles
+from satclr.pretrain.convolution import speed_up_small_maps
 from satclr.params import Settings
 from satclr.pretrain.step import Step
 

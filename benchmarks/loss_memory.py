@@ -17,7 +17,7 @@ import torch
 from common import Row, memory_kib
 from torch import Tensor, nn
 
-from satclr.loss import mulsupcon, nt_xent, supcon
+from satclr.pretrain.loss import mulsupcon, nt_xent, supcon
 
 D, LABELS, TEMPERATURE = 128, 60, 0.5
 ROUNDS = 3

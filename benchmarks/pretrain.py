@@ -32,10 +32,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from satclr import encoder as enc
-from satclr import loss as objectives
-from satclr import optimizers, prepare, pretrain, tiles
-from satclr.convolution import speed_up_small_maps
+from satclr.pretrain import encoder as enc
+from satclr.pretrain import loss as objectives
+from satclr.pretrain import optimizers, stage as pretrain
+from satclr.data import prepare, tiles
+from satclr.pretrain.convolution import speed_up_small_maps
 from satclr.params import Settings
 
 WORKERS = 2

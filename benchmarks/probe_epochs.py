@@ -16,7 +16,10 @@ from pathlib import Path
 import common
 import torch
 
-from satclr import embed, metrics, params, prepare, pretrain, probe, tiles
+from satclr.evaluation import embed, metrics, probe
+from satclr import params
+from satclr.data import prepare, tiles
+from satclr.pretrain import stage as pretrain
 
 SEEDS, EPOCHS = (0, 1, 2), 24
 

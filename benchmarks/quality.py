@@ -25,8 +25,11 @@ from loss_memory import loss as loss_of
 from PIL import Image
 from torch import nn
 
-from satclr import embed, evaluate, params, prepare, pretrain, probe, randomness, tiles
-from satclr import encoder as enc
+from satclr.evaluation import embed, evaluate, probe
+from satclr import params, randomness
+from satclr.data import prepare, tiles
+from satclr.pretrain import stage as pretrain
+from satclr.pretrain import encoder as enc
 from satclr.params import Arm
 
 SEEDS = range(4)

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from common import ROOT, Row, arm, memory_kib, rate_row
 
-from satclr import distributed, optimizers
-from satclr import encoder as enc
-from satclr.convolution import speed_up_small_maps
+from satclr.pretrain import distributed, optimizers
+from satclr.pretrain import encoder as enc
+from satclr.pretrain.convolution import speed_up_small_maps
 from satclr.pretrain.stage import keep_freed_memory
 from satclr.pretrain.step import Step, cut
 

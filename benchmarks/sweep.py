@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from common import ROOT, Row, seconds
 
-from satclr import params, probe, sweep
+from satclr import params
+from satclr.evaluation import probe, sweep
 
 TRAIN, VAL, WIDTH, LABELS = 76_412, 21_832, 2_048, 60
 

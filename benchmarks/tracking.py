@@ -24,7 +24,9 @@ import common
 import torch
 from common import Row
 
-from satclr import params, prepare, pretrain, tiles, tracking
+from satclr import params, tracking
+from satclr.data import prepare, tiles
+from satclr.pretrain import stage as pretrain
 
 EPOCHS, QUICK = 12, 2
 BOUND = 1.0  # percent of an epoch

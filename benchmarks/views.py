@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms as T  # noqa: N812
 
-from satclr import views
+from satclr.pretrain import views
 
 MEAN, STD = (0.48, 0.49, 0.45), (0.22, 0.2, 0.2)
 TILES, ROUNDS = 32, 5

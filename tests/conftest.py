@@ -18,7 +18,12 @@ import torch
 import yaml
 from PIL import Image
 
-from satclr import params, prepare, stopping, tiles
+from satclr import machine
+from satclr.data import prepare, tiles
+from satclr.params import Params
+from satclr.project import Run
+from satclr.settings import merge
+from satclr.settings import resolve as resolve_settings
 
 ROOT = Path(__file__).parents[1]
 LABELS = ("grass", "road", "water")
@@ -47,7 +52,7 @@ def own_path() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def deaf(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command run inside the tests' process must not end it when a later test raises a signal."""
-    monkeypatch.setattr(stopping, "listen", lambda: None)
+    monkeypatch.setattr(machine.stop, "listen", lambda: None)
 
 
 @pytest.fixture(scope="session")
@@ -102,6 +107,7 @@ def tiny_params() -> dict[str, Any]:
     """The project's own params.yaml with one more profile, small enough for a test."""
     tree: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
     tree["profile"] = "tiny"
+    tree["machine"]["deterministic"] = True
     tree["profiles"]["tiny"] = {
         "data": {"tile_px": 40},
         "views": {"crop_px": 32},
@@ -111,11 +117,10 @@ def tiny_params() -> dict[str, Any]:
             "epochs": 2,
             "batch_size": 8,
             "precision": "float32",
-            "deterministic": True,
         },
-        "embed": {"deterministic": True},
+        "embed": {},
         "probe": {"epochs": 3, "batch_size": 8},
-        "evaluate": {"bootstrap_resamples": 100},
+        "evaluate": {},
         "robustness": {"corruptions": ["haze", "rotation"], "strengths": [1, 3]},
         "maps": {"projections": ["pca"]},
         "register": {},
@@ -123,11 +128,12 @@ def tiny_params() -> dict[str, Any]:
     return tree
 
 
-def resolve(arm: str = "simclr", seed: int = 0, **changes: Any) -> params.Arm:
-    """An arm of the tiny profile; `changes` are sections, as in params.yaml."""
+def make_run(root: Path = Path(), arm: str = "simclr", seed: int = 0, **changes: Any) -> Run:
+    """An arm of the tiny profile below `root`; `changes` are sections, as in params.yaml."""
     tree = tiny_params()
-    tree["profiles"]["tiny"] = params.merge(tree["profiles"]["tiny"], changes)
-    return params.resolve(params.Params.model_validate(tree), "tiny", arm, seed)
+    tree["profiles"]["tiny"] = merge(tree["profiles"]["tiny"], changes)
+    settings = resolve_settings(Params.model_validate(tree), "tiny", arm)
+    return Run(root, "tiny", arm, seed, settings, deterministic=True)
 
 
 @pytest.fixture(scope="session")
@@ -138,9 +144,9 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def store(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tiles.Store:
+def store(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tiles.TileStore:
     out = tmp_path_factory.mktemp("build")
-    prepare.run(tiny_data, out, resolve().settings.data)
+    prepare.run(tiny_data, out, make_run().settings.data)
     return tiles.open_store(out)
 
 

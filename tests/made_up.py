@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from satclr import encoder, tracking
+from satclr.pretrain import encoder
+from satclr import tracking
 
 LABELS = ["airplane", "parking lot", "swimming pool", "ship/boat", "tennis court"]
 ARCH = "squeezenet1_1"  # the smallest in torchvision

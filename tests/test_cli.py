@@ -128,7 +128,7 @@ def test_outside_a_project_it_says_so(
 
 def test_exit_codes_tell_bad_input_from_failed_runs_from_our_faults() -> None:
     from satclr.params import ParamsError
-    from satclr.pretrain import RunError
+    from satclr.pretrain.stage import RunError
 
     assert cli.exit_code(ParamsError("x")) == 2
     assert cli.exit_code(RunError("x")) == 1

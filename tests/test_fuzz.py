@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from satclr import labels, prepare, tiles
+from satclr.data import labels, prepare, tiles
 
 from .conftest import resolve, write_data
 from .fuzz import ACCEPTED, REFUSED, Fuzzer, files, laws, pictures, settings, stores, tables

@@ -21,10 +21,13 @@ import safetensors.torch
 import torch
 from safetensors.torch import save_file
 
-from satclr import encoder, importing, labels, pretrain, register, tensorfile, tiles, tracking
-from satclr.importing import SourceError, archives
-from satclr.pretrain import checkpoint
-from satclr.register import gate, sources
+from satclr.pretrain import encoder, stage as pretrain
+from satclr.data import importing, labels, tiles
+from satclr.tracking import register
+from satclr import tensorfile, tracking
+from satclr.data.importing import SourceError, archives
+from satclr.pretrain.stage import checkpoint
+from satclr.tracking.register import gate, sources
 from satclr.tracking.ui import _command
 
 from . import made_up
@@ -361,7 +364,7 @@ def test_a_probe_with_nan_is_named_before_it_tags_anything(tmp_path: Path) -> No
     tensors, facts = tensorfile.load(folder / "probe.safetensors")
     save_file(tensors | {"bias": tensors["bias"] * torch.inf}, folder / "probe.safetensors", facts)
     with warnings.catch_warnings(action="ignore"):  # MLflow's, about its own types
-        from satclr.serving import Tagger
+        from satclr.tracking.serving import Tagger
     with pytest.raises(tensorfile.TensorFileError, match=r"probe\.safetensors is not finite in bias"):
         Tagger().read(folder / "encoder.safetensors", folder / "probe.safetensors")
 

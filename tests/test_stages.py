@@ -72,7 +72,7 @@ def test_a_stage_names_its_files_by_profile_arm_and_seed(stage: str) -> None:
 
 
 def test_fingerprints_cover_the_code_that_dvc_watches() -> None:
-    from satclr import pretrain
+    from satclr.pretrain import stage as pretrain
 
     declared = {Path(d).stem for d in STAGES["pretrain"]["deps"] if d.startswith("src/satclr/")}
     assert {Path(name).stem for name in pretrain.CODE} == declared

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of long work on standard error: a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -11,41 +11,52 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-LINE_EVERY_S = 10.0
+FIRST_LINE_S, LINE_EVERY_S = 2.0, 10.0
 
 
 @contextmanager
-def bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yields `advance(count)`; all goes to standard error, so that output stays clean."""
+def bar(what: str, total: int, unit: str = "tiles", *, start: int = 0) -> Iterator[Callable[[int], None]]:
+    """Yield `advance(count)`; `start` were done before (a resumed run) and do not count as speed."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True)) as shown:
-            task = shown.add_task(what, total=total)
+            task = shown.add_task(what, total=total, completed=start)
             yield lambda count: shown.advance(task, count)
         return
-    done, started, said = 0, time.monotonic(), time.monotonic()
+    done, began = start, time.monotonic()
+    next_line = began + FIRST_LINE_S
 
     def advance(count: int) -> None:
-        nonlocal done, said
+        nonlocal done, next_line
         done += count
-        if time.monotonic() - said >= LINE_EVERY_S:
-            said = time.monotonic()
-            say(f"{what}: {done:,} of {total:,}")
+        now = time.monotonic()
+        if now >= next_line and done < total:
+            next_line = now + LINE_EVERY_S
+            say(f"{what}: {_rate(done, total, unit, (now - began) / (done - start))}")
 
     yield advance
-    say(f"{what}: {done:,} in {time.monotonic() - started:.1f} s")
+    say(f"{what}: {done - start:,} {unit} in {time.monotonic() - began:.1f} s")
+
+
+def _rate(done: int, total: int, unit: str, each_s: float) -> str:
+    """How far, how fast, and how long still."""
+    speed = f"{each_s:.1f} s/{unit.removesuffix('s')}" if each_s >= 1 else f"{1 / each_s:,.0f} {unit}/s"
+    minutes, seconds = divmod(round((total - done) * each_s), 60)
+    hours, minutes = divmod(minutes, 60)
+    left = f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    return f"{done:,}/{total:,} {unit}, {speed}, {left} left"
 
 
 def show(what: RenderableType) -> None:
-    """A table and the like for the person who waits, on standard error."""
+    """Print a rich table and the like."""
     from rich.console import Console
 
     Console(stderr=True).print(what)
 
 
 def say(line: str) -> None:
-    """One line for the person who waits, on standard error."""
+    """Print one line."""
     print(line, file=sys.stderr, flush=True)

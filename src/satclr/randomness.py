@@ -1,11 +1,19 @@
 """Random numbers as a function of (seed, purpose), never of a global stream.
 
-So a resumed run, a micro-batch and another process see the draws they would have seen anyway.
+A resumed run, a micro-batch and another process therefore draw the same numbers.
 """
 
-import hashlib
+from __future__ import annotations
 
-import torch
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 
 def derive(seed: int, *purpose: str | int) -> int:
@@ -14,11 +22,30 @@ def derive(seed: int, *purpose: str | int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
+def rng(seed: int, *purpose: str | int) -> np.random.Generator:
+    """A numpy generator for one purpose, for what needs no tensors."""
+    return np.random.default_rng(derive(seed, *purpose))
+
+
 def generator(seed: int, *purpose: str | int) -> torch.Generator:
-    """A CPU generator of its own for one purpose."""
+    """A CPU generator of torch for one purpose."""
+    import torch
+
     return torch.Generator().manual_seed(derive(seed, *purpose))
 
 
 def permutation(count: int, seed: int, *purpose: str | int) -> torch.Tensor:
     """The order of `count` rows for one purpose: (count,) int64."""
+    import torch
+
     return torch.randperm(count, generator=generator(seed, *purpose))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's global CPU generator inside; restore it outside."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

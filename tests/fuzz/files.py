@@ -15,8 +15,10 @@ import safetensors.torch
 import torch
 from hypothesis import strategies as st
 
-from satclr import encoder, labels, tensorfile
-from satclr.importing import SourceError, archives, rar
+from satclr.pretrain import encoder
+from satclr.data import labels
+from satclr import tensorfile
+from satclr.data.importing import SourceError, archives, rar
 
 from . import ACCEPTED, REFUSED, Outcomes, edited, explore
 from .pictures import encoded, noise

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from satclr import metrics
+from satclr.evaluation import metrics
 
 from . import Outcomes, explore
 

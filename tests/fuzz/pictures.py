@@ -15,7 +15,7 @@ import numpy as np
 from hypothesis import strategies as st
 from PIL import Image
 
-from satclr import tiles
+from satclr.data import tiles
 
 from . import ACCEPTED, REFUSED, Outcomes, edited, explore
 

@@ -12,7 +12,7 @@ import numpy as np
 from hypothesis import strategies as st
 from PIL import Image
 
-from satclr import prepare, tiles
+from satclr.data import prepare, tiles
 
 from ..conftest import resolve
 from . import ACCEPTED, Outcomes, explore

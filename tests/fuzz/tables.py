@@ -16,7 +16,7 @@ import hypothesis
 from hypothesis import strategies as st
 from rich.console import Console
 
-from satclr import labels
+from satclr.data import labels
 
 from . import ACCEPTED, REFUSED, Outcomes, edited, explore
 

@@ -14,11 +14,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from satclr import distributed, optimizers, progress, randomness, stopping, tiles
-from satclr import encoder as enc
-from satclr.convolution import speed_up_small_maps
+from satclr.pretrain import distributed, optimizers
+from satclr import progress, randomness, stopping
+from satclr.data import tiles
+from satclr.pretrain import encoder as enc
+from satclr.pretrain.convolution import speed_up_small_maps
 from satclr.params import Settings
-from satclr.pretrain import checkpoint
+from satclr.pretrain.stage import checkpoint
 from satclr.pretrain.checkpoint import RunError
 from satclr.pretrain.step import Step, cut
 

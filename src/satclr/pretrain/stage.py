@@ -16,10 +16,12 @@ import filelock
 import torch
 from torch import nn
 
-from satclr import atomic, distributed, locks, progress, randomness, tensorfile, tiles, views
-from satclr import encoder as enc
+from satclr import atomic, locks, progress, randomness, tensorfile
+from satclr.pretrain import distributed, views
+from satclr.data import tiles
+from satclr.pretrain import encoder as enc
 from satclr.params import Settings
-from satclr.pretrain import checkpoint
+from satclr.pretrain.stage import checkpoint
 from satclr.pretrain.loop import Log, contrast
 
 CODE = (

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from satclr import distributed, randomness, views
-from satclr import encoder as enc
-from satclr import loss as losses
+from satclr.pretrain import distributed, views
+from satclr import randomness
+from satclr.pretrain import encoder as enc
+from satclr.pretrain import loss as losses
 from satclr.params import Objective, Settings
-from satclr.tiles import Channels
+from satclr.data.tiles import Channels
 
 Encode = Callable[["Part"], Tensor]  # this process's tiles of a micro-batch → z (2,b,D), float32 or better
 

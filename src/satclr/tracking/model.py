@@ -17,7 +17,7 @@ from satclr.tracking.outputs import Outputs
 from satclr.tracking.store import load_mlflow
 
 PACKAGES = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "torch", "torchvision")
-SERVING = "satclr.serving"
+SERVING = "satclr.tracking.serving"
 
 
 def log_model(found: Outputs, run_id: str) -> str:

@@ -1,0 +1,74 @@
+"""The linear probe as a file: weights, labels, thresholds, temperature, and the encoder's input facts.
+
+Nobody else opens probe.safetensors. No torch here: what evaluates or serves a probe works on arrays.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from satclr import files
+
+NEVER = 2.0  # a threshold above any probability, for a label that validation tiles lack
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """One linear layer, D features → K labels, and what turns its scores into decisions."""
+
+    weight: npt.NDArray[np.float32]  # (K,D)
+    bias: npt.NDArray[np.float32]  # (K,)
+    labels: list[str]  # K names
+    thresholds: npt.NDArray[np.float64]  # (K,) of probabilities
+    temperature: float  # divides the logits to calibrate them
+    best_epoch: int
+    val_mAP: float  # noqa: N815 - the field's spelling
+    encoder: dict[str, Any]  # the encoder's facts: mean, std, crop_px, tile_px, feature_dim, ...
+
+    def save(self, path: Path) -> None:
+        """Write the probe as safetensors."""
+        tensors = {"weight": self.weight, "bias": self.bias}
+        facts = self.encoder | {"labels": self.labels, "best_epoch": self.best_epoch}
+        facts |= {"thresholds": self.thresholds.tolist(), "temperature": self.temperature}
+        files.save_tensors(path, tensors, val_mAP=self.val_mAP, **facts)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote. Raises `files.FileError` where the file is missing, damaged or not a probe."""
+        try:
+            tensors, text = files.load_tensors(path)
+        except FileNotFoundError:
+            raise files.FileError(f"{path} does not exist; run `satclr probe` first") from None
+        try:
+            facts = {name: json.loads(value) for name, value in text.items()}
+            probe = cls(
+                weight=tensors["weight"],
+                bias=tensors["bias"],
+                labels=[str(label) for label in facts.pop("labels")],
+                thresholds=np.asarray(facts.pop("thresholds"), float),
+                temperature=float(facts.pop("temperature")),
+                best_epoch=int(facts.pop("best_epoch")),
+                val_mAP=float(facts.pop("val_mAP")),
+                encoder=facts,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise files.FileError(f"{path} is not a linear probe ({error!r}); run `satclr probe` again") from None
+        count = len(probe.labels)
+        shapes = [probe.weight.ndim == 2, len(probe.weight) == count, probe.bias.shape == (count,)]
+        if not all([*shapes, probe.thresholds.shape == (count,), len(set(probe.labels)) == count]):
+            raise files.FileError(
+                f"{path}: weight {probe.weight.shape}, bias {probe.bias.shape} and {len(probe.thresholds)} thresholds "
+                f"do not fit {len(set(probe.labels))} distinct labels; run `satclr probe` again"
+            )
+        return probe
+
+    def logits(self, features: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
+        """Logits (N,K) of features (N,D), in double precision."""
+        z: npt.NDArray[np.float64] = features.astype(float) @ self.weight.T.astype(float) + self.bias.astype(float)
+        return z

@@ -1,0 +1,285 @@
+"""Render drawn parameters: the same operations for every view, in small chunks on a CPU, dense on a GPU."""
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from satclr.pretrain.views import colour
+from satclr.pretrain.views.geometry import Bands, blur, blur_weights, resize, resize_weights
+from satclr.pretrain.views.parameters import Parameters
+
+Triple = tuple[float, float, float]
+
+_CPU_CHUNK_FLOATS = 2**18  # some 1 MB of float32: what stays near a core's cache
+_CPU_CHUNK_ROWS = 4  # with fewer, Python's own time would show
+_DEVICE_CHUNK_FLOATS = 2**26
+
+
+def render(
+    tiles: Tensor,
+    parameters: Parameters,
+    *,
+    crop_px: int,
+    mean: Triple,
+    std: Triple,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Render a view for each row: crop, flip, jitter, grayscale, blur, normalise, as torchvision does.
+
+    tiles uint8 (N,H,W,3) on any device; row j shows tile j % N. Returns channels-last (count,3,S,S),
+    S = crop_px, on the tiles' device. mean and std are in [0,1] units. On a CPU the rows are shared among
+    torch.get_num_threads() threads; the result does not depend on their number.
+    Raises ValueError for tiles of another type or shape, boxes outside them, a blur larger than the view.
+    """
+    _check_tiles(tiles)
+    _check_boxes(parameters.boxes, tiles)
+    if parameters.blur_reach_px >= crop_px:
+        raise ValueError(
+            f"the blur reaches {parameters.blur_reach_px} px in views of {crop_px} px: "
+            "draw the parameters with the crop_px of these views"
+        )
+    with torch.no_grad(), torch.autocast(tiles.device.type, enabled=False):
+        out = torch.empty(len(parameters), crop_px, crop_px, 3, dtype=dtype, device=tiles.device)
+        job = _Job(tiles, _Plan.of(parameters), out, mean, std, parameters.blur_reach_px)
+        if tiles.device.type == "cpu":
+            _render_chunks(job)
+        else:
+            _render_dense(job)
+    return out.permute(0, 3, 1, 2)
+
+
+def evaluation_view(
+    tiles: Tensor,
+    *,
+    crop_px: int,
+    mean: Triple,
+    std: Triple,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Resize whole tiles (antialiased bicubic) to S = crop_px and normalise: uint8 (N,H,W,3) → (N,3,S,S).
+
+    Channels-last memory, on the tiles' device; tiles already of side S are only normalised.
+    """
+    _check_tiles(tiles)
+    count, height, width, _ = tiles.shape
+    device = tiles.device
+    out = torch.empty(count, crop_px, crop_px, 3, dtype=dtype, device=device)
+    step = max(
+        1, (_CPU_CHUNK_FLOATS if device.type == "cpu" else _DEVICE_CHUNK_FLOATS) // (3 * height * width)
+    )
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        vertical, up = _whole_weights(height, crop_px, device)
+        horizontal, across = _whole_weights(width, crop_px, device)
+        for start in range(0, count, step):
+            pixels = tiles[start : start + step].float()
+            if (height, width) == (crop_px, crop_px):
+                x = pixels.permute(3, 0, 2, 1).div_(255)
+            else:
+                x = torch.empty(3, len(pixels), crop_px, crop_px, device=device)
+                resize(pixels, x, vertical=vertical, up=up, horizontal=horizontal, across=across)
+            _normalise(x, mean, std)
+            out[start : start + step] = x.permute(1, 3, 2, 0)
+    return out.permute(0, 3, 1, 2)
+
+
+def _whole_weights(in_px: int, out_px: int, device: torch.device) -> tuple[Tensor, Bands]:
+    if device.type == "cpu":
+        return _crop_weights(torch.tensor([in_px]), out_px)
+    zero, bands = torch.zeros(1, device=device), Bands.dense(out_px, in_px)
+    return resize_weights(zero, zero + in_px, zero, out_px, bands), bands
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Parameters as the operations want them."""
+
+    table: Tensor  # (count,28) float32: one transfer takes everything to a device
+    positions: Tensor  # (count,) of the hue
+
+    @classmethod
+    def of(cls, p: Parameters) -> "_Plan":
+        blends, shift, positions = colour.coefficients(p)
+        single = torch.stack([p.flip.float(), p.sigma * p.blur, shift], 1)
+        return cls(torch.cat([p.boxes.float(), single, blends.flatten(1)], 1), positions)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A chunk's rows of the plan, by name."""
+
+    table: Tensor
+
+    @property
+    def boxes(self) -> Tensor:
+        return self.table[:, :4]
+
+    @property
+    def flip(self) -> Tensor:
+        return self.table[:, 4]
+
+    @property
+    def sigma(self) -> Tensor:
+        return self.table[:, 5]
+
+    @property
+    def shift(self) -> Tensor:
+        return self.table[:, 6]
+
+    @property
+    def blends(self) -> Tensor:
+        return self.table[:, 7:].reshape(-1, 7, 3)
+
+
+@dataclass(frozen=True)
+class _Job:
+    tiles: Tensor  # (N,H,W,3) uint8
+    plan: _Plan
+    out: Tensor  # (count,S,S,3)
+    mean: Triple
+    std: Triple
+    reach_px: int
+
+    @property
+    def crop_px(self) -> int:
+        return self.out.shape[1]
+
+
+def _check_tiles(tiles: Tensor) -> None:
+    if tiles.dtype != torch.uint8 or tiles.ndim != 4 or tiles.shape[3] != 3 or len(tiles) == 0:
+        raise ValueError(f"tiles must be uint8 (N,H,W,3) with N >= 1, got {tiles.dtype} {tuple(tiles.shape)}")
+
+
+def _check_boxes(boxes: Tensor, tiles: Tensor) -> None:
+    if boxes.device.type != "cpu":  # looking would wait for the device
+        return
+    last = (boxes[:, :2] + boxes[:, 2:]).amax(0).tolist()
+    if last[0] > tiles.shape[1] or last[1] > tiles.shape[2]:
+        raise ValueError(
+            f"boxes reach row {last[0]}, column {last[1]} of tiles of {tiles.shape[1]}x{tiles.shape[2]} px: "
+            "draw the parameters with the tile_px of these tiles"
+        )
+
+
+def _normalise(x: Tensor, mean: Triple, std: Triple) -> None:
+    for plane, centre, scale in zip(x, mean, std, strict=True):
+        plane.sub_(centre).mul_(1 / scale)
+
+
+def _render_dense(job: _Job) -> None:
+    """Every row through the same dense operations: no loop over rows and no wait for the device."""
+    count, (tile_count, height, width, _), side_px = len(job.out), job.tiles.shape, job.crop_px
+    table = job.plan.table
+    if table.device != job.tiles.device:
+        table = table.pin_memory().to(job.tiles.device, non_blocking=True)
+    up, across, square = (Bands.dense(side_px, length) for length in (height, width, side_px))
+    step = max(1, _DEVICE_CHUNK_FLOATS // (3 * max(height * width, side_px**2)))
+    for start in range(0, count, step):
+        rows = _Rows(table[start : start + step])
+        n = len(rows.table)
+        top, left, box_height, box_width = rows.boxes.unbind(1)
+        pixels = job.tiles[torch.arange(start, start + n, device=table.device) % tile_count].float()
+        x = torch.empty(3, n, side_px, side_px, device=table.device)
+        vertical = resize_weights(top, box_height, torch.zeros_like(top), side_px, up)
+        horizontal = resize_weights(left, box_width, rows.flip, side_px, across)
+        resize(pixels, x, vertical=vertical, up=up, horizontal=horizontal, across=across)
+        colour.recolour(x, rows.blends, rows.shift, [(0, n)] * 8)
+        _normalise(x, job.mean, job.std)
+        weights = blur_weights(rows.sigma, side_px, job.reach_px, square)
+        job.out[start : start + step] = blur(x, weights, square)
+
+
+def _render_chunks(job: _Job) -> None:
+    """Share chunks of rows among threads; chunks do not depend on the threads, so neither does the result."""
+    job = _Job(
+        job.tiles,
+        _Plan(job.plan.table.cpu(), job.plan.positions.cpu()),
+        job.out,
+        job.mean,
+        job.std,
+        job.reach_px,
+    )
+    chunks = _chunks(job.plan, max(_CPU_CHUNK_ROWS, _CPU_CHUNK_FLOATS // (3 * job.crop_px**2)))
+    threads = min(torch.get_num_threads(), len(chunks))
+    if threads == 1:
+        for rows in chunks:
+            _render_chunk(job, rows)
+    else:
+        # Big chunks first (they come last in the list): the threads then finish together.
+        list(
+            _pool(torch.get_num_threads(), os.getpid()).map(
+                lambda rows: _render_chunk(job, rows), chunks[::-1]
+            )
+        )
+
+
+@lru_cache(maxsize=4)
+def _pool(threads: int, _pid: int) -> ThreadPoolExecutor:
+    """Threads whose own torch operations use one thread each; a forked process needs its own."""
+    pool = ThreadPoolExecutor(threads, "views", initializer=_use_one_thread)
+    started = threading.Barrier(threads)
+    list(pool.map(lambda _: started.wait(), range(threads)))
+    torch.set_num_threads(threads)  # the initializer also set what threads started later would take
+    return pool
+
+
+def _use_one_thread() -> None:
+    torch.get_num_threads()  # a thread takes the global number at its first look, even after it set its own
+    torch.set_num_threads(1)
+
+
+def _chunks(plan: _Plan, size: int) -> list[Tensor]:
+    """Row numbers of chunks alike in flip and crop size, each sorted by the hue's position."""
+    rows = _Rows(plan.table)
+    area = rows.boxes[:, 2] * rows.boxes[:, 3]
+    chunks: list[Tensor] = []
+    for flipped in (0, 1):
+        members = (rows.flip == flipped).nonzero()[:, 0]
+        members = members[area[members].argsort(stable=True)]
+        chunks += [chunk[plan.positions[chunk].argsort(stable=True)] for chunk in torch.split(members, size)]
+    return [chunk for chunk in chunks if len(chunk)]
+
+
+@torch.inference_mode()
+def _render_chunk(job: _Job, numbers: Tensor) -> None:
+    side_px, rows = job.crop_px, _Rows(job.plan.table[numbers])
+    boxes: list[list[int]] = rows.boxes.int().tolist()
+    x = torch.empty(3, len(numbers), side_px, side_px)
+    _crop_resize(x, _crops(job.tiles, numbers.tolist(), boxes), boxes, flipped=bool(rows.flip[0]))
+    colour.recolour(x, rows.blends, rows.shift, colour.spans(job.plan.positions[numbers]))
+    _normalise(x, job.mean, job.std)
+    bands = Bands.cover(side_px, side_px, (1.0, 1.0), job.reach_px)
+    out = blur(x, blur_weights(rows.sigma, side_px, job.reach_px, bands), bands)
+    job.out.index_copy_(0, numbers, out.to(job.out.dtype))
+
+
+def _crops(tiles: Tensor, numbers: list[int], boxes: list[list[int]]) -> Tensor:
+    """The boxes' pixels in the top left corners of one float tensor; zeros elsewhere."""
+    pixels = torch.zeros(len(numbers), max(box[2] for box in boxes), max(box[3] for box in boxes), 3)
+    source, to = tiles.numpy(), pixels.numpy()  # numpy slices and casts small arrays several times faster
+    for i, (number, (top, left, height, width)) in enumerate(zip(numbers, boxes, strict=True)):
+        to[i, :height, :width] = source[number % len(tiles), top : top + height, left : left + width]
+    return pixels
+
+
+def _crop_resize(x: Tensor, pixels: Tensor, boxes: list[list[int]], *, flipped: bool) -> None:
+    side_px = x.shape[2]
+    heights, widths = (torch.tensor([box[axis] for box in boxes]) for axis in (2, 3))
+    vertical, up = _crop_weights(heights, side_px)
+    horizontal, across = (vertical, up) if heights.equal(widths) else _crop_weights(widths, side_px)
+    if flipped:
+        horizontal, across = horizontal.flip(1, 2), across.upside_down(side_px)
+    resize(pixels, x, vertical=vertical, up=up, horizontal=horizontal, across=across)
+
+
+def _crop_weights(sizes: Tensor, out_px: int) -> tuple[Tensor, Bands]:
+    """Weights of crops that start at 0, each size computed once: a chunk of like crops has few."""
+    unique, inverse = torch.unique(sizes, return_inverse=True)
+    scales = (int(unique[0]) / out_px, int(unique[-1]) / out_px)
+    bands = Bands.cover(out_px, int(unique[-1]), scales, 2 * max(1.0, scales[1]))
+    zero = torch.zeros(len(unique))
+    return resize_weights(zero, unique, zero, out_px, bands)[inverse], bands

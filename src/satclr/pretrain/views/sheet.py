@@ -1,0 +1,59 @@
+"""A contact sheet: what each augmentation does to one tile, like Figure 3 of the paper."""
+
+from dataclasses import replace
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from satclr.pretrain.views.parameters import Parameters, Settings, draw
+from satclr.pretrain.views.rendering import evaluation_view, render
+
+ROWS = ("crop", "flip", "jitter", "grayscale", "blur", "all")
+_BLACK, _WHITE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+_GAP_PX, _LABEL_PX = 4, 88
+
+
+def contact_sheet(
+    tile: Tensor, settings: Settings, *, generator: torch.Generator, columns: int = 8
+) -> Image.Image:
+    """Draw views of a tile: a labelled row an augmentation, then all together; each row opens with the tile.
+
+    tile uint8 (H,H,3). An augmentation's own row applies it to every view; the last row keeps probabilities.
+    Raises ValueError for a tile that is not square.
+    """
+    if tile.ndim != 3 or tile.shape[0] != tile.shape[1]:
+        raise ValueError(f"a contact sheet needs a square tile (H,H,3), got {tuple(tile.shape)}")
+    side_px = settings.crop_px
+    step_px = side_px + _GAP_PX
+    sheet = Image.new("RGB", (_LABEL_PX + (columns + 1) * step_px, _GAP_PX + len(ROWS) * step_px), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    original = evaluation_view(tile[None], crop_px=side_px, mean=_BLACK, std=_WHITE)
+    for row, name in enumerate(ROWS):
+        top = _GAP_PX + row * step_px
+        pen.text((_GAP_PX, top + side_px // 2), name, fill="black", font=font, anchor="lm")
+        parameters = only(name, draw(generator, columns, settings, tile_px=len(tile)), tile_px=len(tile))
+        views = render(tile[None], parameters, crop_px=side_px, mean=_BLACK, std=_WHITE)
+        for column, view in enumerate(torch.cat([original, views])):
+            pixels = view.permute(1, 2, 0).mul(255).round().clamp(0, 255).byte().cpu().numpy()
+            sheet.paste(Image.fromarray(pixels), (_LABEL_PX + column * step_px, top))
+    return sheet
+
+
+def only(name: str, parameters: Parameters, *, tile_px: int) -> Parameters:
+    """The same draws with one augmentation on in every row and the others off; "all" leaves them as drawn."""
+    if name == "all":
+        return parameters
+    whole = torch.tensor([0, 0, tile_px, tile_px]).expand_as(parameters.boxes)
+
+    def on(augmentation: str) -> Tensor:
+        return torch.full_like(parameters.flip, name == augmentation)
+
+    return replace(
+        parameters,
+        boxes=parameters.boxes if name == "crop" else whole,
+        flip=on("flip"),
+        jitter=on("jitter"),
+        grayscale=on("grayscale"),
+        blur=on("blur"),
+    )

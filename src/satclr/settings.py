@@ -1,0 +1,192 @@
+"""Read params.yaml: strict YAML, merging of defaults, profile and arm, and errors that name the key.
+
+In: params.yaml. Out: `load` → Params, `resolve(params, profile, arm)` → Settings.
+
+    satclr arms
+"""
+
+from __future__ import annotations
+
+import re
+import reprlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from satclr.params import ARM_SECTIONS, SECTIONS, Model, Params, Settings
+
+FILE = "params.yaml"
+M = TypeVar("M", bound=Model)
+
+
+class ParamsError(ValueError):
+    """An invalid setting: the message names its key, its value and what is allowed."""
+
+
+def load(path: Path) -> Params:
+    """Read and check the whole file: every arm with every profile.
+
+    Raises `ParamsError` naming the key's path, the value and what is allowed.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            tree = yaml.load(file, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader  # nosec B506
+    except FileNotFoundError:
+        raise ParamsError(f"{path} does not exist; run satclr inside a satclr project") from None
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        raise ParamsError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ParamsError(f"{path.name} must be a mapping, not {type(tree).__name__}")
+    params = _validate(Params, tree, sources={})
+    _check_names(params)
+    for profile in params.profiles:
+        for arm in params.arms:
+            resolve(params, profile, arm)
+    return params
+
+
+def resolve(params: Params, profile: str, arm: str) -> Settings:
+    """The settings of an arm: `defaults`, overridden by its profile, overridden by the arm.
+
+    Raises `ParamsError` for an unknown profile or arm and for settings that do not go together.
+    """
+    tree = merge(params.defaults, pick(params.profiles, profile, "profile"))
+    tree = merge(tree, pick(params.arms, arm, "arm"))
+    sources = {f"arms.{arm}": params.arms[arm], f"profiles.{profile}": params.profiles[profile]}
+    return _validate(Settings, tree, sources=sources | {"defaults": params.defaults})
+
+
+def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the leaves of `change` in place of its own; neither is modified."""
+    merged = dict(base)
+    for key, value in change.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def pick(table: Mapping[str, dict[str, Any]], name: str, kind: str) -> dict[str, Any]:
+    """The entry `name` of profiles or arms; raises `ParamsError` listing the known ones."""
+    if name not in table:
+        raise ParamsError(f"unknown {kind} {_brief(name)}; {FILE} has {', '.join(table)}")
+    return table[name]
+
+
+def _check_names(params: Params) -> None:
+    pick(params.profiles, params.profile, "profile")
+    for key in ("run", "ladder"):
+        for arm in getattr(params, key):
+            pick(params.arms, arm, f"arm in `{key}`:")
+    for key in ("run", "ladder", "seeds"):
+        values = list(map(str, getattr(params, key)))
+        repeated = sorted({value for value in values if values.count(value) > 1})
+        if repeated:
+            raise ParamsError(f"{FILE}: {key}: duplicate entry {', '.join(repeated)}")
+    _check_sections({"defaults": params.defaults}, required=SECTIONS, allowed=SECTIONS, path="")
+    _check_sections(params.profiles, required=SECTIONS, allowed=SECTIONS, path="profiles.")
+    _check_sections(params.arms, required=("pretrain",), allowed=ARM_SECTIONS, path="arms.")
+
+
+def _check_sections(
+    tables: Mapping[str, Mapping[str, Any]], *, required: tuple[str, ...], allowed: tuple[str, ...], path: str
+) -> None:
+    """Every section must be present, if only as `{}`: DVC stops at a missing parameter."""
+    for name, sections in tables.items():
+        for section in required:
+            if section not in sections:
+                raise ParamsError(f"{path}{name}.{section} is missing; add `{section}: {{}}` to change nothing")
+        for section, value in sections.items():
+            if section not in allowed:
+                key = _printable(f"{path}{name}.{section}")
+                raise ParamsError(f"{key}: unknown key; allowed are {', '.join(allowed)}")
+            if not isinstance(value, dict):
+                raise ParamsError(f"{path}{name}.{section} = {_brief(value)} is not a mapping")
+
+
+def _validate(model: type[M], tree: Mapping[str, Any], *, sources: Mapping[str, Mapping[str, Any]]) -> M:
+    try:
+        return model.model_validate(dict(tree))
+    except ValidationError as error:
+        sentences = [_sentence(problem, model, sources) for problem in error.errors(include_url=False)]
+        raise ParamsError(f"{FILE}: " + "; ".join(sentences)) from None
+
+
+def _sentence(problem: Any, model: type[Model], sources: Mapping[str, Mapping[str, Any]]) -> str:
+    loc, message = problem["loc"], problem["msg"].removeprefix("Value error, ")
+    keys = [str(key) for key in loc if key != "[key]"]
+    if problem["type"] == "value_error":  # one of ours, which begins with the setting's name
+        key, _, message = message.partition(" ")
+        name = key.removesuffix(":")
+        return f"{_origin([*keys, *name.split('.')], sources)}{key[len(name) :]} {message}"
+    path = _origin(keys, sources)
+    if problem["type"] == "extra_forbidden":
+        return f"{path}: unknown key; allowed are {', '.join(_keys_at(model, loc[:-1]))}"
+    if problem["type"] == "missing":
+        return f"{path} is missing"
+    return f"{path} = {_brief(problem['input'])}: {message}"
+
+
+def _origin(keys: list[str], sources: Mapping[str, Mapping[str, Any]]) -> str:
+    """The path at which the file sets `keys`: in the arm, else the profile, else the defaults."""
+    for name, tree in sources.items():
+        if _sets(tree, keys):
+            return _printable(".".join([name, *keys]))
+    return _printable(".".join([*list(sources)[-1:], *keys]))
+
+
+def _sets(tree: Any, keys: list[str]) -> bool:
+    if not keys:
+        return True
+    if isinstance(tree, Mapping):
+        return keys[0] in tree and _sets(tree[keys[0]], keys[1:])
+    return isinstance(tree, list) and keys[0].isdecimal() and int(keys[0]) < len(tree)
+
+
+def _printable(path: str) -> str:
+    return path if path.isprintable() else path.encode("unicode_escape").decode("ascii")
+
+
+def _brief(value: Any) -> str:
+    """A value for a message: on one line, and abbreviated."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 80
+    short.maxlevel = 3
+    try:
+        return short.repr(value)
+    except ValueError:  # Python prints no integer of over 4300 digits
+        return f"an integer of {value.bit_length():,} bits" if isinstance(value, int) else type(value).__name__
+
+
+def _keys_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    for key in loc:
+        field = next((f for n, f in model.model_fields.items() if key in (n, f.alias)), None)
+        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+            return []
+        model = field.annotation
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses duplicate keys, of which YAML would silently keep the last."""
+
+
+def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    loader.flatten_mapping(node)
+    tree: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str):
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
+        if key in tree:
+            raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
+        tree[key] = loader.construct_object(value_node, deep=True)
+    return tree
+
+
+_StrictLoader.add_implicit_resolver(  # YAML 1.2's 1e-3, which DVC reads as a number and PyYAML as text
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)

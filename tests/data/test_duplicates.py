@@ -1,0 +1,96 @@
+"""Near-duplicates: the same pairs as comparing all with all, and the copies people really make."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image, ImageFilter
+
+from satclr.data import duplicates
+
+
+def pictures(count: int, rng: np.random.Generator, side_px: int = 64) -> npt.NDArray[np.uint8]:
+    """Unlike pictures with structure at several scales."""
+    layers = [rng.integers(0, 256, (count, n, n, 3), dtype=np.uint8) for n in (4, 8, 16)]
+    resized = [
+        np.stack([np.asarray(Image.fromarray(x).resize((side_px, side_px))) for x in layer])
+        for layer in layers
+    ]
+    return np.asarray(np.mean(resized, axis=0).astype(np.uint8))
+
+
+def jpeg(tile: npt.NDArray[np.uint8], quality: int) -> npt.NDArray[np.uint8]:
+    buffer = io.BytesIO()
+    Image.fromarray(tile).save(buffer, "JPEG", quality=quality)
+    return np.asarray(Image.open(buffer))
+
+
+@pytest.mark.parametrize("distance_bits", [0, 1, 5, 8, 13])
+def test_candidates_are_those_of_all_pairs(distance_bits: int) -> None:
+    rng = np.random.default_rng()
+    found = rng.integers(0, 2**64, 300, dtype=np.uint64)
+    for i in range(150, 300):  # relatives at every distance up to 16 bits
+        flips = sum(1 << int(bit) for bit in rng.choice(64, rng.integers(0, 17), replace=False))
+        found[i] = found[i - 150] ^ np.uint64(flips)
+    expected = {
+        (i, j)
+        for i in range(300)
+        for j in range(i + 1, 300)
+        if int(found[i] ^ found[j]).bit_count() <= distance_bits
+    }
+    pairs = [
+        (int(i), int(j))
+        for left, right in duplicates.candidates(found, distance_bits)
+        for i, j in zip(left, right, strict=True)
+    ]
+    assert len(expected) > 2
+    assert len(pairs) == len(set(pairs))
+    assert set(pairs) == expected
+
+
+def test_blocks_do_not_lose_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = np.random.default_rng().integers(0, 2**10, 400, dtype=np.uint64)
+
+    def pairs() -> list[tuple[int, int]]:
+        blocks = duplicates.candidates(found, 2)
+        return sorted((int(i), int(j)) for left, right in blocks for i, j in zip(left, right, strict=True))
+
+    whole = pairs()
+    monkeypatch.setattr(duplicates, "PAIRS_AT_ONCE", 37)
+    assert pairs() == whole
+
+
+def test_copies_are_grouped_and_other_pictures_are_not() -> None:
+    rng = np.random.default_rng()
+    tiles = pictures(40, rng)
+    copies = [
+        tiles[3],
+        jpeg(tiles[5], 50),
+        np.asarray(Image.fromarray(tiles[7]).filter(ImageFilter.GaussianBlur(1))),
+        np.asarray(np.clip(tiles[9] + rng.normal(0, 5, tiles[9].shape), 0, 255).astype(np.uint8)),
+        jpeg(jpeg(tiles[5], 80), 60),
+    ]
+    group = duplicates.groups(np.concatenate([tiles, copies]))
+    assert group[:40].tolist() == list(range(40))
+    assert group[40:].tolist() == [3, 5, 7, 9, 5]
+
+
+def test_thumbnails_overrule_a_hash_that_collides(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles = pictures(12, np.random.default_rng())
+    same = np.zeros(12, dtype=np.uint64)
+    monkeypatch.setattr(duplicates, "hashes", lambda _: (np.arange(12, dtype=np.uint64), same))
+    assert duplicates.groups(tiles).tolist() == list(range(12))
+    assert duplicates.groups(tiles, correlation_min=-1.0).tolist() == [0] * 12
+
+
+def test_ucmerced_shows_one_airplane_twice(external_data: Path) -> None:
+    paths = sorted((external_data / "ucmerced" / "Images").glob("*/*.jpg"))
+    tiles = np.stack([np.asarray(Image.open(path).convert("RGB").resize((128, 128))) for path in paths])
+    group = duplicates.groups(tiles)
+    names = [path.stem for path in paths]
+    found = [{names[row] for row in np.flatnonzero(group == first)} for first in np.unique(group)]
+    found = [members for members in found if len(members) > 1]
+    assert {"airplane01", "airplane02"} in found
+    assert len(found) <= 4

@@ -1,0 +1,156 @@
+"""BigEarthNet v2 in its published layout, in small."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image, TiffImagePlugin
+
+from satclr.data import importing, labels, prepare, splits, tiles
+from satclr import params
+from satclr.data.importing import bigearthnet
+
+pa: Any = pytest.importorskip("pyarrow")
+parquet: Any = pytest.importorskip("pyarrow.parquet")
+
+SCENES = ("S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP", "S2B_MSIL2A_20180525T094029_N9999_R036_T35VNK")
+COUNTRIES = ("Austria", "Republic of Ireland")
+NAMES = ("Arable land", "Beaches, dunes, sands", "Inland waters", "Marine waters", "Pastures")
+SPLITS = ("train", "validation", "test")
+OTHER_BANDS = {"B01": 20, "B05": 60, "B08": 120, "B8A": 60}
+
+
+def geotiff(path: Path, values: npt.NDArray[np.uint16]) -> None:
+    """One band as the data set stores it: deflated, with a place on earth."""
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[33550] = (10.0, 10.0, 0.0)  # ModelPixelScale
+    tags.tagtype[33550] = 12
+    tags[33922] = (0.0, 0.0, 0.0, 399960.0, 5300040.0, 0.0)  # ModelTiepoint
+    tags.tagtype[33922] = 12
+    tags[34735] = (1, 1, 0, 2, 1024, 0, 1, 1, 3072, 0, 1, 32633)  # GeoKeyDirectory: UTM zone 33 N
+    tags.tagtype[34735] = 3
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(path, "TIFF", compression="tiff_adobe_deflate", tiffinfo=tags)
+
+
+@pytest.fixture
+def download(tmp_path: Path) -> tuple[Path, list[dict[str, Any]], dict[str, npt.NDArray[np.uint16]]]:
+    """Twelve patches, three bands and more each: the folder, the metadata, the (120,120,3) reflectances."""
+    rng = np.random.default_rng()
+    source = tmp_path / "BigEarthNet"
+    rows: list[dict[str, Any]] = []
+    pixels = {}
+    for i in range(12):
+        patch = f"{SCENES[i % 2]}_{i:02}_{40 + i}"
+        chosen = rng.choice(len(NAMES), rng.integers(1, 4), replace=False)
+        rows.append({
+            "patch_id": patch,
+            "labels": [NAMES[k] for k in (chosen if i else range(5))],
+            "split": SPLITS[i % 3],
+            "country": COUNTRIES[i % 2],
+            "s1_name": "S1B_IW_GRDH_1SDV",
+            "contains_seasonal_snow": False,
+            "contains_cloud_or_shadow": False,
+        })  # fmt: skip
+        pixels[patch] = rng.integers(0, 6000, (120, 120, 3), dtype=np.uint16)
+        folder = source / "BigEarthNet-S2" / SCENES[i % 2] / patch
+        for k, band in enumerate(("B04", "B03", "B02")):
+            geotiff(folder / f"{patch}_{band}.tif", pixels[patch][:, :, k])
+        for band, side in OTHER_BANDS.items():
+            geotiff(folder / f"{patch}_{band}.tif", np.zeros((side, side), dtype=np.uint16))
+    parquet.write_table(pa.Table.from_pylist(rows), source / "metadata.parquet")
+    return source, rows, pixels
+
+
+Download = tuple[Path, list[dict[str, Any]], dict[str, npt.NDArray[np.uint16]]]
+
+
+def test_patches_become_rgb_tiles_with_their_labels_and_split(download: Download, tmp_path: Path) -> None:
+    source, rows, pixels = download
+    target = tmp_path / "data" / "bigearthnet"
+    report = importing.run(source, target)
+    assert report.split == {"train": 4, "val": 4, "test": 4}
+    read = labels.read(target / "Labels")
+    assert read.names == NAMES
+    assert Counter(read.categories) == {"Austria": 6, "Republic_of_Ireland": 6}
+    drawn = splits.from_file(target / "split.csv", read.tiles)
+    by_name = {row["patch_id"]: row for row in rows}
+    for tile, category, hot, which in zip(read.tiles, read.categories, read.targets, drawn, strict=True):
+        row = by_name[tile.removesuffix(".png")]
+        assert [name for name, value in zip(read.names, hot, strict=True) if value] == sorted(row["labels"])
+        assert which == {"train": "train", "validation": "val", "test": "test"}[row["split"]]
+        with Image.open(target / "Images" / category / tile) as image:
+            values = np.asarray(image)
+        reflectance = pixels[row["patch_id"]].astype(float) / 10_000
+        np.testing.assert_array_equal(values, np.floor(np.clip(reflectance / 0.3, 0, 1) * 255 + 0.5))
+
+
+def test_prepare_takes_the_tiles_and_the_official_split(download: Download, tmp_path: Path) -> None:
+    source, rows, pixels = download
+    importing.run(source, tmp_path / "data")
+    loaded = params.load(Path(__file__).parents[2] / "params.yaml")
+    arm = params.resolve(loaded, "bigearthnet", "baseline", 0)
+    prepare.run(tmp_path / "data", tmp_path / "build", arm.settings.data)
+    store = tiles.open_store(tmp_path / "build")
+    official = {f"{row['patch_id']}.png": row["split"].replace("validation", "val") for row in rows}
+    assert dict(zip(store.names, store.splits.tolist(), strict=True)) == official
+    for name, tile in zip(store.names, store.pixels, strict=True):
+        np.testing.assert_array_equal(tile, bigearthnet.to_rgb(pixels[name.removesuffix(".png")]))
+
+
+def test_the_scale_is_monotonic_and_meets_its_ends() -> None:
+    every = np.arange(2**16, dtype=np.uint16)
+    scaled = bigearthnet.to_rgb(every).astype(int)
+    assert scaled[0] == 0
+    assert scaled[3_000] == 255
+    assert set(np.diff(scaled)) == {0, 1}
+    assert (scaled[3_000:] == 255).all()
+
+
+def test_some_acquisitions_are_enough(download: Download, tmp_path: Path) -> None:
+    source, _, _ = download
+    for patch in (source / "BigEarthNet-S2" / SCENES[1]).iterdir():
+        for band in patch.iterdir():
+            band.unlink()
+        patch.rmdir()
+    report = importing.run(source, tmp_path / "part")
+    assert report.tiles == 6
+    assert report.notes == ["6 of 12 patches are not there"]
+    assert set(labels.read(tmp_path / "part" / "Labels").names) == set(NAMES)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # Pillow's first word on a truncated file
+def test_what_is_damaged_is_named(download: Download, tmp_path: Path) -> None:
+    source, rows, _ = download
+    patch = rows[3]["patch_id"]
+    band = source / "BigEarthNet-S2" / SCENES[1] / patch / f"{patch}_B03.tif"
+    whole = band.read_bytes()
+    for content in (whole[:-5000], b"no tiff", None):
+        band.unlink() if content is None else band.write_bytes(content)
+        with pytest.raises(importing.SourceError, match=f"{patch}_B03.tif: not a readable GeoTIFF"):
+            importing.run(source, tmp_path / "mine")
+    geotiff(band, np.zeros((60, 60), dtype=np.uint16))
+    with pytest.raises(importing.SourceError, match=r"B03.tif.*\(60, 60\)"):
+        importing.run(source, tmp_path / "mine")
+    band.write_bytes(whole)
+    (source / "metadata.parquet").write_bytes(b"PAR1")
+    with pytest.raises(importing.SourceError, match=r"metadata.parquet.*not a readable parquet"):
+        importing.run(source, tmp_path / "mine")
+    parquet.write_table(pa.table({"patch_id": ["a"]}), source / "metadata.parquet")
+    with pytest.raises(importing.SourceError, match="no column 'labels'"):
+        importing.run(source, tmp_path / "mine")
+    parquet.write_table(pa.Table.from_pylist([rows[0] | {"patch_id": "absent"}]), source / "metadata.parquet")
+    with pytest.raises(importing.SourceError, match="none of the 1 patches"):
+        importing.run(source, tmp_path / "mine")
+    assert not (tmp_path / "mine").exists()
+
+
+def test_the_package_that_is_missing_is_named(
+    download: Download, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
+    with pytest.raises(importing.SourceError, match="pyarrow is needed"):
+        importing.run(download[0], tmp_path / "mine")

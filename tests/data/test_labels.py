@@ -1,0 +1,139 @@
+"""Label tables: what is read, what is put right, what is refused."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from satclr.data.labels import LabelError, Labels, read
+
+RELEASES = ("release-2020-06-30", "release-2021-05-19")
+
+
+def write(folder: Path, **tables: str | bytes) -> Path:
+    folder.mkdir(exist_ok=True)
+    for category, content in tables.items():
+        raw = content.encode() if isinstance(content, str) else content
+        (folder / f"{category}.csv").write_bytes(raw)
+    return folder
+
+
+def targets_of(labels: Labels, tile: str) -> dict[str, int]:
+    return dict(zip(labels.names, labels.targets[labels.tiles.index(tile)].tolist(), strict=True))
+
+
+def test_columns_are_matched_by_name_whatever_their_order(tmp_path: Path) -> None:
+    rng = random.Random()
+    names = [f"label {i}" for i in range(7)]
+    expected: dict[str, dict[str, int]] = {}
+    tables = {}
+    for category in ("north", "south", "west"):
+        order = ["image", *names]
+        rng.shuffle(order)
+        rows = [",".join(order)]
+        for i in range(5):
+            tile = f"{category}_{i}.jpg"
+            expected[tile] = {name: rng.randrange(2) for name in names}
+            rows.append(",".join(tile if c == "image" else str(expected[tile][c]) for c in order))
+        tables[category] = "\n".join(rows)
+    labels = read(write(tmp_path, **tables))
+    assert labels.names == tuple(names)
+    assert {tile: targets_of(labels, tile) for tile in labels.tiles} == expected
+    assert labels.categories == [tile.partition("_")[0] for tile in labels.tiles]
+    assert labels.targets.dtype == np.uint8
+    for category, text in tables.items():
+        header = text.partition("\n")[0].split(",")
+        assert labels.columns[category] == tuple(c for c in header if c != "image")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\xef\xbb\xbfimage,caf\xc3\xa9,sea\r\n a.jpg ,1, 0 \r\nb.jpg,0,1\r\n",
+        "image;café ; sea\na.jpg;1;0\nb.jpg;0;1\n".encode("cp1252"),
+        "image\tcafé\tsea\na.jpg\t1.0\t0.0\nb.jpg\t0\t1\n".encode("utf-16"),
+        'image,"café","sea"\n"a.jpg","1","0"\n"b.jpg",0,1\n\n'.encode(),
+        "sea,image,café,,\n0,a.jpg,1,,\n1,b.jpg,0,,\n,,,,\n".encode(),
+        " Image , café ,sea\ra.jpg,1,0\rb.jpg,0,1\r".encode(),
+    ],
+    ids=["bom-crlf-spaces", "cp1252-semicolons", "utf16-tabs", "quotes", "empty-columns", "cr-only"],
+)
+def test_the_same_table_however_it_was_saved(tmp_path: Path, raw: bytes) -> None:
+    labels = read(write(tmp_path, coast=raw))
+    assert labels.tiles == ["a.jpg", "b.jpg"]
+    assert labels.names == ("café", "sea")
+    assert labels.targets.tolist() == [[1, 0], [0, 1]]
+
+
+def test_known_misspellings_are_put_right_and_reported(tmp_path: Path) -> None:
+    labels = read(write(tmp_path, bay="image,habor,swimmimg  pool\na.jpg,1,0\n"))
+    assert labels.names == ("harbor", "swimming pool")
+    assert targets_of(labels, "a.jpg") == {"harbor": 1, "swimming pool": 0}
+    assert len(labels.repairs) == 2
+    assert any("'habor'" in repair and "'harbor'" in repair for repair in labels.repairs)
+
+
+def test_a_nameless_column_is_the_one_label_the_table_lacks(tmp_path: Path) -> None:
+    tables = {"a": "image,ice,sea\na.jpg,1,0\n", "b": "image,sea,  \nb.jpg,0,1\n"}
+    labels = read(write(tmp_path, **tables))
+    assert targets_of(labels, "b.jpg") == {"ice": 1, "sea": 0}
+    assert labels.columns["b"] == ("sea", "ice")
+
+
+GOOD = "image,ice,sea\ngood.jpg,1,0\n"
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("image,ice,sea\na.jpg,1,0\nb.jpg,0,2\n", ["bad.csv, line 3", "'sea'", "'2'"]),
+        ("image,ice,sea\na.jpg,1,\n", ["bad.csv, line 2", "'sea'", "''"]),
+        ("image,ice,sea\na.jpg,yes,1\n", ["bad.csv, line 2", "'ice'", "'yes'"]),
+        ("image,ice,sea\na.jpg,1,0\na.jpg,1,0\n", ["bad.csv, line 3", "'a.jpg'", "line 2"]),
+        ("image,ice,sea\ngood.jpg,1,0\n", ["'good.jpg'", "bad.csv, line 2"]),
+        ("image,ice\na.jpg,1\n", ["bad.csv", "'sea'", "good.csv"]),
+        ("image,ice,sea,fog\na.jpg,1,0,1\n", ["good.csv", "'fog'", "bad.csv"]),
+        ("image,ice,sea,\na.jpg,1,0,1\n", ["bad.csv", "nameless"]),
+        ("image,,\na.jpg,1,0\n", ["bad.csv", "2 nameless"]),
+        ("image,ice,ice\na.jpg,1,0\n", ["bad.csv", "'ice'", "twice"]),
+        ("tile,ice,sea\na.jpg,1,0\n", ["bad.csv", "'image'"]),
+        ("image,ice,sea\na.jpg,1\n", ["bad.csv, line 2", "2 cells", "3"]),
+        ("image,ice,sea\n", ["bad.csv", "no rows"]),
+        ("", ["bad.csv", "no rows"]),
+        ("image\na.jpg\n", ["bad.csv", "no label column"]),
+        ("image,ice,sea\n../a.jpg,1,0\n", ["bad.csv, line 2", "'../a.jpg'"]),
+        (b"image,ice,sea\na.jpg,1,\0\n", ["bad.csv", "NUL"]),
+    ],
+)
+def test_a_table_that_cannot_be_trusted_is_refused(
+    tmp_path: Path, table: str | bytes, said: list[str]
+) -> None:
+    folder = write(tmp_path, bad=table, good=GOOD)
+    with pytest.raises(LabelError) as caught:
+        read(folder)
+    for part in said:
+        assert part in str(caught.value)
+
+
+def test_a_folder_without_tables_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match="no such folder"):
+        read(tmp_path / "nowhere")
+    write(tmp_path, **{"._resource_fork": b"\0"})
+    with pytest.raises(LabelError, match="no label table"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_mlrsnet(external_data: Path, release: str) -> None:
+    folder = external_data / "mlrsnet-labels" / release
+    labels = read(folder)
+    assert labels.targets.shape == (109_161, 60)
+    assert len(set(labels.tiles)) == 109_161
+    tables = [
+        pd.read_csv(path).rename(columns=lambda c: c.strip() or "snowberg") for path in folder.glob("*.csv")
+    ]
+    counts = pd.concat(tables).drop(columns="image").sum()
+    counts = counts.rename({"habor": "harbor", "swimmimg pool": "swimming pool"})
+    assert dict(zip(labels.names, labels.targets.sum(0).tolist(), strict=True)) == counts.to_dict()

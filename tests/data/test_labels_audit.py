@@ -1,0 +1,382 @@
+"""The audit finds what is planted, on real releases and on made-up sets, and little else."""
+
+import csv
+import io
+import json
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import openpyxl
+import pytest
+from rich.console import Console
+
+from satclr.data.labels import Audit, Finding, Labels, audit, flagged_rows, read, render
+from satclr.data.labels.checks import longest_runs, namesake
+from satclr.data.labels.known import documented
+
+FIRST, SECOND = "mlrsnet-labels/release-2020-06-30", "mlrsnet-labels/release-2021-05-19"
+
+
+def of_kind(report: Audit, kind: str) -> list[Finding]:
+    return [finding for finding in report.findings if finding.kind == kind]
+
+
+def text_of(report: Audit) -> str:
+    console = Console(width=120, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(render(report))
+    return captured.get()
+
+
+def timed_audit(folder: Path) -> tuple[Labels, Audit]:
+    start = time.process_time()  # of this process: other ones may keep the processor busy
+    labels = read(folder)
+    report = audit(labels, folder)
+    assert time.process_time() - start < 20
+    return labels, report
+
+
+def test_the_2021_release_is_recognised_and_its_damage_found(external_data: Path) -> None:
+    first = read(external_data / FIRST)
+    labels, report = timed_audit(external_data / SECOND)
+    assert labels.tiles == first.tiles
+    flagged = np.zeros(len(labels.tiles), dtype=bool)
+    flagged[flagged_rows(report)] = True
+    corrupt = (labels.targets != first.targets).any(1)
+    over = labels.targets.sum(1) > 13
+    assert corrupt.sum() == 10_300
+    assert over.sum() == 3_471
+    assert flagged[over].mean() >= 0.99
+    assert flagged[corrupt].mean() >= 0.99
+    assert flagged[~corrupt].mean() <= 0.01
+    (lost,) = of_kind(report, "lost-label")
+    assert {labels.categories[row] for row in lost.rows} == {"stadium", "storage_tank"}
+    worst = report.findings[0]
+    assert worst.kind == "known-release"
+    assert "2021-05-19" in worst.title
+    assert "10,300" in worst.title
+    assert "cd5ca1c" in worst.advice
+
+
+def test_the_damage_shows_without_knowing_the_data_set(external_data: Path, tmp_path: Path) -> None:
+    """Under other label names nothing packaged applies; the spreadsheet's traces remain."""
+    for path in (external_data / SECOND).glob("*.csv"):
+        header, _, rest = path.read_text().partition("\n")
+        (tmp_path / path.name).write_text(header.replace("gully", "ravine") + "\n" + rest)
+    labels = read(tmp_path)
+    report = audit(labels, tmp_path)
+    assert report.known is None
+    flagged = np.isin(np.arange(len(labels.tiles)), flagged_rows(report))
+    over = labels.targets.sum(1) > 13
+    assert flagged[over].mean() >= 0.99
+    told = [line for finding in of_kind(report, "lost-label") for line in finding.details]
+    assert any("stadium" in line for line in told)
+    assert any("'tanks'" in line for line in told)
+    assert len(told) <= 3
+
+
+def test_the_first_release_is_left_alone(external_data: Path) -> None:
+    labels, report = timed_audit(external_data / FIRST)
+    flagged = flagged_rows(report)
+    assert len(flagged) <= 0.01 * len(labels.tiles)
+    empty = set(np.flatnonzero(labels.targets.sum(1) == 0))
+    assert len(empty) == 10
+    assert empty <= set(flagged)
+    assert not [finding for finding in report.findings if finding.level == "error"]
+    (release,) = of_kind(report, "known-release")
+    assert "2020-06-30" in release.title
+
+
+def test_mlrsnets_own_spreadsheet_is_read(external_data: Path, tmp_path: Path) -> None:
+    """Sheet 1 lists the categories; sheet 2, below two lines of heading, a number, a category and its labels."""
+    folder = external_data / "mlrsnet-labels"
+    (tmp_path / "Labels").symlink_to(folder / "release-2020-06-30")
+    book, found = openpyxl.Workbook(), dict[str, list[str]]()
+    for row in csv.reader((folder / "category_labels.csv").read_text().splitlines()[1:]):
+        found.setdefault(row[0], []).append(row[1])
+    for i, category in enumerate(["Categories", *found]):
+        book.worksheets[0].append([i, category])
+    sheet = book.create_sheet()
+    sheet.append(["MLRSNet"])
+    sheet.append(["No.", "Categories", "Labels"])
+    for i, (category, names) in enumerate(found.items(), 1):
+        sheet.append([i, category, *names])
+    book.save(tmp_path / "Categories_names.xlsx")
+    labels = read(tmp_path / "Labels")
+    document = documented(tmp_path / "Labels", labels)
+    assert document is not None
+    assert document == ("Categories_names.xlsx", documented(folder / "release-2020-06-30", labels)[1])  # type: ignore[index]
+    assert set(document[1]) == set(labels.columns)
+    beyond = of_kind(audit(labels, tmp_path / "Labels"), "undocumented-label")
+    assert [len(finding.rows) for finding in beyond if finding.flagged] == []
+    assert sum(len(finding.rows) for finding in beyond) == 965
+
+
+def test_a_mixture_of_releases_is_told(external_data: Path, tmp_path: Path) -> None:
+    for path in (external_data / FIRST).glob("*.csv"):
+        source = (external_data / SECOND) if path.name == "stadium.csv" else (external_data / FIRST)
+        # Line ends and byte order marks are not what a digest should see.
+        content = (source / path.name).read_text().replace("\r\n", "\n")
+        (tmp_path / path.name).write_text(content, encoding="utf-8-sig", newline="\r\n")
+    (release,) = of_kind(audit(read(tmp_path), tmp_path), "known-release")
+    assert release.level == "error"
+    assert "1 of 46 tables" in release.title
+    assert release.details == ("stadium: 2,462 corrupt rows",)
+
+
+def test_ucmerced_has_nothing_to_drop(external_data: Path) -> None:
+    folder = external_data / "ucmerced"
+    labels = read(folder / "Labels")
+    report = audit(labels, folder / "Labels", images=folder / "Images")
+    assert report.known is not None
+    assert len(flagged_rows(report)) == 0
+    assert {finding.level for finding in report.findings} <= {"notice"}
+
+
+NAMES = [f"{letter}{i}" for letter in "abcdef" for i in range(5)] + ["pier", "orchards", "kiosk"]
+CATEGORIES = ("pier", "orchard", "car_kiosk", "plain")
+TILES = 150
+
+
+@pytest.fixture
+def sound(tmp_path: Path) -> Path:
+    """A sound data set: each label on a tenth of the tiles, a category's own label on all of its tiles."""
+    rng = np.random.default_rng()
+    (tmp_path / "Labels").mkdir()
+    for category in CATEGORIES:
+        rows = [",".join(["image", *NAMES])]
+        own = namesake(category, NAMES, None)[0]
+        for i in range(TILES):
+            ones = set(rng.choice(NAMES[:30], size=3, replace=False)) | ({own} if own else set())
+            rows.append(",".join([f"{category}_{i}.jpg", *(str(int(name in ones)) for name in NAMES)]))
+            image = tmp_path / "Images" / category / f"{category}_{i}.jpg"
+            image.parent.mkdir(parents=True, exist_ok=True)
+            image.touch()
+        (tmp_path / "Labels" / f"{category}.csv").write_text("\n".join(rows))
+    return tmp_path
+
+
+def change(folder: Path, category: str, tiles: range, **cells: int) -> set[str]:
+    """Set the named cells of some tiles; returns their names."""
+    path = folder / "Labels" / f"{category}.csv"
+    header, *rows = [line.split(",") for line in path.read_text().splitlines()]
+    for i in tiles:
+        for name, value in cells.items():
+            rows[i][header.index(name)] = str(value)
+    path.write_text("\n".join(",".join(row) for row in [header, *rows]))
+    return {rows[i][0] for i in tiles}
+
+
+def audited(folder: Path) -> tuple[Labels, Audit]:
+    labels = read(folder / "Labels")
+    return labels, audit(labels, folder / "Labels", images=folder / "Images")
+
+
+def tiles_of(labels: Labels, finding: Finding) -> set[str]:
+    return {labels.tiles[row] for row in finding.rows}
+
+
+def test_a_sound_set_has_no_findings_beyond_chance(sound: Path) -> None:
+    _, report = audited(sound)
+    assert not [f for f in report.findings if f.kind not in {"run-of-ones", "rare-label"}]
+
+
+def test_planted_row_faults_are_found(sound: Path) -> None:
+    filled = change(sound, "plain", range(10, 30), **dict.fromkeys(NAMES[3:22], 1))
+    empty = change(sound, "plain", range(40, 44), **dict.fromkeys(NAMES, 0))
+    labels, report = audited(sound)
+    assert tiles_of(labels, *of_kind(report, "run-of-ones")) >= filled
+    assert tiles_of(labels, *of_kind(report, "too-many-labels")) == filled
+    assert tiles_of(labels, *of_kind(report, "no-label")) == empty
+    flagged = {labels.tiles[row] for row in flagged_rows(report)}
+    assert flagged >= filled | empty
+    assert set(report.to_dict()["flagged"]) == flagged
+
+
+def test_faults_of_every_kind_planted_together_are_all_found(sound: Path) -> None:
+    for category in CATEGORIES:
+        change(sound, category, range(TILES), f1=0, f2=0, f3=0, f4=0)
+        change(sound, category, range(100, 130), f1=1, f2=1)
+    change(sound, "pier", range(60, 64), f3=1)
+    planted = {
+        "run-of-ones": change(sound, "plain", range(10, 30), **dict.fromkeys(NAMES[3:22], 1)),
+        "no-label": change(sound, "plain", range(40, 44), **dict.fromkeys(NAMES, 0)),
+        "lost-label": change(sound, "orchard", range(TILES), orchards=0),
+        "missing-namesake": change(sound, "pier", range(7, 8), pier=0),
+        "undocumented-label": change(sound, "plain", range(50, 62), orchards=1),
+        "row-without-image": {"pier_9.jpg"},
+    }
+    planted["too-many-labels"] = planted["run-of-ones"]
+    (sound / "Images" / "pier" / "pier_9.jpg").rename(sound / "Images" / "pier" / "pier_1000.jpg")
+    for path in (sound / "Labels").glob("car_kiosk.csv"):
+        path.write_text(path.read_text().replace(",f0,", ",,", 1))
+    allowed = {category: [*NAMES[:30], namesake(category, NAMES, None)[0] or ""] for category in CATEGORIES}
+    (sound / "category_labels.csv").write_text("\n".join(",".join([c, *n]) for c, n in allowed.items()))
+    labels, report = audited(sound)
+    for kind, tiles in planted.items():
+        (finding,) = of_kind(report, kind)
+        assert tiles <= tiles_of(labels, finding), kind
+        assert finding.flagged, kind
+    details = {f.kind: f.details for f in report.findings}
+    assert details["unused-label"] == ("f4",)
+    assert details["rare-label"] == ("f3",)
+    assert details["identical-labels"] == ("f1 = f2",)
+    assert details["repaired-header"] == ("car_kiosk.csv: the nameless column is read as 'f0'",)
+    assert of_kind(report, "image-without-row")[0].examples == ("pier/pier_1000.jpg",)
+    flagged = {labels.tiles[row] for row in flagged_rows(report)}
+    assert len(flagged) <= len(set.union(*planted.values())) + 0.02 * len(labels.tiles)
+
+
+@pytest.mark.parametrize(
+    ("category", "label", "gone", "kind", "level"),
+    [
+        ("pier", "pier", TILES, "lost-label", "error"),
+        ("orchard", "orchards", TILES, "lost-label", "error"),
+        ("car_kiosk", "kiosk", TILES, "lost-label", "suspect"),
+        ("pier", "pier", 1, "missing-namesake", "suspect"),
+        ("pier", "pier", 70, "missing-namesake", "notice"),
+    ],
+)
+def test_a_lost_label_is_found(
+    sound: Path, category: str, label: str, gone: int, kind: str, level: str
+) -> None:
+    change(sound, "plain", range(20), **{label: 1})
+    tiles = change(sound, category, range(gone), **{label: 0})
+    labels, report = audited(sound)
+    (finding,) = of_kind(report, kind)
+    assert finding.level == level
+    assert tiles_of(labels, finding) == tiles
+
+
+@pytest.mark.parametrize(
+    "form", ["long.csv", "wide.csv", "columns.csv", "merged.xlsx", "commas.xlsx", "mlrsnet.xlsx"]
+)
+def test_labels_outside_the_data_sets_own_document_are_found(sound: Path, form: str) -> None:
+    (sound / "Labels" / "plain.csv").rename(sound / "Labels" / "wide_plain.csv")
+    strange = change(sound, "pier", range(7), kiosk=1)
+    allowed = {"Pier": [*NAMES[:30], "pier"], "wide plain": NAMES[:30]}
+    rows: list[list[str]]
+    if form == "long.csv":
+        rows = [["category", "label"], *([c, name] for c, names in allowed.items() for name in names)]
+    elif form == "wide.csv":
+        rows = [[category, *names] for category, names in allowed.items()]
+    elif form == "columns.csv":
+        rows = [[*allowed, "car kiosk", "orchard"]]
+        rows += [
+            [*pair, "kiosk", "orchards"]
+            for pair in zip(*([*n, ""][:31] for n in allowed.values()), strict=True)
+        ]
+        allowed_elsewhere = {"car_kiosk", "orchard"}
+        for category in allowed_elsewhere:  # their columns list one label only
+            change(sound, category, range(TILES), **dict.fromkeys(NAMES[:30], 0))
+    elif form == "merged.xlsx":
+        rows = [["No.", "Categories", "Labels"]]
+        for i, (category, names) in enumerate(allowed.items()):
+            rows += [[str(i), category, names[0]], *(["", "", name] for name in names[1:])]
+    elif form == "mlrsnet.xlsx":  # two lines of heading; number, category, labels, of differing count
+        rows = [["The labels of each category"], ["No.", "Category", "Labels"]]
+        rows += [[str(i), f"{c} ", *(f" {n}" for n in names)] for i, (c, names) in enumerate(allowed.items())]
+    else:
+        rows = [[category, ", ".join(names)] for category, names in allowed.items()]
+    if form.endswith(".csv"):
+        text = "\n".join(",".join(row) for row in rows)
+        (sound / "Labels" / "..").resolve().joinpath("category_labels.csv").write_text(text)
+    else:
+        book = openpyxl.Workbook()
+        names_only = book.worksheets[0]
+        for category in (
+            "Categories",
+            "pier",
+            "plain",
+        ):  # a first sheet that names categories, some labels too
+            names_only.append([None, category])
+        sheet = book.create_sheet()
+        for row in rows:
+            sheet.append([cell or None for cell in row])
+        book.save(sound / "Categories_names.xlsx")
+    labels, report = audited(sound)
+    (finding,) = of_kind(report, "undocumented-label")
+    assert tiles_of(labels, finding) == strange
+    assert finding.flagged
+    assert finding.details == ("pier: 'kiosk' on 7 tiles",)
+
+
+def test_a_document_about_other_labels_flags_nothing(sound: Path) -> None:
+    text = "\n".join(f"{category},a0" for category in CATEGORIES)
+    (sound / "category_labels.csv").write_text(text)
+    _, report = audited(sound)
+    (finding,) = of_kind(report, "undocumented-label")
+    assert "does not fit" in finding.title
+    assert not finding.flagged
+
+
+def test_unusable_labels_are_found(sound: Path) -> None:
+    for category in CATEGORIES:
+        change(sound, category, range(TILES), a0=0, b0=1, c0=0, kiosk=0, orchards=0)
+        change(sound, category, range(30), kiosk=1, orchards=1)
+    change(sound, "pier", range(3), c0=1)
+    _, report = audited(sound)
+    assert [f.details for f in of_kind(report, "unused-label")] == [("a0",)]
+    assert [f.details for f in of_kind(report, "constant-label")] == [("b0",)]
+    assert [f.details for f in of_kind(report, "rare-label")] == [("c0",)]
+    assert [f.details for f in of_kind(report, "identical-labels")] == [("kiosk = orchards",)]
+
+
+def test_images_and_rows_are_compared(sound: Path) -> None:
+    (sound / "Images" / "pier" / "pier_7.jpg").unlink()
+    shutil.move(sound / "Images" / "plain" / "plain_2.jpg", sound / "Images" / "pier")
+    labels, report = audited(sound)
+    (absent,) = of_kind(report, "row-without-image")
+    assert tiles_of(labels, absent) == {"pier_7.jpg", "plain_2.jpg"}
+    (extra,) = of_kind(report, "image-without-row")
+    assert extra.examples == ("pier/plain_2.jpg",)
+
+
+def test_a_documented_maximum_can_be_given(sound: Path) -> None:
+    labels = read(sound / "Labels")
+    report = audit(labels, sound / "Labels", max_labels=3)
+    (finding,) = of_kind(report, "too-many-labels")
+    assert set(finding.rows) == set(np.flatnonzero(labels.targets.sum(1) > 3))
+
+
+def test_the_report_is_json_and_text_with_the_worst_first(sound: Path) -> None:
+    change(sound, "pier", range(TILES), pier=0)
+    change(sound, "plain", range(4), **dict.fromkeys(NAMES, 0))
+    _, report = audited(sound)
+    levels = [finding.level for finding in report.findings]
+    assert levels == sorted(levels, key=("error", "suspect", "notice").index)
+    raw = json.loads(json.dumps(report.to_dict()))
+    assert raw["tiles"] == TILES * len(CATEGORIES)
+    assert sum(raw["labels_per_tile"]["histogram"].values()) == raw["tiles"]
+    text = text_of(report)
+    assert all(finding.title.split(":")[0] in text for finding in report.findings)
+    assert text.index("lost") < text.index("No label at all")
+
+
+def test_runs_are_those_of_a_slow_search(sound: Path) -> None:
+    labels = read(sound / "Labels")
+    length, last = longest_runs(labels)
+    for row, category in enumerate(labels.categories):
+        ones = [labels.targets[row, labels.names.index(name)] for name in labels.columns[category]]
+        text = "".join(map(str, ones))
+        assert length[row] == max(map(len, text.split("0")))
+        assert set(text[last[row] + 1 - length[row] : last[row] + 1]) <= {"1"}
+
+
+@pytest.mark.parametrize(
+    ("category", "label", "certain"),
+    [
+        ("parking_lot", "parking lot", True),
+        ("storage_tank", "tanks", False),
+        ("mobilehomepark", "mobile-home", False),
+        ("Ships", "ship", True),
+        ("meadow", None, False),
+        ("shipping_yard", None, False),
+        ("parking_lot_tank", None, False),
+    ],
+)
+def test_the_label_a_category_is_named_after(category: str, label: str | None, *, certain: bool) -> None:
+    names = ("mobile-home", "parking lot", "ship", "tanks")
+    assert namesake(category, names, None) == (label, certain)

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as nst
+from PIL import Image
+
+from satclr.data import labels, prepare, tiles
+
+from .conftest import resolve
+
+
+@pytest.fixture
+def data(tiny_data: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_data, tmp_path / "data"))
+
+
+def run(data: Path, **changes: Any) -> tiles.Store:
+    out = data.parent / "build"
+    prepare.run(data, out, resolve(data=changes).settings.data)
+    return tiles.open_store(out)
+
+
+def test_the_store_holds_every_tile_in_index_order(data: Path) -> None:
+    store = run(data)
+    assert len(store.names) == 48
+    for row in range(0, 48, 7):
+        picture = Image.open(data / "Images" / store.categories[row] / store.names[row])
+        np.testing.assert_array_equal(store.pixels[row], np.asarray(picture))
+
+
+def test_statistics_are_those_of_the_training_pixels(data: Path) -> None:
+    store = run(data)
+    pixels = store.pixels[store.rows("train")].astype(np.float64) / 255
+    mean, std = store.statistics("train")
+    np.testing.assert_allclose(mean, pixels.mean(axis=(0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(std, pixels.std(axis=(0, 1, 2)), rtol=1e-12)
+
+
+@given(nst.arrays(np.uint8, (12, 6, 6, 3)), st.permutations(range(12)))
+@settings(max_examples=25, deadline=None)
+def test_statistics_do_not_depend_on_the_order(pixels: Any, order: list[int]) -> None:
+    values = pixels.reshape(12, -1, 3).astype(np.int64)
+    sums = np.stack([values.sum(axis=1), (values**2).sum(axis=1)], axis=1)
+    assert prepare.train_statistics(sums, 6) == prepare.train_statistics(sums[order], 6)
+
+
+def notebook_statistics(images: Any) -> tuple[Any, Any]:
+    """The paper's streaming statistics, tile by tile in float64, written from their description."""
+    mean, std, m = np.zeros(3), np.zeros(3), 0
+    for start in range(0, len(images), 256):
+        batch = images[start : start + 256]
+        n = len(batch)
+        mean_m, mean_n, var_n = mean.copy(), np.zeros(3), np.zeros(3)
+        for image in batch:  # (H,W,3) in [0,1]
+            flat = image.reshape(-1, 3)
+            mean_n += flat.mean(axis=0)  # added up, where a mean over the batch was meant
+            var_n += flat.var(axis=0, ddof=1)
+        mean = m * mean_m / (m + n) + n * mean_n / (m + n)
+        var = m * std**2 / (m + n) + n * var_n / (m + n) + m * n * (mean_m - mean_n) ** 2 / (m + n) ** 2
+        std, m = np.sqrt(var), m + n
+    return mean, std
+
+
+def test_released_statistics_are_the_notebooks() -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (600, 5, 5, 3))
+    values = pixels.reshape(600, -1, 3)
+    sums = np.stack([values.sum(axis=1), (values**2).sum(axis=1)], axis=1)
+    found = prepare.released_statistics(sums, 5)
+    mean, std = notebook_statistics(pixels / 255)
+    np.testing.assert_allclose(found["mean"], mean, rtol=1e-10)
+    np.testing.assert_allclose(found["std"], std, rtol=1e-8)
+    assert mean.min() > 60  # the defect itself: means of pixels in [0,1] far above 1
+
+
+def test_the_same_data_give_the_same_bytes(data: Path) -> None:
+    store = run(data)
+    files = ("tiles.npy", "index.csv", "stats.json", "audit.json")
+    first = [(store.folder / name).read_bytes() for name in files]
+    shutil.rmtree(store.folder)
+    run(data)
+    assert [(store.folder / name).read_bytes() for name in files] == first
+
+
+def test_splits_by_seed_have_the_sizes_asked_for(data: Path) -> None:
+    store = run(data)
+    assert [len(store.rows(which)) for which in tiles.SPLITS] == [34, 9, 5]
+    again = run(data, split={"seed": 1})
+    assert (again.splits != store.splits).any()
+
+
+def test_a_split_file_is_followed(data: Path) -> None:
+    names = sorted(path.name for path in data.rglob("*.jpg"))
+    wanted = {name: tiles.SPLITS[i % 3] for i, name in enumerate(names)}
+    (data / "split.csv").write_text("image,split\n" + "".join(f"{n},{s}\n" for n, s in wanted.items()))
+    store = run(data, split={"file": "split.csv"})
+    assert dict(zip(store.names, store.splits.tolist(), strict=True)) == wanted
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:800])
+
+
+def relink(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/etc/hostname")
+
+
+FAULTS: dict[str, tuple[Callable[[Path], Any], str, str]] = {
+    "truncated": (lambda d: truncate(d / "Images/road/road_00003.jpg"), "road_00003.jpg", "runcated"),
+    "row without a tile": (lambda d: (d / "Images/road/road_00003.jpg").unlink(), "road_00003.jpg", "row"),
+    "tile without a row": (
+        lambda d: shutil.copy(d / "Images/road/road_00003.jpg", d / "Images/road/x.jpg"), "road/x.jpg", "tile without",
+    ),
+    "wrongly named": (lambda d: (d / "Images/road/notes.txt").write_text("hm"), "notes.txt", "not named"),
+    "stray file": (lambda d: (d / "Images/x.jpg").write_text("hm"), "x.jpg", "folders"),
+    "leaving link": (lambda d: relink(d / "Images/road/road_00003.jpg"), "road_00003.jpg", "leaves"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_tile_stops_the_stage_by_name(fault: str, data: Path) -> None:
+    spoil, path, reason = FAULTS[fault]
+    spoil(data)
+    with pytest.raises(prepare.PrepareError) as caught:
+        run(data)
+    assert path in str(caught.value)
+    assert reason in str(caught.value)
+    assert "on_unreadable: drop" in str(caught.value)
+    audit = json.loads((data.parent / "build" / "audit.json").read_text())
+    assert any(path in entry["path"] for entry in audit["dropped"])
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_tile_is_left_out_when_asked(fault: str, data: Path) -> None:
+    FAULTS[fault][0](data)
+    store = run(data, on_unreadable="drop")
+    lost = fault in {"truncated", "row without a tile", "leaving link"}
+    assert len(store.names) == len(store.pixels) == 48 - lost
+    assert json.loads((store.folder / "audit.json").read_text())["dropped"]
+    assert store.pixels.reshape(len(store.pixels), -1).any(axis=1).all()  # never a black tile
+
+
+def empty_row(data: Path) -> str:
+    """A tile without labels, which the audit flags."""
+    path = data / "Labels" / "road.csv"
+    rows = list(csv.reader(path.read_text().splitlines()))
+    rows[4] = [rows[4][0], *("0" for _ in rows[4][1:])]
+    path.write_text("\n".join(",".join(row) for row in rows) + "\n")
+    return rows[4][0]
+
+
+def test_flagged_tiles_are_warned_of_dropped_or_refused(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = empty_row(data)
+    assert name in run(data).names
+    assert "the audit flags" in capsys.readouterr().err
+    assert name not in run(data, labels={"on_problem": "drop"}).names
+    with pytest.raises(prepare.PrepareError, match="satclr audit"):
+        run(data, labels={"on_problem": "fail"})
+
+
+def test_near_duplicates_can_be_kept_together(data: Path) -> None:
+    for i in range(5):  # five copies of one tile under other names
+        shutil.copy(data / "Images/water/water_00000.jpg", data / f"Images/water/water_0000{i + 1}.jpg")
+    store = run(data, split={"by": "group"})
+    rows = [store.names.index(f"water_0000{i}.jpg") for i in range(6)]
+    assert len({store.groups[row] for row in rows}) == 1
+    assert len(set(store.splits[rows])) == 1
+    audit = json.loads((store.folder / "audit.json").read_text())
+    assert any(len(group) == 6 for group in audit["near_duplicates"]["groups"])
+
+
+def test_splits_are_shown_with_their_prevalence_and_leakage(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = run(data)
+    said = capsys.readouterr().err
+    for split in tiles.SPLITS:
+        rows = store.rows(split)
+        assert f"{split} ({len(rows)})" in said
+        assert f"{store.targets[rows].mean(0)[store.labels.index('road')]:.2%}" in said
+    names = sorted(path.name for path in data.rglob("*.jpg"))
+    wanted = {name: tiles.SPLITS[i % 3] for i, name in enumerate(names)}
+    shutil.copy(data / "Images/water/water_00000.jpg", data / "Images/water/water_00001.jpg")
+    (data / "split.csv").write_text("image,split\n" + "".join(f"{n},{s}\n" for n, s in wanted.items()))
+    run(data, split={"file": "split.csv"})
+    said = " ".join(capsys.readouterr().err.split())
+    assert "1 of 1 groups of near-duplicates lie in more than one split; split.csv says so" in said
+
+
+def test_no_data_says_where_it_belongs(tmp_path: Path) -> None:
+    with pytest.raises(prepare.PrepareError, match="dvc pull"):
+        run(tmp_path / "data")
+
+
+def test_a_bad_label_value_stops_the_stage(data: Path) -> None:
+    path = data / "Labels" / "water.csv"
+    path.write_text(path.read_text().replace(",1", ",2", 1))
+    with pytest.raises(labels.LabelError, match=r"water\.csv.*'2'"):
+        run(data)

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from satclr.data import tiles
+
+
+def encoded(image: Image.Image, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def noise(side: int = 50, mode: str = "RGB") -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def test_a_tile_of_the_stores_size_is_taken_as_it_is() -> None:
+    image = noise(40)
+    np.testing.assert_array_equal(tiles.decode(encoded(image, "PNG"), 40), np.asarray(image))
+
+
+def test_another_size_is_resized_as_pillow_does() -> None:
+    image = noise(90)
+    expected = np.asarray(image.resize((40, 40), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(tiles.decode(encoded(image, "PNG"), 40), expected)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("L", "JPEG"), ("CMYK", "JPEG"), ("RGBA", "PNG"), ("P", "PNG"), ("1", "PNG")]
+)
+def test_other_modes_become_rgb(mode: str, kind: str) -> None:
+    assert tiles.decode(encoded(noise(mode=mode), kind), 50).shape == (50, 50, 3)
+
+
+def test_every_truncation_is_refused_and_never_black() -> None:
+    whole = encoded(noise(120), "JPEG")
+    for end in range(0, len(whole) - 2, 512):
+        with pytest.raises(tiles.TileError):
+            tiles.decode(whole[:end], 120)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (b"", "not an image"),
+        (b"GIF but not really", "not an image"),
+        (encoded(Image.fromarray(np.zeros((9, 9), np.uint16)), "PNG"), "8 bits"),
+        (encoded(Image.new("1", (9000, 9000)), "PNG"), "no tile"),
+    ],
+)
+def test_what_is_no_tile_is_refused_with_its_reason(source: bytes, says: str) -> None:
+    with pytest.raises(tiles.TileError, match=says):
+        tiles.decode(source, 40)
+
+
+def test_an_animation_is_refused() -> None:
+    buffer = io.BytesIO()
+    noise().save(buffer, "GIF", save_all=True, append_images=[Image.new("RGB", (50, 50))])
+    with pytest.raises(tiles.TileError, match="2 frames"):
+        tiles.decode(buffer.getvalue(), 50)
+
+
+def test_stream_gives_each_batch_in_order(store: tiles.Store) -> None:
+    rows = np.random.default_rng(1).permutation(len(store.names))
+    batches = tiles.split_batches(rows, 7)
+    assert [len(b) for b in batches] == [7] * (len(rows) // 7) + [len(rows) % 7] * (len(rows) % 7 > 0)
+    seen = []
+    for wanted, (given, batch) in zip(
+        batches, tiles.stream(store, batches, torch.device("cpu")), strict=True
+    ):
+        np.testing.assert_array_equal(wanted, given)
+        np.testing.assert_array_equal(batch.numpy(), store.pixels[wanted])
+        seen += given.tolist()
+    assert sorted(seen) == list(range(len(rows)))
+
+
+def test_a_store_says_what_is_missing_or_damaged(store: tiles.Store, tmp_path: Path) -> None:
+    with pytest.raises(tiles.TileError, match="satclr prepare"):
+        tiles.open_store(tmp_path)
+    for name in ("tiles.npy", "index.csv", "stats.json"):
+        (tmp_path / name).write_bytes((store.folder / name).read_bytes())
+    np.save(tmp_path / "tiles.npy", store.pixels[:5])
+    with pytest.raises(tiles.TileError, match=f"5 tiles but {len(store.names)} rows"):
+        tiles.open_store(tmp_path)
+    (tmp_path / "tiles.npy").write_bytes(b"\x93NUMPY no")
+    with pytest.raises(tiles.TileError, match="damaged"):
+        tiles.open_store(tmp_path)
+
+
+def test_an_arm_may_leave_out_training_tiles_that_it_is_tested_on(store: tiles.Store) -> None:
+    assert store.learning("keep") is store
+    train, val, test = (store.rows(split) for split in tiles.SPLITS)
+    groups = store.names.copy()
+    groups[train[0]] = groups[test[0]]
+    groups[train[3]] = groups[val[1]]
+    groups[train[5]] = groups[train[4]]
+    groups[val[2]] = groups[test[2]]
+    apart = replace(store, groups=groups).learning("leave_out")
+    assert apart.rows("train").tolist() == [row for row in train if row not in (train[0], train[3])]
+    assert apart.rows("val").tolist() == val.tolist()
+    assert apart.rows("test").tolist() == test.tolist()
+    assert apart.digest == store.digest
+
+
+def test_features_of_another_store_are_refused(store: tiles.Store, tmp_path: Path) -> None:
+    np.save(tmp_path / "features.npy", np.zeros((3, 2), np.float32))
+    with pytest.raises(tiles.TileError, match="3 tiles"):
+        tiles.load_features(tmp_path / "features.npy", store)
+    with pytest.raises(tiles.TileError, match="satclr embed"):
+        tiles.load_features(tmp_path / "none.npy", store)
+
+
+def test_targets_and_statistics_come_from_the_files(store: tiles.Store) -> None:
+    stats = json.loads((store.folder / "stats.json").read_text())
+    assert store.labels == stats["labels"]
+    assert store.targets.shape == (len(store.names), len(store.labels))
+    for row, category in enumerate(store.categories):
+        assert store.targets[row, store.labels.index(category)] == 1
+    assert store.statistics("imagenet") == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

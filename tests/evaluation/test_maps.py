@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.spatial import procrustes
+from scipy.stats import spearmanr
+from sklearn.metrics import jaccard_score
+
+from satclr.evaluation import maps
+from satclr.data import tiles
+
+from .conftest import resolve
+
+
+@pytest.fixture
+def features(store: tiles.Store, tmp_path: Path) -> Path:
+    rng = np.random.default_rng()
+    np.save(tmp_path / "features.npy", rng.normal(size=(len(store.names), 6)).astype(np.float32))
+    return tmp_path / "features.npy"
+
+
+def blobs(
+    count: int = 90,
+) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.float32]], np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    """Three far groups on the unit sphere."""
+    rng = np.random.default_rng()
+    group = np.arange(count) % 3
+    x = np.eye(8)[group] + 0.05 * rng.normal(size=(count, 8))
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32), group
+
+
+@pytest.mark.parametrize("name", ["pca", "tsne", pytest.param("umap", marks=pytest.mark.slow)])
+def test_groups_stay_apart_and_a_repeated_map_is_the_same(name: str) -> None:
+    x, group = blobs()
+    plane = maps.project(x, name, neighbours=10)
+    assert plane.shape == (90, 2)
+    assert np.abs(plane.mean(0)).max() < 1e-6
+    np.testing.assert_array_equal(plane, maps.project(x, name, neighbours=10))
+    gaps = np.linalg.norm(plane[:, None] - plane, axis=-1)
+    np.fill_diagonal(gaps, np.inf)
+    assert (group[gaps.argmin(1)] == group).all()
+
+
+def test_pca_is_the_leading_singular_vectors() -> None:
+    x = np.random.default_rng().normal(size=(50, 7)).astype(np.float32)
+    u, s, _ = np.linalg.svd(x - x.mean(0), full_matrices=False)
+    _, _, disparity = procrustes(u[:, :2] * s[:2], maps.project(x, "pca", neighbours=5))
+    assert disparity < 1e-9
+
+
+def test_label_overlap_is_the_mean_jaccard_of_neighbours() -> None:
+    rng = np.random.default_rng()
+    x, _ = blobs(30)
+    targets = rng.integers(0, 2, (30, 6)).astype(np.uint8)
+    targets[:, 0] = 1
+    expected = []
+    for i in range(30):
+        near = [j for j in np.argsort(-(x @ x[i])) if j != i][:4]
+        expected += [jaccard_score(targets[i], targets[j]) for j in near]
+    assert maps.label_overlap(x, targets, k=4) == pytest.approx(np.mean(expected))
+
+
+def test_distances_on_the_map_are_ranked_as_scipy_ranks_them() -> None:
+    x, _ = blobs(30)
+    plane = np.random.default_rng().normal(size=(30, 2))
+    pairs = [(i, j) for i in range(30) for j in range(i)]
+    cosine = [1 - float(x[i].astype(float) @ x[j].astype(float)) for i, j in pairs]
+    euclidean = [np.linalg.norm(plane[i] - plane[j]) for i, j in pairs]
+    expected = spearmanr(cosine, euclidean).statistic
+    assert maps.distance_rank_correlation(x, plane) == pytest.approx(expected, abs=1e-3)
+    turn = np.array([[0.6, -0.8], [0.8, 0.6]])
+    circle = plane / np.linalg.norm(plane, axis=1, keepdims=True)
+    assert maps.distance_rank_correlation(circle.astype(np.float32), 3 * circle @ turn) > 0.999
+    assert maps.distance_rank_correlation(x, np.zeros((30, 2))) == 0
+
+
+def test_maps_hold_the_same_test_tiles_for_every_arm(
+    store: tiles.Store, features: Path, tmp_path: Path
+) -> None:
+    names = []
+    for arm in (resolve("baseline"), resolve("simclr", seed=1)):
+        maps.run(store, features=features, out=tmp_path / "maps.json", arm=arm)
+        found = json.loads((tmp_path / "maps.json").read_text())
+        names.append(found["tiles"])
+        assert len(found["projections"]["pca"]) == len(found["tiles"])
+        assert 0 <= found["knn_label_overlap"] <= 1
+        assert 0 <= found["trustworthiness"]["pca"] <= 1
+        assert -1 <= found["distance_rank_correlation"]["pca"] <= 1
+    assert names[0] == names[1]
+    split = dict(zip(store.names, store.splits, strict=True))
+    assert {split[name] for name in names[0]} == {"test"}
+    assert len(maps.chosen_rows(store, 3)) == 3
+
+
+def test_no_projection_is_a_file_that_says_so(store: tiles.Store, tmp_path: Path) -> None:
+    arm = resolve(maps={"projections": []})
+    maps.run(store, features=tmp_path / "none.npy", out=tmp_path / "maps.json", arm=arm)
+    assert json.loads((tmp_path / "maps.json").read_text())["projections"] == {}

@@ -1,0 +1,182 @@
+"""Convolutions of small maps against torch's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision import models
+
+from satclr.pretrain import convolution, encoder, stage as pretrain
+from satclr.data import tiles
+from satclr.pretrain.convolution import SMALL_PX, SmallMapConv2d, speed_up_small_maps
+
+from .conftest import resolve
+
+SIDES = [(height, width) for height in range(1, 9) for width in (1, 2, 3, 4, 7, 8)]
+
+
+def conv(channels_in: int = 5, channels_out: int = 6, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False).to(
+        memory_format=torch.channels_last
+    )
+
+
+def results(module: nn.Module, x: Tensor, gradient: Tensor | None = None) -> list[Tensor]:
+    """The output and the gradients by input and weights."""
+    x = x.clone().requires_grad_()
+    y = module(x)
+    by = torch.autograd.grad(
+        y, [x, *module.parameters()], torch.ones_like(y) if gradient is None else gradient
+    )
+    return [y.detach(), *by]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is done the fast way: a word for each output and each gradient by weights."""
+    found: list[str] = []
+    matrix, by_weight = convolution._matrix, convolution._by_weight
+
+    def noted(word: str, result: Tensor) -> Tensor:
+        found.append(word)
+        return result
+
+    monkeypatch.setattr(convolution, "_matrix", lambda *a: noted("dense", matrix(*a)))
+    monkeypatch.setattr(convolution, "_by_weight", lambda *a: noted("by weight", by_weight(*a)))
+    return found
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_equals_torch(side: tuple[int, int], stride: int, layout: torch.memory_format) -> None:
+    plain = conv(stride=stride).double()
+    x = torch.randn(3, 5, *side, dtype=torch.float64).contiguous(memory_format=layout)
+    gradient = torch.randn_like(plain(x))
+    mine, theirs = (results(module, x, gradient) for module in (SmallMapConv2d(plain), plain))
+    for fast, usual in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(fast, usual, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("side", [1, 2, 4])
+def test_in_bfloat16_it_is_as_near_to_the_truth_as_torch(side: int) -> None:
+    plain = conv(64, 64)
+    x = torch.randn(32, 64, side, side)
+    truth = results(plain, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        mine, theirs = results(SmallMapConv2d(plain), x), results(plain, x)
+    for exact, fast, usual in zip(truth, mine, theirs, strict=True):
+        assert fast.dtype == usual.dtype
+        error, usual_error = (fast - exact).abs().max(), (usual - exact).abs().max()
+        assert error <= 1.2 * usual_error + 1e-6
+
+
+def test_types_are_torchs_own() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert SmallMapConv2d(conv().double())(torch.zeros(1, 5, 2, 2).double()).dtype == torch.float64
+    with pytest.raises(RuntimeError):
+        SmallMapConv2d(conv())(torch.zeros(1, 5, 2, 2).double())
+
+
+@pytest.mark.parametrize(
+    ("stride", "side", "expected"),
+    [
+        (1, 1, ["dense", "by weight"]),
+        (1, 2, ["dense", "by weight"]),
+        (1, 3, ["by weight"]),
+        (1, SMALL_PX, ["by weight"]),
+        (1, SMALL_PX + 1, []),
+        (2, 2 * SMALL_PX, ["by weight"]),
+        (2, 2 * SMALL_PX + 1, []),
+    ],
+)
+def test_which_maps_are_small(stride: int, side: int, expected: list[str], calls: list[str]) -> None:
+    results(SmallMapConv2d(conv(stride=stride)), torch.randn(2, 5, side, side))
+    assert calls == expected
+
+
+def test_inference_and_what_torch_takes_too_are_torchs(calls: list[str]) -> None:
+    plain = conv()
+    fast = SmallMapConv2d(plain)
+    results(fast.eval(), torch.randn(2, 5, 2, 2))
+    image = torch.randn(5, 2, 2)
+    torch.testing.assert_close(fast.train()(image), plain(image))
+    with pytest.raises(RuntimeError, match="channels"):
+        fast(torch.randn(2, 4, 2, 2))
+    assert calls == []
+
+
+def test_frozen_weights_and_inputs_without_gradient() -> None:
+    fast = SmallMapConv2d(conv())
+    x = torch.randn(2, 5, 2, 2)
+    fast(x).sum().backward()
+    assert fast.weight.grad is not None
+    fast.weight.requires_grad_(False)
+    fast.weight.grad = None
+    x.requires_grad_()
+    fast(x).sum().backward()
+    assert x.grad is not None
+    assert fast.weight.grad is None
+
+
+def test_weights_are_shared_and_names_stay() -> None:
+    model = models.resnet18()
+    before = dict(model.named_parameters())
+    speed_up_small_maps(model)
+    after = dict(model.named_parameters())
+    assert list(after) == list(before)
+    assert all(after[name] is before[name] for name in before)
+    assert list(model.state_dict()) == list(models.resnet18().state_dict())
+    assert isinstance(model.layer4[1].conv2, SmallMapConv2d)
+    assert type(model.conv1) is nn.Conv2d  # 7×7
+    assert type(model.layer1[0].conv1) is nn.Conv2d  # narrow
+    assert type(model.layer4[0].downsample[0]) is nn.Conv2d  # 1×1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bias": True},
+        {"groups": 2},
+        {"padding": 2, "dilation": 2},
+        {"padding": 0},
+        {"padding_mode": "reflect"},
+        {"stride": 3},
+    ],
+)
+def test_others_are_left_alone(change: dict[str, object]) -> None:
+    how = {"padding": 1, "bias": False} | change
+    other = nn.Conv2d(256, 256, 3, **how)  # type: ignore[arg-type]
+    model = nn.Sequential(other)
+    speed_up_small_maps(model)
+    assert model[0] is other
+    with pytest.raises(ValueError, match="no 3×3 convolution with padding 1"):
+        SmallMapConv2d(other)
+
+
+def test_a_network_has_the_same_gradients() -> None:
+    torch.manual_seed(0)
+    plain, fast = (models.resnet18(num_classes=8).double().train() for _ in range(2))
+    fast.load_state_dict(plain.state_dict())
+    for model in (plain, fast):
+        model.to(memory_format=torch.channels_last)
+    speed_up_small_maps(fast)
+    x = torch.randn(6, 3, 64, 64, dtype=torch.float64).to(memory_format=torch.channels_last)
+    for mine, theirs in zip(results(fast, x), results(plain, x), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-9)
+        assert mine.stride() == theirs.stride()
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_pretraining_takes_it_with_channels_last(
+    channels_last: bool, store: tiles.Store, tmp_path: Path, calls: list[str]
+) -> None:
+    settings = resolve(pretrain={"arch": "resnet18", "channels_last": channels_last, "epochs": 1}).settings
+    pretrain.train(store, settings=settings, seed=0, root=tmp_path, folder=tmp_path, log=lambda *_: None)
+    assert bool(calls) == (channels_last and encoder.device().type == "cpu")
+    trained, _ = encoder.build("resnet18")
+    saved = encoder.load(tmp_path / "encoder.safetensors")[0].state_dict()
+    assert list(saved) == list(trained.state_dict())

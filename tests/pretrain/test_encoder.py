@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import pickle
+import urllib.error
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+
+from satclr.pretrain import encoder
+
+
+@pytest.mark.parametrize(
+    ("arch", "width"),
+    [("resnet18", 512), ("squeezenet1_1", 512), ("mobilenet_v3_small", 576), ("densenet121", 1024),
+     ("convnext_tiny", 768), ("regnet_y_400mf", 440)],
+)  # fmt: skip
+def test_the_head_is_taken_off(arch: str, width: int) -> None:
+    with encoder.seeded(0):
+        model, d = encoder.build(arch)
+    assert d == width
+    assert model.eval()(torch.zeros(2, 3, 64, 64)).shape == (2, width)
+
+
+def test_features_are_those_before_torchvisions_head() -> None:
+    torch.manual_seed(0)
+    whole = torchvision.models.resnet18(weights=None).eval()
+    model, _ = encoder.build("resnet18")
+    model.load_state_dict({k: v for k, v in whole.state_dict().items() if not k.startswith("fc.")})
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(whole.fc(model.eval()(x)), whole(x))
+
+
+@pytest.mark.parametrize("arch", ["resnet19", "__class__", "inception_v3", "fasterrcnn_resnet50_fpn"])
+def test_an_arch_without_a_removable_head_is_refused(arch: str) -> None:
+    with pytest.raises(encoder.EncoderError, match=arch):
+        encoder.build(arch)
+
+
+def test_random_weights_are_a_function_of_the_seed(tmp_path: Path) -> None:
+    a, b, c = (
+        encoder.initial("squeezenet1_1", "none", seed=s, root=tmp_path)[0].state_dict() for s in (1, 1, 2)
+    )
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not all(torch.equal(a[k], c[k]) for k in a)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_weights_come_from_a_local_file_with_or_without_its_head(suffix: str, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    state = torchvision.models.resnet18(weights=None, num_classes=7).state_dict()
+    path = tmp_path / f"w{suffix}"
+    save_file(state, path) if suffix == ".safetensors" else torch.save({"state_dict": state}, path)
+    model, _ = encoder.initial("resnet18", path.name, seed=0, root=tmp_path)
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert not model.training
+
+
+class Hostile:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.target,)
+
+
+def test_a_pickle_in_a_weights_file_is_refused_and_not_run(tmp_path: Path) -> None:
+    planted = tmp_path / "planted"
+    (tmp_path / "w.pth").write_bytes(pickle.dumps(Hostile(planted)))
+    torch.save({"fc": Hostile(planted)}, tmp_path / "v.pth")
+    for name in ("w.pth", "v.pth"):
+        with pytest.raises(encoder.EncoderError, match="weights-only"):
+            encoder.initial("resnet18", name, seed=0, root=tmp_path)
+    assert not planted.exists()
+
+
+def spoilt(change: str) -> dict[str, torch.Tensor]:
+    state = dict(torchvision.models.resnet18(weights=None).state_dict())
+    if change == "lacks":
+        del state["layer1.0.conv1.weight"]
+    elif change == "has unknown":
+        state["layer9.weight"] = torch.zeros(1)
+    elif change == "has other shapes":
+        state["conv1.weight"] = torch.zeros(1)
+    else:
+        state["conv1.weight"] = state["conv1.weight"] * float("nan")
+    return state
+
+
+@pytest.mark.parametrize("change", ["lacks", "has unknown", "has other shapes", "is not finite"])
+def test_weights_that_do_not_fit_say_how(change: str, tmp_path: Path) -> None:
+    save_file(spoilt(change), tmp_path / "w.safetensors")
+    with pytest.raises(encoder.EncoderError, match=change):
+        encoder.initial("resnet18", "w.safetensors", seed=0, root=tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 8 + b"{}", b"not weights"])
+def test_a_damaged_weights_file_is_one_error(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").write_bytes(content)
+    with pytest.raises(encoder.EncoderError, match=r"w\.safetensors"):
+        encoder.initial("resnet18", "w.safetensors", seed=0, root=tmp_path)
+
+
+def test_no_network_and_no_cache_names_the_file_the_place_and_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+
+    def offline(*_: Any, **__: Any) -> Any:
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(encoder.EncoderError) as caught:
+        encoder.initial("resnet50", "IMAGENET1K_V2", seed=0, root=tmp_path)
+    for text in ("resnet50-11ad3fa6.pth", str(tmp_path / "checkpoints"), "none", "no route to host"):
+        assert text in str(caught.value)
+
+
+def test_an_unknown_name_of_weights_lists_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(encoder.EncoderError, match="IMAGENET1K_V1, IMAGENET1K_V2"):
+        encoder.initial("resnet50", "IMAGENET", seed=0, root=tmp_path)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ResNet-18 whose BatchNorm has seen data."""
+    with encoder.seeded(5):
+        model, width = encoder.build("resnet18")
+        for _ in range(3):
+            model.train()(torch.randn(16, 3, 32, 32))
+    path = tmp_path_factory.mktemp("enc") / "encoder.safetensors"
+    facts = {"mean": [0.5] * 3, "std": [0.2] * 3, "crop_px": 32, "tile_px": 32}
+    encoder.save(model, path, arch="resnet18", width=width, **facts)
+    return path
+
+
+def tiles(count: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(7).integers(0, 256, (count, 32, 32, 3), np.uint8))
+
+
+def test_a_saved_encoder_comes_back(saved: Path) -> None:
+    model, width = encoder.load(saved)
+    assert width == 512
+    assert not model.training
+    assert encoder.metadata(saved)["std"] == [0.2] * 3
+    with pytest.raises(encoder.EncoderError):
+        encoder.load(saved.with_name("none.safetensors"))
+
+
+@pytest.mark.parametrize("size", [1, 7, 128])
+def test_a_frozen_encoders_features_do_not_depend_on_the_batch(saved: Path, size: int) -> None:
+    frozen = encoder.Frozen(saved)
+    batch = tiles(128)
+    whole = frozen(batch)
+    order = torch.randperm(128, generator=torch.Generator().manual_seed(0))
+    parts = np.concatenate([frozen(batch[rows]) for rows in order.split(size)])
+    np.testing.assert_allclose(parts, whole[order.numpy()], rtol=1e-4, atol=1e-5)
+
+
+def test_a_frozen_encoders_buffers_are_bit_identical_afterwards(saved: Path) -> None:
+    frozen = encoder.Frozen(saved)
+    before = {k: v.clone() for k, v in frozen.model.state_dict().items()}
+    frozen(tiles(64))
+    assert all(torch.equal(v, before[k]) for k, v in frozen.model.state_dict().items())
+
+
+def test_batch_mode_does_depend_on_the_batch(saved: Path) -> None:
+    frozen = encoder.Frozen(saved, batch_norm="batch")
+    batch = tiles(64)
+    assert np.abs(frozen(batch)[:8] - frozen(batch[:8])).max() > 0.05
+
+
+def test_batch_mode_is_torchs_training_mode(saved: Path) -> None:
+    frozen = encoder.Frozen(saved, batch_norm="batch")
+    model, _ = encoder.load(saved)
+    batch = tiles(32)
+    x = (batch.permute(0, 3, 1, 2) / 255 - 0.5) / 0.2
+    with torch.no_grad():
+        np.testing.assert_allclose(frozen(batch), model.train()(x).numpy(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_the_projection_head_is_the_papers_or_simclrs(batch_norm: bool) -> None:
+    head = encoder.projection_head(2048, hidden=512, out=128, batch_norm=batch_norm)
+    kinds = [type(m).__name__ for m in head]
+    plain = ["Linear", "ReLU", "Linear"]
+    assert kinds == (["Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d"] if batch_norm else plain)
+    assert head(torch.zeros(4, 2048)).shape == (4, 128)

@@ -1,0 +1,287 @@
+"""Every loss against the formula written as a double loop, and against laws it must keep."""
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from satclr.pretrain.loss import Positives, mulsupcon, nt_xent, supcon
+
+WAYS: tuple[Positives, ...] = ("any", "all", "jaccard")
+TEMPERATURES = (0.05, 0.5, 1.0)
+
+
+def draw(
+    seed: int, *, tiles: int = 6, labels: int = 4, features: int = 5, views: int = 2
+) -> tuple[Tensor, Tensor]:
+    """Random z, and targets that include an unlabelled tile, a label of one tile only, two equal tiles."""
+    g = torch.Generator().manual_seed(seed)
+    z = torch.randn(views * tiles, features, generator=g, dtype=torch.float64) * 3
+    y = (torch.rand(tiles, labels, generator=g) < 0.4).double()
+    y[0] = 0
+    y[:, -1] = 0
+    y[1, -1] = 1
+    y[-1] = y[-2]
+    if views == 2:
+        z[1] = z[2]  # two tiles that look the same
+    return z, y.repeat(views, 1)
+
+
+def log_p(z: Tensor, temperature: float, i: int, j: int) -> float:
+    """Log-probability that anchor i picks row j among the others, in plain Python."""
+    x = [[v / math.sqrt(sum(w * w for w in row)) for v in row] for row in z.tolist()]
+    s: list[float] = [sum(a * b for a, b in zip(x[i], other, strict=True)) / temperature for other in x]
+    top = max(v for m, v in enumerate(s) if m != i)
+    return s[j] - top - math.log(sum(math.exp(v - top) for m, v in enumerate(s) if m != i))
+
+
+def slow_nt_xent(z: Tensor, temperature: float) -> float:
+    rows = len(z)
+    return -sum(log_p(z, temperature, i, (i + rows // 2) % rows) for i in range(rows)) / rows
+
+
+def likeness(a: set[int], b: set[int], positives: Positives) -> float:
+    if not a or not b:
+        return 0.0
+    return {"any": float(bool(a & b)), "all": float(a == b), "jaccard": len(a & b) / len(a | b)}[positives]
+
+
+def label_sets(targets: Tensor) -> list[set[int]]:
+    return [{k for k, v in enumerate(row) if v} for row in targets.tolist()]
+
+
+def slow_supcon(z: Tensor, targets: Tensor, temperature: float, positives: Positives) -> float:
+    sets, losses = label_sets(targets), []
+    for i, anchor in enumerate(sets):
+        w = {j: likeness(anchor, other, positives) for j, other in enumerate(sets) if j != i}
+        total = sum(w.values())
+        if total:
+            losses.append(-sum(w[j] / total * log_p(z, temperature, i, j) for j in w if w[j]))
+    return sum(losses) / len(losses) if losses else 0.0
+
+
+def slow_mulsupcon(z: Tensor, targets: Tensor, temperature: float) -> float:
+    sets, loss = label_sets(targets), 0.0
+    for i, anchor in enumerate(sets):
+        for k in anchor:
+            others = [j for j, other in enumerate(sets) if k in other and j != i]
+            if others:
+                loss -= sum(log_p(z, temperature, i, j) for j in others) / len(others)
+    return loss / max(1, sum(len(s) for s in sets))
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "nt_xent": lambda z, _, t: nt_xent(z, t),
+    "mulsupcon": mulsupcon,
+    "any": lambda z, y, t: supcon(z, y, t, "any"),
+    "all": lambda z, y, t: supcon(z, y, t, "all"),
+    "jaccard": lambda z, y, t: supcon(z, y, t, "jaccard"),
+}
+each_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+
+
+@given(st.integers(0, 2**20), st.integers(1, 7), st.sampled_from(TEMPERATURES))
+@settings(deadline=None, max_examples=30)
+def test_nt_xent_equals_the_double_loop(seed: int, tiles: int, temperature: float) -> None:
+    g = torch.Generator().manual_seed(seed)
+    z = torch.randn(2 * tiles, 5, generator=g, dtype=torch.float64)
+    assert nt_xent(z, temperature).item() == pytest.approx(slow_nt_xent(z, temperature), abs=1e-10)
+
+
+@given(
+    st.integers(0, 2**20),
+    st.integers(3, 8),
+    st.integers(1, 2),
+    st.sampled_from(TEMPERATURES),
+    st.sampled_from(WAYS),
+)
+@settings(deadline=None, max_examples=40)
+def test_supcon_equals_the_double_loop(
+    seed: int, tiles: int, views: int, temperature: float, positives: Positives
+) -> None:
+    z, y = draw(seed, tiles=tiles, views=views)
+    ours = supcon(z, y, temperature, positives).item()
+    assert ours == pytest.approx(slow_supcon(z, y, temperature, positives), abs=1e-10)
+
+
+@given(st.integers(0, 2**20), st.integers(3, 8), st.integers(1, 2), st.sampled_from(TEMPERATURES))
+@settings(deadline=None, max_examples=30)
+def test_mulsupcon_equals_the_double_loop(seed: int, tiles: int, views: int, temperature: float) -> None:
+    z, y = draw(seed, tiles=tiles, views=views)
+    assert mulsupcon(z, y, temperature).item() == pytest.approx(slow_mulsupcon(z, y, temperature), abs=1e-10)
+
+
+def test_nt_xent_of_orthogonal_tiles_with_equal_views_has_its_closed_form() -> None:
+    tiles, temperature = 5, 0.5
+    z = torch.eye(tiles, dtype=torch.float64).repeat(2, 1) * 7
+    expected = math.log(math.exp(1 / temperature) + 2 * tiles - 2) - 1 / temperature
+    assert nt_xent(z, temperature).item() == pytest.approx(expected, abs=1e-12)
+
+
+@each_loss
+def test_gradient_is_the_numerical_one(loss: Callable[[Tensor, Tensor, float], Tensor]) -> None:
+    for seed in range(3):
+        z, y = draw(seed)
+        z.requires_grad_()
+        assert torch.autograd.gradcheck(lambda v, y=y: loss(v, y, 0.3), (z,))
+
+
+@each_loss
+def test_blocks_of_rows_change_neither_value_nor_gradient(
+    loss: Callable[[Tensor, Tensor, float], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    z, y = draw(4, tiles=9)
+    z.requires_grad_()
+    whole = loss(z, y, 0.2)
+    (whole_grad,) = torch.autograd.grad(whole, z)
+    for rows in (1, 4, 7):
+        monkeypatch.setattr("satclr.loss._BLOCK_ELEMENTS", rows * len(z))
+        parts = loss(z, y, 0.2)
+        (parts_grad,) = torch.autograd.grad(parts, z)
+        torch.testing.assert_close(parts, whole, rtol=0, atol=1e-12)
+        torch.testing.assert_close(parts_grad, whole_grad, rtol=0, atol=1e-12)
+
+
+@each_loss
+def test_order_of_tiles_does_not_matter(loss: Callable[[Tensor, Tensor, float], Tensor]) -> None:
+    z, y = draw(5)
+    order = torch.randperm(len(z) // 2, generator=torch.Generator().manual_seed(0))
+    order = torch.cat([order, order + len(order)])
+    torch.testing.assert_close(loss(z[order], y[order], 0.3), loss(z, y, 0.3), rtol=0, atol=1e-12)
+
+
+@each_loss
+def test_length_of_z_does_not_matter(loss: Callable[[Tensor, Tensor, float], Tensor]) -> None:
+    z, y = draw(6)
+    lengths = torch.rand(len(z), 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 0.1
+    torch.testing.assert_close(loss(z * lengths, y, 0.3), loss(z, y, 0.3), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("positives", WAYS)
+def test_one_hot_targets_give_the_published_supcon(positives: Positives) -> None:
+    z, _ = draw(7)
+    classes = torch.tensor([0, 1, 1, 2, 0, 3]).repeat(2)
+    expected = 0.0
+    for i, c in enumerate(classes):
+        same = [p for p, other in enumerate(classes) if other == c and p != i]
+        expected += -1 / len(same) * sum(log_p(z, 0.1, i, p) for p in same)
+    ours = supcon(z, torch.nn.functional.one_hot(classes), 0.1, positives)
+    assert ours.item() == pytest.approx(expected / len(z), abs=1e-10)
+
+
+@each_loss
+def test_a_label_of_its_own_for_every_tile_gives_nt_xent(
+    loss: Callable[[Tensor, Tensor, float], Tensor],
+) -> None:
+    z, _ = draw(8)
+    y = torch.eye(len(z) // 2).repeat(2, 1)
+    torch.testing.assert_close(loss(z, y, 0.3), nt_xent(z, 0.3), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["mulsupcon", *WAYS])
+def test_unlabelled_tiles_are_negatives_only(name: str) -> None:
+    z, y = draw(9)
+    z.requires_grad_()
+    unlabelled = torch.zeros(2, y.shape[1], dtype=y.dtype)
+    stranger = torch.randn(2, z.shape[1], dtype=z.dtype, generator=torch.Generator().manual_seed(2))
+    more = LOSSES[name](torch.cat([z, stranger]), torch.cat([y, unlabelled]), 0.5)
+    assert more > LOSSES[name](z, y, 0.5)
+    nothing = LOSSES[name](z, torch.zeros_like(y), 0.5)
+    (grad,) = torch.autograd.grad(nothing, z)
+    assert nothing == 0
+    assert (grad == 0).all()
+
+
+@pytest.mark.parametrize("name", ["mulsupcon", *WAYS])
+def test_no_two_rows_alike_give_zero_and_a_zero_gradient(name: str) -> None:
+    z, _ = draw(10, tiles=4, views=1)
+    z.requires_grad_()
+    nothing = LOSSES[name](z, torch.eye(4), 0.5)
+    (grad,) = torch.autograd.grad(nothing, z)
+    assert nothing == 0
+    assert (grad == 0).all()
+
+
+@each_loss
+def test_low_temperature_and_large_z_stay_finite(loss: Callable[[Tensor, Tensor, float], Tensor]) -> None:
+    z, y = draw(11)
+    z = (z * 1e4).float().requires_grad_()
+    value = loss(z, y, 0.01)
+    (grad,) = torch.autograd.grad(value, z)
+    assert torch.isfinite(value)
+    assert torch.isfinite(grad).all()
+
+
+@each_loss
+def test_half_precision_and_autocast_work_in_float32(
+    loss: Callable[[Tensor, Tensor, float], Tensor],
+) -> None:
+    z, y = draw(12)
+    half = z.bfloat16().requires_grad_()
+    full = half.detach().float().requires_grad_()
+    expected = loss(full, y, 0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss(half, y, 0.1)
+        same = loss(full, y, 0.1)
+    assert value.dtype == torch.float32
+    assert value.item() == expected.item() == same.item()
+    (grad,) = torch.autograd.grad(value, half)
+    (expected_grad,) = torch.autograd.grad(expected, full)
+    torch.testing.assert_close(grad, expected_grad.bfloat16())
+
+
+@each_loss
+def test_bool_integer_and_float_targets_are_one(loss: Callable[[Tensor, Tensor, float], Tensor]) -> None:
+    z, y = draw(13)
+    assert loss(z, y.bool(), 0.3) == loss(z, y.to(torch.uint8), 0.3) == loss(z, y.float(), 0.3)
+
+
+def test_wrong_input_is_named() -> None:
+    z, y = draw(14)
+    with pytest.raises(ValueError, match=r"z with 11 rows.*even number"):
+        nt_xent(z[:11], 0.5)
+    with pytest.raises(ValueError, match=r"shape \(12,\).*floating projections"):
+        nt_xent(z[:, 0], 0.5)
+    with pytest.raises(ValueError, match=r"torch\.int64"):
+        nt_xent(z.long(), 0.5)
+    for temperature in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=rf"temperature is {temperature}"):
+            mulsupcon(z, y, temperature)
+    with pytest.raises(ValueError, match=r"targets have shape \(6, 4\) for z of shape \(12, 5\)"):
+        mulsupcon(z, y[:6], 0.5)
+    y[3, 2] = 0.5
+    with pytest.raises(ValueError, match=r"targets\[3, 2\] is 0\.5"):
+        supcon(z, y, 0.5, "any")
+    with pytest.raises(ValueError, match=r"positives='some'.*jaccard"):
+        supcon(z, y.bool(), 0.5, "some")  # type: ignore[arg-type]
+
+
+MEMORY = """
+import torch
+from satclr.loss import nt_xent, supcon
+def kib(field):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field))
+torch.set_num_threads(1)
+z = torch.randn(4096, 128, requires_grad=True)
+y = torch.rand(2048, 60).lt(0.05).repeat(2, 1)
+nt_xent(z[:64], 0.5).backward()
+before = kib("VmRSS")
+(nt_xent(z, 0.5) if {name!r} == "nt_xent" else supcon(z, y, 0.5, "jaccard")).backward()
+print(kib("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of resident memory from /proc")
+@pytest.mark.parametrize("name", ["nt_xent", "jaccard"])
+def test_memory_of_2048_pairs_is_far_below_the_square(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY.format(name=name)], check=True, capture_output=True, text=True
+    )
+    added_mib = int(done.stdout) / 1024
+    assert added_mib < 150  # S alone, whole and once, is 64 MiB; a (2B,2B,D) tensor is 8 GiB

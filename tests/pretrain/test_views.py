@@ -1,0 +1,351 @@
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+from torchvision.transforms import ColorJitter, GaussianBlur, RandomResizedCrop, v2
+from torchvision.transforms.v2 import functional as F  # noqa: N812
+
+from satclr.pretrain import views
+from satclr.pretrain.views import rendering
+from satclr.pretrain.views.parameters import BRIGHTNESS, CONTRAST, HUE, SATURATION
+from satclr.pretrain.views.sheet import ROWS, only
+
+MEAN, STD = (0.41, 0.42, 0.37), (0.2, 0.17, 0.18)
+PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+STEP = 1 / 255
+
+
+@dataclass(frozen=True)
+class Family:
+    crop_px: int = 64
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (1.0, 1.0)
+    flip_p: float = 0.5
+    jitter_p: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    grayscale_p: float = 0.2
+    blur_p: float = 1.0
+    blur_kernel_px: int = 23
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(count: int, side_px: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, 256, (count, side_px, side_px, 3), dtype=torch.uint8, generator=generator(seed))
+
+
+def black_or_white(count: int, side_px: int) -> Tensor:
+    """The noise on which a cubic filter overshoots most."""
+    return noise(count, side_px, 1).gt(127).byte().mul(255)
+
+
+def one_by_one(tiles: Tensor, p: views.Parameters, crop_px: int) -> Tensor:
+    """torchvision's functional reference, before normalisation: (count,3,S,S) in [0,1]."""
+    return torch.stack([reference(tiles[j % len(tiles)], p[j : j + 1], crop_px) for j in range(len(p))])
+
+
+def reference(tile: Tensor, p: views.Parameters, crop_px: int) -> Tensor:
+    x = tile.permute(2, 0, 1).float() / 255
+    box = p.boxes[0].tolist()
+    cubic = v2.InterpolationMode.BICUBIC
+    x = F.resized_crop(x, *box, size=[crop_px, crop_px], interpolation=cubic, antialias=True).clamp(0, 1)
+    if p.flip:
+        x = F.horizontal_flip(x)
+    if p.jitter:
+        steps: dict[int, Callable[[Tensor, float], Tensor]] = {
+            BRIGHTNESS: F.adjust_brightness,
+            CONTRAST: F.adjust_contrast,
+            SATURATION: F.adjust_saturation,
+            HUE: F.adjust_hue,
+        }
+        for operation in p.order[0].tolist():
+            x = steps[operation](x, p.factors[0, operation].item())
+    if p.grayscale:
+        x = F.rgb_to_grayscale(x, num_output_channels=3)
+    if p.blur:
+        x = F.gaussian_blur(x, [Family.blur_kernel_px] * 2, [p.sigma.item()] * 2)
+    return x
+
+
+def rendered(tiles: Tensor, p: views.Parameters, crop_px: int) -> Tensor:
+    return views.render(tiles, p, crop_px=crop_px, mean=PLAIN[0], std=PLAIN[1])
+
+
+def rendered_dense(tiles: Tensor, p: views.Parameters, crop_px: int) -> Tensor:
+    """The path of a GPU, on the CPU."""
+    out = torch.empty(len(p), crop_px, crop_px, 3)
+    plan = rendering._Plan.of(p)
+    rendering._render_dense(rendering._Job(tiles, plan, out, *PLAIN, p.blur_reach_px))
+    return out.permute(0, 3, 1, 2)
+
+
+both_paths = pytest.mark.parametrize("path", [rendered, rendered_dense])
+Path = Callable[[Tensor, views.Parameters, int], Tensor]
+
+
+@both_paths
+@pytest.mark.parametrize(
+    ("tile_px", "family"),
+    [
+        (96, Family()),
+        (128, Family(ratio=(0.6, 1.8), blur_p=0.5)),
+        (256, Family(crop_px=224)),
+        (40, Family(crop_px=50, scale=(0.01, 0.05), hue=0.5, jitter_p=1)),
+        (64, Family(crop_px=13, scale=(0.5, 1), brightness=1, contrast=1, saturation=1, hue=0.5)),
+    ],
+)
+def test_views_equal_torchvision_for_random_parameters(path: Path, tile_px: int, family: Family) -> None:
+    tiles = torch.cat([noise(4, tile_px), black_or_white(2, tile_px), noise(2, tile_px, 2) // 64 * 85])
+    p = views.draw(generator(3), 60 if tile_px < 256 else 16, family, tile_px=tile_px)
+    expected = one_by_one(tiles, p, family.crop_px)
+    assert (path(tiles, p, family.crop_px) - expected).abs().max() < STEP / 10
+
+
+def edge_cases(tile_px: int) -> Iterator[views.Parameters]:
+    base = views.draw(generator(), 24, Family(jitter_p=1, grayscale_p=0), tile_px=tile_px)
+    base = replace(base, order=torch.tensor(list(itertools.permutations(range(4)))))
+    for sigma, hue, factor in itertools.product((0.1, 2.0), (-0.1, 0.0, 0.1), (0.6, 1.4)):
+        factors = torch.tensor([factor, factor, factor, hue]).expand(24, 4)
+        yield replace(base, sigma=torch.full((24,), sigma), factors=factors)
+    for box in ([0, 0, tile_px, tile_px], [tile_px - 1, 0, 1, 1], [3, 5, 2, 7]):
+        yield replace(base, boxes=torch.tensor(box).expand(24, 4))
+
+
+@both_paths
+def test_views_equal_torchvision_in_edge_cases(path: Path) -> None:
+    flat = torch.stack([torch.full((80, 80, 3), level, dtype=torch.uint8) for level in (0, 128, 255)])
+    pure = torch.zeros(3, 80, 80, 3, dtype=torch.uint8)
+    for channel in range(3):
+        pure[channel, ..., channel] = 255
+    tiles = torch.cat([noise(2, 80), flat, pure, 255 - pure])
+    for p in edge_cases(80):
+        assert (path(tiles, p, 32) - one_by_one(tiles, p, 32)).abs().max() < STEP / 10
+
+
+@both_paths
+@pytest.mark.parametrize("name", ROWS)
+def test_each_operation_alone_equals_torchvision(path: Path, name: str) -> None:
+    tiles = noise(5, 96)
+    p = only(name, views.draw(generator(), 20, Family(jitter_p=1), tile_px=96), tile_px=96)
+    assert (path(tiles, p, 64) - one_by_one(tiles, p, 64)).abs().max() < STEP / 10
+
+
+@both_paths
+def test_each_row_jitters_in_its_own_order(path: Path) -> None:
+    tiles = noise(1, 64)
+    orders = torch.tensor(list(itertools.permutations(range(4))))
+    p = only("jitter", views.draw(generator(), 24, Family(), tile_px=64), tile_px=64)
+    p = replace(p, order=orders, factors=torch.tensor([1.4, 0.6, 1.4, 0.1]).expand(24, 4))
+    x = path(tiles, p, 64)
+    for j in range(24):
+        distance = [(x[j] - reference(tiles[0], p[i : i + 1], 64)).abs().max().item() for i in range(24)]
+        assert distance[j] < STEP / 10
+        # Orders that only swap operations which commute here look alike; most do not.
+        assert sum(d > STEP for d in distance) >= 16
+
+
+def test_normalisation_layout_and_dtype() -> None:
+    tiles = noise(3, 96)
+    p = views.draw(generator(), 12, Family(), tile_px=96)
+    plain = rendered(tiles, p, 64)
+    x = views.render(tiles, p, crop_px=64, mean=MEAN, std=STD)
+    assert torch.allclose(x, F.normalize(plain, list(MEAN), list(STD)), atol=1e-4)
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    half = views.render(tiles, p, crop_px=64, mean=MEAN, std=STD, dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    assert torch.equal(half, x.bfloat16())
+
+
+def test_rows_and_their_partners_show_the_same_tile() -> None:
+    tiles = noise(5, 64)
+    p = views.draw(generator(), 5, Family(), tile_px=64)
+    twice = p._each(lambda column: torch.cat([column, column]))
+    x = rendered(tiles, twice, 32)
+    assert torch.allclose(x[:5], x[5:], atol=1e-5)
+
+
+@pytest.mark.parametrize(("tile_px", "crop_px"), [(96, 64), (160, 48), (64, 96)])
+def test_a_row_does_not_depend_on_the_others_rendered_with_it(tile_px: int, crop_px: int) -> None:
+    tiles = noise(12, tile_px)
+    p = views.draw(generator(), 24, Family(crop_px=crop_px), tile_px=tile_px)
+    x = rendered(tiles, p, crop_px)
+    for rows in (slice(0, 3), slice(3, 12), slice(13, 24)):
+        held = slice(rows.start % 12, (rows.stop - 1) % 12 + 1)
+        found = rendered(tiles[held], p[rows], crop_px)
+        assert (found - x[rows]).abs().max() < 1e-6 / min(PLAIN[1]), "more than rounding"
+    for j in range(24):
+        assert torch.allclose(x[j], rendered(tiles[j % 12 :][:1], p[j : j + 1], crop_px)[0], atol=2e-6)
+
+
+def test_threads_autocast_and_inference_mode_change_no_bit() -> None:
+    tiles = noise(32, 96)
+    p = views.draw(generator(), 96, Family(), tile_px=96)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = rendered(tiles, p, 64)
+        for threads in (2, 3):
+            torch.set_num_threads(threads)
+            assert torch.equal(rendered(tiles, p, 64), expected)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        assert torch.equal(rendered(tiles, p, 64), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_renders_what_the_cpu_renders() -> None:
+    tiles = noise(16, 128)
+    p = views.draw(generator(), 32, Family(), tile_px=128)
+    expected = rendered(tiles, p, 64)
+    for parameters in (p, p.to("cuda")):
+        assert (rendered(tiles.cuda(), parameters, 64).cpu() - expected).abs().max() < STEP
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "crop_px"), [(96, 96, 64), (60, 90, 64), (64, 64, 64), (31, 31, 50)]
+)
+def test_evaluation_view_equals_torchvision(height: int, width: int, crop_px: int) -> None:
+    tiles = torch.cat([noise(40, 96)[:, :height, :width], black_or_white(3, 96)[:, :height, :width]])
+    x = tiles.permute(0, 3, 1, 2).float() / 255
+    x = F.resize(x, [crop_px, crop_px], interpolation=v2.InterpolationMode.BICUBIC, antialias=True).clamp(
+        0, 1
+    )
+    ours = views.evaluation_view(tiles, crop_px=crop_px, mean=MEAN, std=STD)
+    assert (ours - F.normalize(x, list(MEAN), list(STD))).abs().max() < STEP / 10
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    half = views.evaluation_view(tiles, crop_px=crop_px, mean=MEAN, std=STD, dtype=torch.bfloat16)
+    assert torch.equal(half, ours.bfloat16())
+
+
+def test_draws_are_a_function_of_the_generator() -> None:
+    a, b, c = (views.draw(generator(seed), 50, Family(), tile_px=96) for seed in (1, 1, 2))
+    for name in ("boxes", "flip", "jitter", "factors", "order", "grayscale", "blur", "sigma"):
+        assert torch.equal(getattr(a, name), getattr(b, name))
+    assert not torch.equal(a.boxes, c.boxes)
+    assert torch.equal(a[10:20].boxes, a.boxes[10:20])
+    assert len(a[10:20]) == 10
+
+
+DRAWS = 4000
+
+
+@pytest.mark.parametrize(
+    ("tile_px", "scale", "ratio"),
+    [
+        (256, (0.08, 1.0), (1.0, 1.0)),
+        (256, (0.08, 1.0), (3 / 4, 4 / 3)),
+        (96, (0.9, 1.0), (0.5, 2.0)),  # most tries fail
+        (96, (0.9, 1.0), (2.0, 3.0)),  # all tries fail: too wide
+        (96, (0.9, 1.0), (0.2, 0.4)),
+    ],
+)
+def test_boxes_are_distributed_like_torchvisions(
+    tile_px: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> None:
+    p = views.draw(generator(5), DRAWS, Family(scale=scale, ratio=ratio), tile_px=tile_px)
+    torch.manual_seed(6)
+    image = torch.empty(3, tile_px, tile_px)
+    theirs = np.array([RandomResizedCrop.get_params(image, list(scale), list(ratio)) for _ in range(DRAWS)])
+    ours = p.boxes.numpy()
+    for column in range(4):
+        assert same_distribution(ours[:, column], theirs[:, column])
+    assert same_distribution(ours[:, 2] * ours[:, 3], theirs[:, 2] * theirs[:, 3])
+    assert same_distribution(
+        ours[:, 0] / (tile_px + 1 - ours[:, 2]), theirs[:, 0] / (tile_px + 1 - theirs[:, 2])
+    )
+
+
+def test_jitter_is_distributed_like_torchvisions() -> None:
+    family = Family(brightness=0.4, contrast=0.3, saturation=1.5, hue=0.1)
+    p = views.draw(generator(7), DRAWS, family, tile_px=64)
+    jitter = ColorJitter(0.4, 0.3, 1.5, 0.1)
+    torch.manual_seed(8)
+    drawn = [
+        ColorJitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+        for _ in range(DRAWS)
+    ]
+    for column in range(4):
+        assert same_distribution(p.factors[:, column].numpy(), np.array([row[1 + column] for row in drawn]))
+    digits = torch.tensor([64, 16, 4, 1])
+    counts = torch.unique((p.order * digits).sum(1), return_counts=True)[1]
+    assert len(counts) == 24
+    assert stats.chisquare(counts.numpy()).pvalue > 0.01
+    # Independent columns: a factor says nothing about another.
+    assert np.abs(np.corrcoef(p.factors.T.numpy()) - np.eye(4)).max() < 0.05
+
+
+def test_switches_and_sigma_are_distributed_like_torchvisions() -> None:
+    family = Family(flip_p=0.5, jitter_p=0.8, grayscale_p=0.2, blur_p=0.3)
+    p = views.draw(generator(9), DRAWS, family, tile_px=64)
+    for column, probability in ((p.flip, 0.5), (p.jitter, 0.8), (p.grayscale, 0.2), (p.blur, 0.3)):
+        assert stats.binomtest(int(column.sum()), DRAWS, probability).pvalue > 0.01
+    torch.manual_seed(10)
+    theirs = np.array([GaussianBlur.get_params(0.1, 2.0) for _ in range(DRAWS)])
+    assert same_distribution(p.sigma.numpy(), theirs)
+    assert not views.draw(generator(), 500, Family(flip_p=0), tile_px=64).flip.any()
+    assert views.draw(generator(), 500, Family(blur_p=1), tile_px=64).blur.all()
+
+
+def same_distribution(a: np.ndarray, b: np.ndarray) -> bool:
+    if a.min() == a.max() == b.min() == b.max():
+        return True
+    return bool(stats.ks_2samp(a, b).pvalue > 0.01)
+
+
+def test_bad_input_is_named() -> None:
+    p = views.draw(generator(), 2, Family(), tile_px=64)
+    with pytest.raises(ValueError, match=r"uint8 \(N,H,W,3\).*float32"):
+        rendered(noise(1, 64).float(), p, 32)
+    with pytest.raises(ValueError, match="tile_px"):
+        rendered(noise(1, 16), p, 32)
+    with pytest.raises(ValueError, match="the blur reaches 8 px in views of 8 px"):
+        rendered(noise(1, 64), p, 8)
+    with pytest.raises(ValueError, match="blur_kernel_px = 23 with crop_px = 8"):
+        views.draw(generator(), 2, Family(crop_px=8), tile_px=64)
+    with pytest.raises(ValueError, match="blur_kernel_px = 4"):
+        views.draw(generator(), 2, Family(blur_kernel_px=4), tile_px=64)
+    with pytest.raises(ValueError, match="count >= 1"):
+        views.draw(generator(), 0, Family(), tile_px=64)
+    with pytest.raises(ValueError, match="square tile"):
+        views.contact_sheet(noise(1, 64)[0, :32], Family(), generator=generator())
+
+
+def test_rendering_threads_use_one_thread_each() -> None:
+    before = torch.get_num_threads()
+    rendering._pool.cache_clear()
+    try:
+        pool = rendering._pool(2, os.getpid())
+        assert torch.get_num_threads() == 2
+        assert set(pool.map(lambda _: torch.get_num_threads(), range(8))) == {1}
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_contact_sheet_shows_each_augmentation() -> None:
+    tile = noise(1, 64)[0]
+    sheet = np.asarray(views.contact_sheet(tile, Family(), generator=generator(), columns=3))
+    step = 64 + 4
+    assert sheet.shape == (4 + 6 * step, 88 + 4 * step, 3)
+    top = {name: 4 + row * step for row, name in enumerate(ROWS)}
+    left = 88 + step
+    original = sheet[4 : 4 + 64, 88 : 88 + 64]
+    assert np.array_equal(original, tile.numpy())
+    assert np.array_equal(sheet[top["flip"] :, left:][:64, :64], original[:, ::-1])
+    gray = sheet[top["grayscale"] :, left:][:64, :64]
+    assert np.array_equal(gray[..., 0], gray[..., 1])
+    assert not np.array_equal(gray, original)
+    assert (sheet[:, :84] < 128).any()  # labels

@@ -1,0 +1,136 @@
+"""The pages that people open, in a real browser (Debian's packages chromium and chromium-driver)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from satclr.tracking import register
+from satclr import tracking
+from tests import made_up
+from tests.conftest import ROOT
+from tests.serving import free_port
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+WAIT_S = 300
+SHOTS = "SATCLR_SCREENSHOTS"  # a folder to keep the pictures in
+PROJECT = "SATCLR_PROJECT"  # a project after `dvc repro`, instead of a new one
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("no browser here: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    switches = ("headless=new", "no-sandbox", "disable-gpu", "disable-background-networking", "no-first-run")
+    for switch in (*switches, "window-size=1500,950"):
+        options.add_argument(f"--{switch}")
+    window = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    try:
+        yield window
+    finally:
+        window.quit()
+
+
+def made_up_project(folder: Path) -> Path:
+    shutil.copyfile(ROOT / "params.yaml", folder / "params.yaml")
+    for arm, skill in (("baseline", 0.5), ("simclr", 2.0)):
+        made_up.write(folder, arm=arm, skill=skill)
+        tracking.publish(folder, profile="sample", arm=arm, seed=0, params={"arm": arm}, fingerprint=arm)
+    register.run(folder, profile="sample", runs=[("baseline", 0), ("simclr", 0)])
+    return folder
+
+
+def sample_run(folder: Path) -> Path:
+    """A clone of this repository after `dvc repro`: the embedded sample, five minutes on two cores."""
+    if PROJECT in os.environ:
+        return Path(os.environ[PROJECT])
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    clone = folder / "clone"
+    for command in (
+        ["git", "clone", "--quiet", str(ROOT), str(clone)],
+        ["dvc", "--cd", str(clone), "pull", "--quiet", "data.dvc"],
+        ["dvc", "--cd", str(clone), "repro", "--quiet"],
+    ):
+        subprocess.run(command, env=env, check=True)
+    return clone
+
+
+@contextmanager
+def satclr_ui(project: Path) -> Iterator[str]:
+    """`satclr ui`, started in a folder below the project; the address that it prints."""
+    below = project / "results"
+    command = [sys.executable, "-m", "satclr", "ui", "--port", str(free_port())]
+    server = subprocess.Popen(command, cwd=below, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        lines = iter(server.stdout.readline, "")
+        yield next(line.strip() for line in lines if line.startswith("http://127.0.0.1:"))
+    finally:
+        server.terminate()
+        server.wait(timeout=60)
+    assert not (below / "mlruns").exists()
+
+
+@pytest.mark.parametrize("make", [made_up_project, pytest.param(sample_run, marks=pytest.mark.slow)])
+def test_a_browser_shows_arms_curves_and_champion(
+    make: Callable[[Path], Path], tmp_path: Path, browser: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    project = make(tmp_path)
+    shots = Path(os.environ.get(SHOTS, tmp_path))
+
+    def text() -> str:
+        return str(browser.find_element(By.TAG_NAME, "body").text)
+
+    def curves() -> int:
+        """How many curves are drawn once the page is scrolled to the probe's; it draws those in sight."""
+        for heading in browser.find_elements(By.XPATH, "//*[normalize-space(text())='probe']"):
+            browser.execute_script("arguments[0].scrollIntoView()", heading)
+        return len(browser.find_elements(By.CSS_SELECTOR, ".js-line"))
+
+    def see(address: str, name: str, *texts: str, at_least: int = 0) -> None:
+        browser.get(address)
+        try:
+            waiting = WebDriverWait(browser, WAIT_S)
+            waiting.until(lambda _: curves() >= at_least, f"{address} does not draw {at_least} curves")
+            waiting.until(lambda _: all(t in text() for t in texts), f"{address} does not show {texts}")
+            time.sleep(1)  # for its last fonts and lines
+        finally:
+            shot = shots / f"mlflow-{name}.png"
+            browser.save_screenshot(str(shot))
+            with Image.open(shot) as picture:
+                picture.convert("P", palette=Image.Palette.ADAPTIVE, colors=128).save(shot, optimize=True)
+
+    with satclr_ui(project) as home:
+        base = home.partition("/#/")[0]
+        browser.get(base)
+        browser.execute_script(
+            'localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true")'
+        )
+        see(home, "runs", "baseline-s0", "simclr-s0", "test/mAP")
+        see(
+            f"{home}&compareRunsMode=CHART",
+            "compare",
+            "probe/val_mAP",
+            "baseline-s0",
+            "simclr-s0",
+            at_least=4,
+        )
+        see(f"{base}/#/models/satclr-sample", "model", "satclr-sample", "@ champion", "Version 1")
