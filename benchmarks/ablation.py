@@ -121,7 +121,7 @@ def our_way(scale: Scale, files: Path, root: Path) -> None:
         _stages(store, arm, root, root / arm.name)
 
 
-def _stages(store: tiles.Store, arm: Arm, root: Path, out: Path) -> None:
+def _stages(store: tiles.TileStore, arm: Arm, root: Path, out: Path) -> None:
     def log(_epoch: int, _measured: Mapping[str, float]) -> None: ...
 
     encoder, features, layer = out / "encoder.safetensors", out / "features.npy", out / "probe.safetensors"
@@ -163,7 +163,7 @@ def papers_seconds(scale: Scale, files: Path, build: Path) -> float:
     return common.seconds(lambda: papers_way(scale, files, store))
 
 
-def papers_way(scale: Scale, files: Path, store: tiles.Store) -> None:
+def papers_way(scale: Scale, files: Path, store: tiles.TileStore) -> None:
     split: dict[str, DataLoader[Any]] = {}
     for which in tiles.SPLITS:
         paths = [files / "Images" / store.categories[row] / store.names[row] for row in store.rows(which)]

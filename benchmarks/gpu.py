@@ -190,14 +190,14 @@ def shares(profiler: profile, device: torch.device) -> dict[str, float]:
     return {part: round(time / whole, 4) for part, time in parts.items()}
 
 
-def make_store(folder: Path, *, count: int, tile_px: int) -> tiles.Store:
+def make_store(folder: Path, *, count: int, tile_px: int) -> tiles.TileStore:
     """A store of training tiles, made without the stage that reads label tables."""
     decoded = np.stack([tiles.decode(jpeg, tile_px) for jpeg in transforms.jpegs()])
     pixels = np.lib.format.open_memmap(folder / "tiles.npy", "w+", np.uint8, (count, tile_px, tile_px, 3))
     for i in range(count):
         pixels[i] = decoded[i % len(decoded)]
     statistics = {"mean": list(transforms.MEAN), "std": list(transforms.STD)}
-    return tiles.Store(
+    return tiles.TileStore(
         folder=folder,
         pixels=pixels,
         names=[f"tile{i}" for i in range(count)],

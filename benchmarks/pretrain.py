@@ -106,7 +106,7 @@ def compare(size: Size) -> list[Row]:
 
 
 def take_turns(
-    store: tiles.Store,
+    store: tiles.TileStore,
     settings: Settings,
     rival: Step,
     folder: Path,

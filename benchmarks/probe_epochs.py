@@ -48,7 +48,7 @@ def main(weights: Path, tile_px: int) -> None:
         print(f"{epoch:6}  {statistics.mean(values):.4f}    {statistics.stdev(values):.4f}")
 
 
-def test_curve(store: tiles.Store, features: Path, arm: params.Arm) -> list[float]:
+def test_curve(store: tiles.TileStore, features: Path, arm: params.Arm) -> list[float]:
     """Test mAP after each epoch of the arm's probe."""
     cached = tiles.load_features(features, store)
     rows = store.rows("test")

@@ -84,7 +84,7 @@ def mean_ap(folder: Path, way: str, seed: int) -> float:
     return float(result["test_mAP"])
 
 
-def plain(store: tiles.Store, arm: Arm, root: Path, out: Path) -> None:
+def plain(store: tiles.TileStore, arm: Arm, root: Path, out: Path) -> None:
     """SimCLR as one would write it without thinking of speed; writes the encoder to `out`."""
     how, settings = arm.settings.pretrain, arm.settings
     mean, std = store.statistics(how.normalization)

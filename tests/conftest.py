@@ -151,7 +151,7 @@ def store(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tiles.Ti
 
 
 @pytest.fixture(scope="session")
-def measured(store: tiles.Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def measured(store: tiles.TileStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project folder with the models, results and comparison of two arms, from the stages themselves."""
     from . import measured
 

@@ -97,7 +97,7 @@ def test_a_hostile_checkpoint_is_refused(raw: bytes, tmp_path: Path) -> None:
     assert peak_kb() - before < 100_000
 
 
-def test_pickles_are_refused_wherever_they_are_planted(tmp_path: Path, store: tiles.Store) -> None:
+def test_pickles_are_refused_wherever_they_are_planted(tmp_path: Path, store: tiles.TileStore) -> None:
     planted = tmp_path / "planted"
     raw = pickle.dumps(Planted(planted))
     objects = np.array([Planted(planted)], dtype=object)

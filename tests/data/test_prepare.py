@@ -24,7 +24,7 @@ def data(tiny_data: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_data, tmp_path / "data"))
 
 
-def run(data: Path, **changes: Any) -> tiles.Store:
+def run(data: Path, **changes: Any) -> tiles.TileStore:
     out = data.parent / "build"
     prepare.run(data, out, resolve(data=changes).settings.data)
     return tiles.open_store(out)

@@ -70,7 +70,7 @@ def test_an_animation_is_refused() -> None:
         tiles.decode(buffer.getvalue(), 50)
 
 
-def test_stream_gives_each_batch_in_order(store: tiles.Store) -> None:
+def test_stream_gives_each_batch_in_order(store: tiles.TileStore) -> None:
     rows = np.random.default_rng(1).permutation(len(store.names))
     batches = tiles.split_batches(rows, 7)
     assert [len(b) for b in batches] == [7] * (len(rows) // 7) + [len(rows) % 7] * (len(rows) % 7 > 0)
@@ -84,7 +84,7 @@ def test_stream_gives_each_batch_in_order(store: tiles.Store) -> None:
     assert sorted(seen) == list(range(len(rows)))
 
 
-def test_a_store_says_what_is_missing_or_damaged(store: tiles.Store, tmp_path: Path) -> None:
+def test_a_store_says_what_is_missing_or_damaged(store: tiles.TileStore, tmp_path: Path) -> None:
     with pytest.raises(tiles.TileError, match="satclr prepare"):
         tiles.open_store(tmp_path)
     for name in ("tiles.npy", "index.csv", "stats.json"):
@@ -97,7 +97,7 @@ def test_a_store_says_what_is_missing_or_damaged(store: tiles.Store, tmp_path: P
         tiles.open_store(tmp_path)
 
 
-def test_an_arm_may_leave_out_training_tiles_that_it_is_tested_on(store: tiles.Store) -> None:
+def test_an_arm_may_leave_out_training_tiles_that_it_is_tested_on(store: tiles.TileStore) -> None:
     assert store.learning("keep") is store
     train, val, test = (store.rows(split) for split in tiles.SPLITS)
     groups = store.names.copy()
@@ -112,7 +112,7 @@ def test_an_arm_may_leave_out_training_tiles_that_it_is_tested_on(store: tiles.S
     assert apart.digest == store.digest
 
 
-def test_features_of_another_store_are_refused(store: tiles.Store, tmp_path: Path) -> None:
+def test_features_of_another_store_are_refused(store: tiles.TileStore, tmp_path: Path) -> None:
     np.save(tmp_path / "features.npy", np.zeros((3, 2), np.float32))
     with pytest.raises(tiles.TileError, match="3 tiles"):
         tiles.load_features(tmp_path / "features.npy", store)
@@ -120,7 +120,7 @@ def test_features_of_another_store_are_refused(store: tiles.Store, tmp_path: Pat
         tiles.load_features(tmp_path / "none.npy", store)
 
 
-def test_targets_and_statistics_come_from_the_files(store: tiles.Store) -> None:
+def test_targets_and_statistics_come_from_the_files(store: tiles.TileStore) -> None:
     stats = json.loads((store.folder / "stats.json").read_text())
     assert store.labels == stats["labels"]
     assert store.targets.shape == (len(store.names), len(store.labels))

@@ -29,7 +29,7 @@ QUICK = {
 
 
 @pytest.fixture
-def features(store: tiles.Store, tmp_path: Path) -> Path:
+def features(store: tiles.TileStore, tmp_path: Path) -> Path:
     """Fresh features that say something of the labels, and an encoder's file beside them."""
     rng = np.random.default_rng()
     mixed = store.targets @ rng.normal(size=(len(store.labels), 8)) + rng.normal(size=(len(store.names), 8))
@@ -42,7 +42,7 @@ def features(store: tiles.Store, tmp_path: Path) -> Path:
     return tmp_path / "features.npy"
 
 
-def measure(store: tiles.Store, features: Path, arm: Arm) -> dict[str, Any]:
+def measure(store: tiles.TileStore, features: Path, arm: Arm) -> dict[str, Any]:
     folder = features.parent
     probe.run(
         store, features=features, encoder=folder / "encoder.safetensors", out=folder / "probe.safetensors",
@@ -58,7 +58,7 @@ def refuse(constant: str) -> None:
     raise AssertionError(f"{constant} is not JSON")
 
 
-def test_the_numbers_are_scikit_learns(store: tiles.Store, features: Path) -> None:
+def test_the_numbers_are_scikit_learns(store: tiles.TileStore, features: Path) -> None:
     found = measure(store, features, resolve(evaluate=QUICK))
     with np.load(features.parent / "results" / "scores.npz") as saved:
         scores, targets, thresholds = (saved[k] for k in ("test_scores", "test_targets", "thresholds"))
@@ -89,7 +89,7 @@ def test_the_numbers_are_scikit_learns(store: tiles.Store, features: Path) -> No
 AVERAGES = ("macro", "micro")
 
 
-def test_scaling_by_the_temperature_mends_overconfident_scores(store: tiles.Store, features: Path) -> None:
+def test_scaling_by_the_temperature_mends_overconfident_scores(store: tiles.TileStore, features: Path) -> None:
     arm = resolve(evaluate=QUICK, probe={"epochs": 40, "learning_rate": 0.5})
     found = measure(store, features, arm)
     assert found["temperature"] > 1
@@ -104,7 +104,7 @@ def test_scaling_by_the_temperature_mends_overconfident_scores(store: tiles.Stor
     assert loss(found["temperature"]) < loss(1.0)
 
 
-def test_a_repeated_evaluation_is_bit_identical(store: tiles.Store, features: Path) -> None:
+def test_a_repeated_evaluation_is_bit_identical(store: tiles.TileStore, features: Path) -> None:
     arm = resolve(evaluate=QUICK)
     folder = features.parent / "results"
 
@@ -115,7 +115,7 @@ def test_a_repeated_evaluation_is_bit_identical(store: tiles.Store, features: Pa
     assert everything() == everything()
 
 
-def test_few_labels_are_seeded_subsets_and_end_at_the_sweep(store: tiles.Store, features: Path) -> None:
+def test_few_labels_are_seeded_subsets_and_end_at_the_sweep(store: tiles.TileStore, features: Path) -> None:
     found = measure(store, features, resolve(evaluate=QUICK))
     train = len(store.rows("train"))
     rows = found["label_efficiency"]
@@ -129,7 +129,7 @@ def test_few_labels_are_seeded_subsets_and_end_at_the_sweep(store: tiles.Store, 
 
 
 def test_thresholds_are_tuned_on_validation_and_travel_with_the_probe(
-    store: tiles.Store, features: Path
+    store: tiles.TileStore, features: Path
 ) -> None:
     measure(store, features, resolve(evaluate=QUICK))
     with np.load(features.parent / "results" / "scores.npz") as saved:
@@ -158,7 +158,7 @@ def test_a_label_that_validation_lacks_is_never_said() -> None:
     ],
 )
 def test_another_probe_is_refused(
-    store: tiles.Store, features: Path, change: Callable[[Path], None], says: str
+    store: tiles.TileStore, features: Path, change: Callable[[Path], None], says: str
 ) -> None:
     arm = resolve(evaluate=QUICK)
     measure(store, features, arm)

@@ -130,7 +130,7 @@ def test_mlflow_holds_every_number_under_its_name(
     assert set(client.get_run(compare_id).data.metrics) == expected
 
 
-def test_a_repeated_evaluation_is_bit_identical(measured: Path, store: tiles.Store, tmp_path: Path) -> None:
+def test_a_repeated_evaluation_is_bit_identical(measured: Path, store: tiles.TileStore, tmp_path: Path) -> None:
     shutil.copytree(measured, tmp_path, dirs_exist_ok=True)
     kept = {"pretrain.csv", "probe.csv", "report.html"}  # not of the evaluation
     before = {

@@ -16,7 +16,7 @@ from .conftest import resolve
 
 
 @pytest.fixture
-def features(store: tiles.Store, tmp_path: Path) -> Path:
+def features(store: tiles.TileStore, tmp_path: Path) -> Path:
     rng = np.random.default_rng()
     np.save(tmp_path / "features.npy", rng.normal(size=(len(store.names), 6)).astype(np.float32))
     return tmp_path / "features.npy"
@@ -78,7 +78,7 @@ def test_distances_on_the_map_are_ranked_as_scipy_ranks_them() -> None:
 
 
 def test_maps_hold_the_same_test_tiles_for_every_arm(
-    store: tiles.Store, features: Path, tmp_path: Path
+    store: tiles.TileStore, features: Path, tmp_path: Path
 ) -> None:
     names = []
     for arm in (resolve("baseline"), resolve("simclr", seed=1)):
@@ -95,7 +95,7 @@ def test_maps_hold_the_same_test_tiles_for_every_arm(
     assert len(maps.chosen_rows(store, 3)) == 3
 
 
-def test_no_projection_is_a_file_that_says_so(store: tiles.Store, tmp_path: Path) -> None:
+def test_no_projection_is_a_file_that_says_so(store: tiles.TileStore, tmp_path: Path) -> None:
     arm = resolve(maps={"projections": []})
     maps.run(store, features=tmp_path / "none.npy", out=tmp_path / "maps.json", arm=arm)
     assert json.loads((tmp_path / "maps.json").read_text())["projections"] == {}

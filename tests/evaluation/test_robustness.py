@@ -17,7 +17,7 @@ QUICK = {"labels": {"fractions": [], "subsets": 1}, "sweep": {"epochs": 1}}
 
 
 def test_untouched_tiles_score_as_in_evaluate_and_corrupted_ones_otherwise(
-    store: tiles.Store, tmp_path: Path
+    store: tiles.TileStore, tmp_path: Path
 ) -> None:
     arm = resolve("baseline", evaluate=QUICK, probe={"epochs": 20})
     nothing = lambda *_: None  # noqa: E731
@@ -52,7 +52,7 @@ def test_untouched_tiles_score_as_in_evaluate_and_corrupted_ones_otherwise(
         robustness.run(store, encoder_file=weights, probe=layer, out=out, arm=arm)
 
 
-def test_no_corruptions_is_a_file_that_says_so(store: tiles.Store, tmp_path: Path) -> None:
+def test_no_corruptions_is_a_file_that_says_so(store: tiles.TileStore, tmp_path: Path) -> None:
     arm = resolve(robustness={"corruptions": []})
     out = tmp_path / "robustness.json"
     robustness.run(store, encoder_file=tmp_path / "none", probe=tmp_path / "none", out=out, arm=arm)

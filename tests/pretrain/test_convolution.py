@@ -172,7 +172,7 @@ def test_a_network_has_the_same_gradients() -> None:
 
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_pretraining_takes_it_with_channels_last(
-    channels_last: bool, store: tiles.Store, tmp_path: Path, calls: list[str]
+    channels_last: bool, store: tiles.TileStore, tmp_path: Path, calls: list[str]
 ) -> None:
     settings = resolve(pretrain={"arch": "resnet18", "channels_last": channels_last, "epochs": 1}).settings
     pretrain.train(store, settings=settings, seed=0, root=tmp_path, folder=tmp_path, log=lambda *_: None)

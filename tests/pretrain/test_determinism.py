@@ -116,7 +116,7 @@ def test_the_setting_makes_torch_refuse_what_may_differ() -> None:
 
 @pytest.mark.parametrize("wanted", [True, False])
 def test_pretraining_and_embedding_follow_the_setting(
-    wanted: bool, store: tiles.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wanted: bool, store: tiles.TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arm = resolve("baseline", pretrain={"deterministic": wanted}, embed={"deterministic": wanted})
     asked: list[bool] = []

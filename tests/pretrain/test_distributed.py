@@ -93,7 +93,7 @@ def normalized(folder: Path) -> list[torch.Tensor]:
     return [y, by_rows, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var]
 
 
-def train(store: tiles.Store, folder: Path, *, die_after: int | None = None) -> None:
+def train(store: tiles.TileStore, folder: Path, *, die_after: int | None = None) -> None:
     arm = resolve(**CALM)
 
     def log(epoch: int, _: Mapping[str, float]) -> None:
@@ -114,7 +114,7 @@ def train(store: tiles.Store, folder: Path, *, die_after: int | None = None) -> 
     )  # fmt: skip
 
 
-def work(store: tiles.Store, folder: Path) -> None:
+def work(store: tiles.TileStore, folder: Path) -> None:
     """All that is compared, as one of several processes or as one alone."""
     with distributed.group("cpu"):
         torch.save(losses_and_gradients(folder), folder / f"found-{distributed.rank()}.pt")
@@ -140,7 +140,7 @@ def environment() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def folders(
-    environment: None, store: tiles.Store, tmp_path_factory: pytest.TempPathFactory
+    environment: None, store: tiles.TileStore, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
     """What one process alone left, and what two did."""
     draw = torch.Generator().manual_seed(0)  # one draw: float32 rounding passes 1e-6 on some
@@ -191,7 +191,7 @@ def test_two_processes_train_as_one(folders: tuple[Path, Path]) -> None:
 
 
 def test_a_process_that_dies_ends_the_run_and_another_number_goes_on_with_it(
-    folders: tuple[Path, Path], store: tiles.Store, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    folders: tuple[Path, Path], store: tiles.TileStore, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     started = time.monotonic()
     with pytest.raises(distributed.ProcessError, match="process 1 of 2 was killed by SIGKILL"):
@@ -299,7 +299,7 @@ def test_micro_batches_do_not_depend_on_the_number_of_processes(monkeypatch: pyt
 
 
 def test_too_many_processes_for_a_batch_is_one_error(
-    store: tiles.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: tiles.TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(pretrain.RunError, match="3 processes cannot share 2 tiles"):

@@ -28,7 +28,7 @@ from .conftest import resolve, tiny_params
 
 
 def run(
-    store: tiles.Store,
+    store: tiles.TileStore,
     root: Path,
     arm: params.Arm,
     log: Callable[[int, Mapping[str, float]], None] | None = None,
@@ -58,7 +58,7 @@ def losses(folder: Path) -> list[float]:
         return [float(row["loss"]) for row in csv.DictReader(file)]
 
 
-def test_objective_none_writes_the_initial_encoder(store: tiles.Store, tmp_path: Path) -> None:
+def test_objective_none_writes_the_initial_encoder(store: tiles.TileStore, tmp_path: Path) -> None:
     arm = resolve("baseline")
     found = run(store, tmp_path, arm)
     assert losses(tmp_path / arm.key) == []
@@ -69,7 +69,7 @@ def test_objective_none_writes_the_initial_encoder(store: tiles.Store, tmp_path:
     assert not same(found, contrasted)
 
 
-def test_the_loss_falls(store: tiles.Store, tmp_path: Path) -> None:
+def test_the_loss_falls(store: tiles.TileStore, tmp_path: Path) -> None:
     arm = resolve(pretrain={"arch": "resnet18", "epochs": 12, "learning_rate": 1e-3, "batch_size": 16})
     heard: list[int] = []
     run(store, tmp_path, arm, lambda epoch, _: heard.append(epoch))
@@ -78,7 +78,7 @@ def test_the_loss_falls(store: tiles.Store, tmp_path: Path) -> None:
     assert np.mean(found[-3:]) < found[0] - 0.1
 
 
-def test_the_same_run_twice_is_bit_identical(store: tiles.Store, tmp_path: Path) -> None:
+def test_the_same_run_twice_is_bit_identical(store: tiles.TileStore, tmp_path: Path) -> None:
     arm = resolve()
     assert same(run(store, tmp_path / "a", arm), run(store, tmp_path / "b", arm))
     assert not same(run(store, tmp_path / "a", arm), run(store, tmp_path / "a", resolve(seed=1)))
@@ -90,7 +90,7 @@ class Stopped(Exception):  # noqa: N818 - not an error
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "lars"])
 def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
-    optimizer: str, store: tiles.Store, tmp_path: Path
+    optimizer: str, store: tiles.TileStore, tmp_path: Path
 ) -> None:
     arm = resolve(pretrain={"epochs": 3, "optimizer": optimizer, "schedule": "cosine", "warmup_epochs": 1})
 
@@ -106,7 +106,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
 
 
 def test_a_checkpoint_within_an_epoch_is_exact_too(
-    store: tiles.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: tiles.TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arm = resolve()
     whole = run(store, tmp_path / "a", arm)
@@ -129,7 +129,7 @@ def test_a_checkpoint_within_an_epoch_is_exact_too(
 @pytest.mark.parametrize("step", [2, 4, 5])  # within an epoch of four steps, at its end, in the next
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_asked_to_leave_saves_its_place_first(
-    number: signal.Signals, step: int, store: tiles.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: signal.Signals, step: int, store: tiles.TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "CHECKPOINT_AFTER_S", 1e9)  # no other checkpoint than the last
     arm = resolve()
@@ -158,7 +158,7 @@ def test_a_run_that_is_asked_to_leave_saves_its_place_first(
 
 
 def test_a_checkpoint_at_an_epochs_last_step_is_none(
-    store: tiles.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: tiles.TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One there would be resumed with no step left in the epoch."""
     monkeypatch.setattr(loop, "CHECKPOINT_EVERY_S", 0.0)
@@ -187,7 +187,7 @@ pretrain.run(tiles.open_store(Path(sys.argv[1])), settings=arm.settings, seed=0,
 """
 
 
-def test_a_run_killed_with_sigkill_gives_bit_identical_weights(store: tiles.Store, tmp_path: Path) -> None:
+def test_a_run_killed_with_sigkill_gives_bit_identical_weights(store: tiles.TileStore, tmp_path: Path) -> None:
     def start(root: Path) -> subprocess.Popen[bytes]:
         root.mkdir(exist_ok=True)
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
@@ -209,7 +209,7 @@ def test_a_run_killed_with_sigkill_gives_bit_identical_weights(store: tiles.Stor
 
 
 def test_arms_that_share_a_pretraining_run_it_once(
-    store: tiles.Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    store: tiles.TileStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = run(store, tmp_path, resolve("simclr"))
     other = resolve("simclr").model_copy(update={"name": "simclr_other_probe"})
@@ -218,7 +218,7 @@ def test_arms_that_share_a_pretraining_run_it_once(
     assert "has been run before" in capsys.readouterr().err
 
 
-def test_a_fingerprint_stands_for_parameters_seed_and_tiles(store: tiles.Store) -> None:
+def test_a_fingerprint_stands_for_parameters_seed_and_tiles(store: tiles.TileStore) -> None:
     arm = resolve()
     key = pretrain.fingerprint(arm.settings, 0, store.digest)
     assert key == pretrain.fingerprint(resolve(probe={"epochs": 9}).settings, 0, store.digest)
@@ -232,7 +232,7 @@ def test_a_fingerprint_stands_for_parameters_seed_and_tiles(store: tiles.Store) 
 
 
 def test_a_loss_that_is_not_finite_stops_with_epoch_step_and_tiles(
-    store: tiles.Store, tmp_path: Path
+    store: tiles.TileStore, tmp_path: Path
 ) -> None:
     arm = resolve(pretrain={"learning_rate": 1e30, "epochs": 9})
     with pytest.raises(pretrain.RunError, match=r"epoch \d+, step \d+; its 8 tiles begin with \w+\.jpg"):
@@ -241,7 +241,7 @@ def test_a_loss_that_is_not_finite_stops_with_epoch_step_and_tiles(
 
 
 def test_a_loss_that_blows_up_at_a_low_temperature_keeps_the_last_good_checkpoint(
-    store: tiles.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: tiles.TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arm = resolve(pretrain={"temperature": 0.01, "epochs": 4})
     real = steps.Step.__call__
@@ -263,7 +263,7 @@ def test_a_loss_that_blows_up_at_a_low_temperature_keeps_the_last_good_checkpoin
 
 
 def test_weights_that_the_last_step_made_infinite_are_not_written(
-    store: tiles.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: tiles.TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "CHECKPOINT_AFTER_S", math.inf)
     arm = resolve(pretrain={"epochs": 1})
@@ -282,7 +282,7 @@ def test_weights_that_the_last_step_made_infinite_are_not_written(
     assert not list(tmp_path.rglob("encoder.safetensors"))
 
 
-def test_separate_forwards_normalise_each_view_by_itself(store: tiles.Store, tmp_path: Path) -> None:
+def test_separate_forwards_normalise_each_view_by_itself(store: tiles.TileStore, tmp_path: Path) -> None:
     joint = run(store, tmp_path, resolve())
     separate = run(store, tmp_path, resolve(pretrain={"forward": "separate"}))
     assert not same(joint, separate)
@@ -290,7 +290,7 @@ def test_separate_forwards_normalise_each_view_by_itself(store: tiles.Store, tmp
 
 
 def test_adapting_batch_norm_moves_its_statistics_and_nothing_else(
-    store: tiles.Store, tmp_path: Path
+    store: tiles.TileStore, tmp_path: Path
 ) -> None:
     plain = run(store, tmp_path, resolve("baseline"))
     adapted = run(store, tmp_path, resolve("baseline", pretrain={"adapt_batch_norm": True}))
@@ -307,7 +307,7 @@ def test_adapting_batch_norm_moves_its_statistics_and_nothing_else(
 
 @pytest.mark.parametrize("change", [{"precision": "bfloat16"}, {"channels_last": False}])
 def test_precision_and_memory_order_do_not_change_the_course(
-    change: dict[str, Any], store: tiles.Store, tmp_path: Path
+    change: dict[str, Any], store: tiles.TileStore, tmp_path: Path
 ) -> None:
     run(store, tmp_path / "a", resolve())
     run(store, tmp_path / "b", resolve(pretrain=change))
@@ -342,7 +342,7 @@ SUPERVISED = ("supcon_any", "supcon_all", "jaccard", "mulsupcon")
 
 @pytest.mark.parametrize("name", SUPERVISED)
 def test_supervised_objectives_see_the_labels_of_training_tiles_and_no_others(
-    name: str, store: tiles.Store, tmp_path: Path
+    name: str, store: tiles.TileStore, tmp_path: Path
 ) -> None:
     arm = resolve(name, pretrain={"epochs": 1})
     assert arm.settings.pretrain.objective == name
@@ -379,7 +379,7 @@ def test_each_objective_is_the_loss_of_its_name() -> None:
     torch.testing.assert_close(pretrain.contrast(z, y, "mulsupcon", 0.3), expected)
 
 
-def test_nt_xent_may_have_a_share_of_the_loss(store: tiles.Store, tmp_path: Path) -> None:
+def test_nt_xent_may_have_a_share_of_the_loss(store: tiles.TileStore, tmp_path: Path) -> None:
     z, y = torch.randn(12, 5, dtype=torch.float64), (torch.rand(6, 4) < 0.5).repeat(2, 1)
     plain, own = pretrain.contrast(z, y, "nt_xent", 0.3), pretrain.contrast(z, y, "mulsupcon", 0.3)
     found = pretrain.contrast(z, y, "mulsupcon", 0.3, nt_xent_weight=0.2)
@@ -465,7 +465,7 @@ def test_cached_gradients_normalise_by_micro_batch_and_move_statistics_once() ->
 
 
 def test_a_micro_batch_takes_both_views_of_its_tiles_and_the_draws_of_the_whole_batch(
-    store: tiles.Store, tmp_path: Path
+    store: tiles.TileStore, tmp_path: Path
 ) -> None:
     changes = {"arch": "squeezenet1_1", "projection": {"batch_norm": False}, "epochs": 2}  # no BatchNorm
     run(store, tmp_path / "a", resolve(pretrain=changes))
@@ -475,7 +475,7 @@ def test_a_micro_batch_takes_both_views_of_its_tiles_and_the_draws_of_the_whole_
     np.testing.assert_allclose(found, expected, rtol=1e-3)  # Adam's first steps blow rounding up
 
 
-def test_cached_runs_are_resumed_exactly(store: tiles.Store, tmp_path: Path) -> None:
+def test_cached_runs_are_resumed_exactly(store: tiles.TileStore, tmp_path: Path) -> None:
     arm = resolve(pretrain={"micro_batch_size": 3})
 
     def stop(_epoch: int, _: Mapping[str, float]) -> None:
@@ -492,7 +492,7 @@ def test_cached_runs_are_resumed_exactly(store: tiles.Store, tmp_path: Path) -> 
     )
 
 
-def test_a_warm_restart_goes_on_from_the_other_arms_encoder(store: tiles.Store, tmp_path: Path) -> None:
+def test_a_warm_restart_goes_on_from_the_other_arms_encoder(store: tiles.TileStore, tmp_path: Path) -> None:
     first = run(store, tmp_path, resolve())
     start = tmp_path / "simclr-s0" / "encoder.safetensors"
     still = resolve("baseline")
@@ -549,13 +549,13 @@ def test_a_warm_restart_says_which_arm_to_run_first(
     assert "simclr-s3/encoder.safetensors does not exist" in message
 
 
-def test_the_number_of_processes_is_no_part_of_a_fingerprint(store: tiles.Store) -> None:
+def test_the_number_of_processes_is_no_part_of_a_fingerprint(store: tiles.TileStore) -> None:
     one, two = (resolve(pretrain={"processes": n}).settings for n in (1, 2))
     assert pretrain.fingerprint(one, 0, store.digest) == pretrain.fingerprint(two, 0, store.digest)
 
 
 def test_compiling_goes_with_one_process(
-    store: tiles.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: tiles.TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(params.ParamsError, match="compile goes with processes: 1, not with processes: 2"):
         resolve(pretrain={"compile": True, "processes": 2})

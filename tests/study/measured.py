@@ -21,7 +21,7 @@ def arms() -> list[params.Arm]:
     return [resolve(name, evaluate=QUICK) for name in ARMS]
 
 
-def models(store: tiles.Store, root: Path) -> None:
+def models(store: tiles.TileStore, root: Path) -> None:
     """Pretrain, embed and probe both arms: models/tiny/<arm>-s0 and the curves below `root`."""
     for arm in arms():
         model, result = root / "models" / "tiny" / arm.key, root / "results" / "tiny" / arm.key
@@ -39,7 +39,7 @@ def models(store: tiles.Store, root: Path) -> None:
         )  # fmt: skip
 
 
-def evaluation(store: tiles.Store, root: Path) -> None:
+def evaluation(store: tiles.TileStore, root: Path) -> None:
     """Evaluate both arms, on corrupted tiles too, map and compare them: results/tiny and reports/tiny."""
     for arm in arms():
         model, result = root / "models" / "tiny" / arm.key, root / "results" / "tiny" / arm.key

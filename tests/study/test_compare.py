@@ -152,7 +152,7 @@ def test_results_on_other_tiles_are_not_compared(
         run(tmp_path, [*arms, [resolve("random")]])
 
 
-def test_evaluate_agrees_with_scikit_learn(store: tiles.Store, tmp_path: Path) -> None:
+def test_evaluate_agrees_with_scikit_learn(store: tiles.TileStore, tmp_path: Path) -> None:
     from satclr import tensorfile
 
     rng = np.random.default_rng(4)

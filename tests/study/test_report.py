@@ -18,7 +18,7 @@ from satclr.study.report import pictures, sections
 from .measured import PALETTE, arms
 
 
-def write(root: Path, store: tiles.Store) -> Path:
+def write(root: Path, store: tiles.TileStore) -> Path:
     return report.run(
         root / "results" / "tiny",
         root / "reports" / "tiny",
@@ -29,7 +29,7 @@ def write(root: Path, store: tiles.Store) -> Path:
     )
 
 
-def test_the_page_is_one_file_that_asks_nothing_of_the_network(measured: Path, store: tiles.Store) -> None:
+def test_the_page_is_one_file_that_asks_nothing_of_the_network(measured: Path, store: tiles.TileStore) -> None:
     html = write(measured, store).read_text()
     assert len(html) < 15e6
     own = html.replace(
@@ -39,7 +39,7 @@ def test_the_page_is_one_file_that_asks_nothing_of_the_network(measured: Path, s
     assert not re.search(r"@import|url\((?!\$\{sheet)", own)
 
 
-def test_the_page_shows_the_numbers_of_compare(measured: Path, store: tiles.Store) -> None:
+def test_the_page_shows_the_numbers_of_compare(measured: Path, store: tiles.TileStore) -> None:
     html = write(measured, store).read_text()
     found = json.loads((measured / "reports" / "tiny" / "compare.json").read_text())
     for entry in found["arms"].values():
@@ -50,7 +50,7 @@ def test_the_page_shows_the_numbers_of_compare(measured: Path, store: tiles.Stor
     assert store.digest in html
 
 
-def test_the_page_shows_leakage_and_the_prevalence_of_labels(measured: Path, store: tiles.Store) -> None:
+def test_the_page_shows_leakage_and_the_prevalence_of_labels(measured: Path, store: tiles.TileStore) -> None:
     html = write(measured, store).read_text()
     (row,) = json.loads((measured / "reports" / "tiny" / "compare.json").read_text())["leakage"]
     assert (row["by_tile"], row["by_group"]) == ("baseline", "baseline_by_group")
@@ -61,12 +61,12 @@ def test_the_page_shows_leakage_and_the_prevalence_of_labels(measured: Path, sto
         assert f"<td>{share:.2%}</td>" in html
 
 
-def test_a_repeated_report_is_bit_identical(measured: Path, store: tiles.Store) -> None:
+def test_a_repeated_report_is_bit_identical(measured: Path, store: tiles.TileStore) -> None:
     assert write(measured, store).read_bytes() == write(measured, store).read_bytes()
 
 
 def test_mistakes_are_the_highest_without_and_the_lowest_with_the_label(
-    measured: Path, store: tiles.Store
+    measured: Path, store: tiles.TileStore
 ) -> None:
     with np.load(measured / "results" / "tiny" / "simclr-s0" / "scores.npz") as saved:
         scores, targets, names = (saved[k] for k in ("test_scores", "test_targets", "test_tiles"))
@@ -110,7 +110,7 @@ def test_the_verdict_is_the_intervals(interval: list[float], verdict: str) -> No
     ],
 )
 def test_what_is_missing_is_named(
-    measured: Path, store: tiles.Store, tmp_path: Path, spoil: Callable[[Path], None], says: str
+    measured: Path, store: tiles.TileStore, tmp_path: Path, spoil: Callable[[Path], None], says: str
 ) -> None:
     shutil.copytree(measured, tmp_path / "copy")
     spoil(tmp_path / "copy")
@@ -198,7 +198,7 @@ def opened(browser: Any, path: Path, *, width_px: int = 1280, scheme: str = "lig
 @pytest.mark.parametrize("width_px", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_opens_the_page_without_a_complaint(
-    measured: Path, store: tiles.Store, browser: Any, width_px: int, scheme: str
+    measured: Path, store: tiles.TileStore, browser: Any, width_px: int, scheme: str
 ) -> None:
     opened(browser, write(measured, store), width_px=width_px, scheme=scheme)
     assert browser.get_log("browser") == []
@@ -216,7 +216,7 @@ def test_a_browser_opens_the_page_without_a_complaint(
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_print_is_dark_on_white_and_fits_the_paper(
-    measured: Path, store: tiles.Store, browser: Any, scheme: str
+    measured: Path, store: tiles.TileStore, browser: Any, scheme: str
 ) -> None:
     opened(browser, write(measured, store), scheme=scheme)
     look = """
@@ -236,7 +236,7 @@ def test_print_is_dark_on_white_and_fits_the_paper(
     assert wide > 900
 
 
-def test_pointing_at_a_map_shows_the_tile(measured: Path, store: tiles.Store, browser: Any) -> None:
+def test_pointing_at_a_map_shows_the_tile(measured: Path, store: tiles.TileStore, browser: Any) -> None:
     opened(browser, write(measured, store))
     shown = browser.execute_script(
         """
@@ -264,7 +264,7 @@ def test_pointing_at_a_map_shows_the_tile(measured: Path, store: tiles.Store, br
     assert browser.execute_script(colours) == len(set(store.targets[shown_tiles, 1].tolist()))
 
 
-def test_the_corrupted_tile_is_one_the_audit_trusts(measured: Path, store: tiles.Store) -> None:
+def test_the_corrupted_tile_is_one_the_audit_trusts(measured: Path, store: tiles.TileStore) -> None:
     test = [store.names[row] for row in store.rows("test")]
     tested = {"haze": {"1": 0.5, "3": 0.4}}
     rows = sections.corrupted(tested, store, flagged=test[1:])

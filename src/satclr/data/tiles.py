@@ -1,6 +1,6 @@
 """The tile store: every tile decoded once into one uint8 memory map, with its index.
 
-In: build/<profile>/ as `prepare` wrote it. Out: `Store`, and batches of tiles ahead of need.
+In: build/<profile>/ as `prepare` wrote it. Out: `TileStore`, and batches of tiles ahead of need.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+if TYPE_CHECKING:
+    import torch
 
 SPLITS = ("train", "val", "test")
 MAX_PIXELS = 64_000_000  # a larger picture is no tile, and may be a decompression bomb
@@ -85,7 +87,7 @@ def _check(image: Image.Image) -> None:
 
 
 @dataclass(frozen=True)
-class Store:
+class TileStore:
     """One profile's tiles in index order: N tiles of H×H pixels, K labels."""
 
     folder: Path
@@ -102,7 +104,7 @@ class Store:
         """The rows of train, val or test, in index order."""
         return np.flatnonzero(self.splits == split)
 
-    def learning(self, near_duplicates: str) -> Store:
+    def learning(self, near_duplicates: str) -> TileStore:
         """The store as an arm learns from it: all of it (`keep`), or (`leave_out`) without the training tiles
         that show the same as a validation or test tile. These are then in no split; val and test stay.
         """
@@ -123,7 +125,7 @@ class Store:
         return tuple(entry["mean"]), tuple(entry["std"])
 
 
-def open_store(folder: Path) -> Store:
+def open_store(folder: Path) -> TileStore:
     """Open build/<profile>. Raises `TileError` when prepare has not run or its files do not fit together."""
     try:
         stats = json.loads((folder / "stats.json").read_text(encoding="utf-8"))
@@ -145,7 +147,7 @@ def open_store(folder: Path) -> Store:
     for i, row in enumerate(index):
         for label in filter(None, row["labels"].split("|")):
             targets[i, column[label]] = 1
-    return Store(
+    return TileStore(
         folder=folder,
         pixels=pixels,
         names=[row["tile"] for row in index],
@@ -158,7 +160,7 @@ def open_store(folder: Path) -> Store:
     )
 
 
-def load_features(path: Path, store: Store) -> npt.NDArray[np.float32]:
+def load_features(path: Path, store: TileStore) -> npt.NDArray[np.float32]:
     """Features (N,D) that `embed` wrote. Raises `TileError` if they are not this store's."""
     try:
         features: npt.NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -174,12 +176,13 @@ def load_features(path: Path, store: Store) -> npt.NDArray[np.float32]:
 
 
 def stream(
-    store: Store, batches: Sequence[npt.NDArray[np.int64]], device: torch.device
+    store: TileStore, batches: Sequence[npt.NDArray[np.int64]], device: torch.device
 ) -> Iterator[tuple[npt.NDArray[np.int64], torch.Tensor]]:
     """(rows, tiles) for each batch of rows, read one batch ahead of need.
 
     Tiles are uint8 (B,H,H,3) on `device`; on a GPU they travel from pinned memory while it works.
     """
+    import torch
 
     def read(rows: npt.NDArray[np.int64]) -> torch.Tensor:
         tiles = torch.from_numpy(store.pixels[rows])

@@ -22,7 +22,7 @@ from satclr.pretrain import encoder as enc
 from satclr.params import Settings
 
 
-def run(store: tiles.Store, *, encoder: Path, out: Path, settings: Settings) -> None:
+def run(store: tiles.TileStore, *, encoder: Path, out: Path, settings: Settings) -> None:
     """Write the features of all N tiles to `out`.
 
     With `probe.batch_norm: frozen` a tile's features depend on that tile alone. With `batch` they depend on
@@ -33,7 +33,7 @@ def run(store: tiles.Store, *, encoder: Path, out: Path, settings: Settings) -> 
         _embed(store, encoder, out, settings)
 
 
-def _embed(store: tiles.Store, encoder: Path, out: Path, settings: Settings) -> None:
+def _embed(store: tiles.TileStore, encoder: Path, out: Path, settings: Settings) -> None:
     frozen = enc.Frozen(encoder, precision=settings.embed.precision, batch_norm=settings.probe.batch_norm)
     size = settings.embed.batch_size if settings.probe.batch_norm == "frozen" else settings.probe.batch_size
     batches = [rows for split in tiles.SPLITS for rows in tiles.split_batches(store.rows(split), size)]
@@ -47,7 +47,7 @@ def _embed(store: tiles.Store, encoder: Path, out: Path, settings: Settings) -> 
 
 
 def _fill(
-    part: Path, store: tiles.Store, frozen: enc.Frozen, batches: Sequence[npt.NDArray[np.int64]]
+    part: Path, store: tiles.TileStore, frozen: enc.Frozen, batches: Sequence[npt.NDArray[np.int64]]
 ) -> npt.NDArray[np.float32]:
     """Write this process's batches into the file that all share; returns it (N,D), full."""
     first = distributed.rank() == 0

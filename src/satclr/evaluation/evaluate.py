@@ -31,7 +31,7 @@ from satclr.params import Arm, Evaluate
 Floats = npt.NDArray[np.float64]
 
 
-def run(store: tiles.Store, *, features: Path, probe: Path, out: Path, arm: Arm) -> dict[str, Any]:
+def run(store: tiles.TileStore, *, features: Path, probe: Path, out: Path, arm: Arm) -> dict[str, Any]:
     """Score validation and test tiles, write `out`, and return what metrics.json holds.
 
     Raises `tiles.TileError` when features or probe are not those of this store.
@@ -100,7 +100,7 @@ class _Probe:
         return z
 
 
-def _read_probe(path: Path, store: tiles.Store) -> _Probe:
+def _read_probe(path: Path, store: tiles.TileStore) -> _Probe:
     try:
         tensors, facts = tensorfile.load(path)
     except FileNotFoundError:
@@ -164,7 +164,7 @@ def _calibration(logits: Floats, targets: npt.NDArray[np.uint8], probe: _Probe) 
 
 
 def _other_taggers(
-    store: tiles.Store, cached: npt.NDArray[np.float32], arm: Arm
+    store: tiles.TileStore, cached: npt.NDArray[np.float32], arm: Arm
 ) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
     """Sweep, nearest neighbours and few labels on the same features; numbers and test scores of each."""
     settings, device = arm.settings.evaluate, encoder.device()
@@ -243,7 +243,7 @@ def _plain(value: Any) -> Any:
 
 
 def _write_per_class(
-    path: Path, store: tiles.Store, scores: npt.NDArray[np.float32], samples: Floats, probe: _Probe
+    path: Path, store: tiles.TileStore, scores: npt.NDArray[np.float32], samples: Floats, probe: _Probe
 ) -> None:
     """One row a label; what is undefined without a positive in the test split is empty."""
     targets = store.targets[store.rows("test")]

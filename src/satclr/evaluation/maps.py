@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.float64]
 DECIMALS = 4  # of coordinates, scaled to a spread of 1
 
 
-def run(store: tiles.Store, *, features: Path, out: Path, arm: Arm) -> dict[str, Any]:
+def run(store: tiles.TileStore, *, features: Path, out: Path, arm: Arm) -> dict[str, Any]:
     """Project at most `maps.tiles` test tiles, the same for every arm and seed; write and return maps.json.
 
     {"tiles": names, "projections": {name: [[x, y], ...]}, "knn_label_overlap", "trustworthiness": {name: value},
@@ -57,7 +57,7 @@ def run(store: tiles.Store, *, features: Path, out: Path, arm: Arm) -> dict[str,
     return result
 
 
-def chosen_rows(store: tiles.Store, most: int) -> npt.NDArray[np.int64]:
+def chosen_rows(store: tiles.TileStore, most: int) -> npt.NDArray[np.int64]:
     """At most `most` rows of the test split, drawn once whatever the arm and seed, in index order."""
     rows = store.rows("test")
     drawn = randomness.permutation(len(rows), 0, "maps").numpy()[:most]

@@ -35,7 +35,7 @@ COLUMNS = ("epoch", "train_loss", "val_loss", "val_mAP")
 
 
 def run(
-    store: tiles.Store,
+    store: tiles.TileStore,
     *,
     features: Path,
     encoder: Path,
@@ -107,7 +107,7 @@ def fingerprint(settings: Settings, seed: int, encoder: Path) -> str:
 
 def train(
     layer: nn.Linear,
-    store: tiles.Store,
+    store: tiles.TileStore,
     encode: Encode,
     cached: npt.NDArray[np.float32],  # (N,D)
     *,

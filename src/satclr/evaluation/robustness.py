@@ -24,7 +24,7 @@ from satclr.data import tiles
 from satclr.params import Arm
 
 
-def run(store: tiles.Store, *, encoder_file: Path, probe: Path, out: Path, arm: Arm) -> dict[str, Any]:
+def run(store: tiles.TileStore, *, encoder_file: Path, probe: Path, out: Path, arm: Arm) -> dict[str, Any]:
     """Score the test tiles untouched and under every corruption and strength; write and return the mAPs.
 
     {"clean_mAP", "corruptions": {name: {strength: mAP}}, "mean_corruption_mAP", "relative_drop"}, the drop as
@@ -52,7 +52,7 @@ def run(store: tiles.Store, *, encoder_file: Path, probe: Path, out: Path, arm: 
 class _Scorer:
     """mAP of the test tiles under one corruption."""
 
-    def __init__(self, store: tiles.Store, encoder_file: Path, probe: Path, arm: Arm) -> None:
+    def __init__(self, store: tiles.TileStore, encoder_file: Path, probe: Path, arm: Arm) -> None:
         settings = arm.settings
         self.store, self.zero = store, settings.evaluate.undefined_ap == "zero"
         self.frozen = encoder.Frozen(

@@ -61,7 +61,7 @@ class Due:
 
 
 def contrast(
-    store: tiles.Store,
+    store: tiles.TileStore,
     encoder: nn.Module,
     width: int,
     *,
@@ -122,7 +122,7 @@ def contrast(
 
 
 def _start(
-    encoder: nn.Module, width: int, store: tiles.Store, *, settings: Settings, seed: int, folder: Path
+    encoder: nn.Module, width: int, store: tiles.TileStore, *, settings: Settings, seed: int, folder: Path
 ) -> tuple[Step, checkpoint.State]:
     """The step and where to go on with it."""
     how, device = settings.pretrain, next(encoder.parameters()).device
@@ -177,7 +177,7 @@ def _leave(stop: stopping.Stop, folder: Path, step: Step, state: checkpoint.Stat
 def _settle(
     pending: list[tuple[Tensor, npt.NDArray[np.int64]]],
     state: checkpoint.State,
-    store: tiles.Store,
+    store: tiles.TileStore,
     epoch: int,
 ) -> None:
     """Fetch the losses of the latest steps and stop if one is not finite."""

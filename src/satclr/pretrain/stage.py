@@ -39,7 +39,7 @@ CODE = (
 
 
 def run(
-    store: tiles.Store,
+    store: tiles.TileStore,
     *,
     settings: Settings,
     seed: int,
@@ -108,7 +108,7 @@ def fingerprint(settings: Settings, seed: int, store_digest: str, start: Path | 
 
 
 def train(
-    store: tiles.Store,
+    store: tiles.TileStore,
     *,
     settings: Settings,
     seed: int,
@@ -141,7 +141,7 @@ def train(
     (folder / checkpoint.FILE).unlink(missing_ok=True)
 
 
-def adapt_batch_norm(encoder: nn.Module, store: tiles.Store, settings: Settings) -> None:
+def adapt_batch_norm(encoder: nn.Module, store: tiles.TileStore, settings: Settings) -> None:
     """Re-estimate BatchNorm's running statistics on the training tiles, without a gradient.
 
     The mean over batches of evaluation views, in index order (Li et al., "Revisiting Batch Normalization For

@@ -28,7 +28,7 @@ class ReportError(ValueError):
 def run(
     results: Path,
     reports: Path,
-    store: tiles.Store,
+    store: tiles.TileStore,
     *,
     arms: Sequence[Sequence[Arm]],
     palette: figures.Palette,
@@ -62,7 +62,7 @@ def _render(
     compare: dict[str, Any],
     audit: dict[str, Any],
     runs: Mapping[str, Sequence[Run]],
-    store: tiles.Store,
+    store: tiles.TileStore,
     *,
     palette: figures.Palette,
     commit: str | None,

@@ -76,7 +76,7 @@ def per_label(rows: Sequence[Row], counts: Sequence[Row], *, arm: str) -> list[d
     return sorted(found, key=lambda row: -float(row["arms"][arm][by]))
 
 
-def hardest(found: Run, store: tiles.Store) -> list[dict[str, Any]]:
+def hardest(found: Run, store: tiles.TileStore) -> list[dict[str, Any]]:
     """The labels of lowest AP, with their most confident mistakes and their most overlooked tiles."""
     row_of = {name: i for i, name in enumerate(store.names)}
     scores, targets = found.scores["test_scores"], found.scores["test_targets"].astype(bool)
@@ -103,7 +103,7 @@ def hardest(found: Run, store: tiles.Store) -> list[dict[str, Any]]:
 
 
 def robustness(
-    entries: Mapping[str, Mapping[str, Any]], store: tiles.Store, flagged: Collection[str]
+    entries: Mapping[str, Mapping[str, Any]], store: tiles.TileStore, flagged: Collection[str]
 ) -> dict[str, Any] | None:
     """Each arm's mAPs under corruption, of compare.json's arms, and one tile under every corruption."""
     found = {name: entry.get("robustness", {}) for name, entry in entries.items()}
@@ -119,7 +119,7 @@ def robustness(
 
 
 def corrupted(
-    tested: Mapping[str, Mapping[str, float]], store: tiles.Store, flagged: Collection[str]
+    tested: Mapping[str, Mapping[str, float]], store: tiles.TileStore, flagged: Collection[str]
 ) -> list[dict[str, Any]]:
     """A test tile with many labels and some green, of those the audit trusts, untouched and under everything."""
     trusted = [row for row in store.rows("test").tolist() if store.names[row] not in flagged]
@@ -140,7 +140,7 @@ def corrupted(
 
 
 def maps(
-    first: Mapping[str, Run], entries: Mapping[str, Mapping[str, Any]], store: tiles.Store
+    first: Mapping[str, Run], entries: Mapping[str, Mapping[str, Any]], store: tiles.TileStore
 ) -> dict[str, Any] | None:
     """Coordinates of the same test tiles in every arm's first seed, their labels, and one sheet of their pictures."""
     found = {name: run.tree("maps.json") for name, run in first.items()}
