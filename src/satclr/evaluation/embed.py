@@ -1,6 +1,6 @@
 """One pass of the frozen encoder: the tile store → features of every tile.
 
-In: build/<profile>, models/<profile>/<arm>/encoder.safetensors. Out: features.npy (N,D) float32, in index order.
+In: build/<profile>, the run's encoder.safetensors. Out: features.npy (N,D) float32, in index order.
 
     satclr embed --profile sample --arm simclr --seed 0
     torchrun --nproc-per-node 2 -m satclr embed --profile sample --arm simclr --seed 0
@@ -15,53 +15,68 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from satclr import atomic, progress
-from satclr.pretrain import distributed
+from satclr import files, machine, progress
 from satclr.data import tiles
-from satclr.pretrain import encoder as enc
-from satclr.params import Settings
+from satclr.evaluation import Log
+from satclr.pretrain import distributed
+from satclr.pretrain.encoder import EncoderError, Frozen
+from satclr.project import Run
+
+BATCH_SIZE = 256
 
 
-def run(store: tiles.TileStore, *, encoder: Path, out: Path, settings: Settings) -> None:
-    """Write the features of all N tiles to `out`.
+def run(run: Run, _log: Log) -> None:
+    """Write the features of all N tiles.
 
     With `probe.batch_norm: frozen` a tile's features depend on that tile alone. With `batch` they depend on
     its batch: each split is cut in index order into batches of `probe.batch_size`, as the notebook's
-    unshuffled loaders do. Under torchrun each process takes its turn at the batches, into the same file.
+    unshuffled loaders do. Under torchrun the processes take turns at the batches and write to the same file.
     """
-    with distributed.group(enc.device().type), enc.deterministic(settings.embed.deterministic):
-        _embed(store, encoder, out, settings)
+    computed, reason = machine.precision(run.settings.embed.precision)
+    if distributed.rank() == 0:
+        progress.say(f"embed: {computed} ({reason})")
+    with distributed.group(machine.device().type), machine.deterministic(run.deterministic):
+        store, encoder = tiles.open_store(run.store), load_encoder(run)
+        batches = [rows for split in tiles.SPLITS for rows in split_batches(store, split, run)]
+        if distributed.rank() > 0:
+            _fill(files.part_of(run.features), store, encoder, batches)
+            return
+        with files.replacing(run.features) as part:
+            features = _fill(part, store, encoder, batches)
+            if not all(np.isfinite(features[rows]).all() for rows in batches):
+                raise EncoderError(f"{run.encoder} gives features that are not finite; train it again")
 
 
-def _embed(store: tiles.TileStore, encoder: Path, out: Path, settings: Settings) -> None:
-    frozen = enc.Frozen(encoder, precision=settings.embed.precision, batch_norm=settings.probe.batch_norm)
-    size = settings.embed.batch_size if settings.probe.batch_norm == "frozen" else settings.probe.batch_size
-    batches = [rows for split in tiles.SPLITS for rows in tiles.split_batches(store.rows(split), size)]
-    if distributed.rank() > 0:
-        _fill(atomic.part_of(out), store, frozen, batches)
-        return
-    with atomic.replacing(out) as part:
-        features = _fill(part, store, frozen, batches)
-        if not all(np.isfinite(features[rows]).all() for rows in batches):
-            raise enc.EncoderError(f"{encoder} gives features that are not finite; train or fetch it again")
+def load_encoder(run: Run) -> Frozen:
+    """The run's encoder as `embed` and `probe` set it."""
+    settings = run.settings
+    return Frozen(run.encoder, precision=settings.embed.precision, batch_norm=settings.probe.batch_norm)
+
+
+def split_batches(store: tiles.TileStore, split: str, run: Run) -> list[npt.NDArray[np.int64]]:
+    """The rows of each batch of a split, in index order."""
+    probe = run.settings.probe
+    return tiles.split_batches(
+        store.rows(split), BATCH_SIZE if probe.batch_norm == "frozen" else probe.batch_size
+    )
 
 
 def _fill(
-    part: Path, store: tiles.TileStore, frozen: enc.Frozen, batches: Sequence[npt.NDArray[np.int64]]
+    part: Path, store: tiles.TileStore, encoder: Frozen, batches: Sequence[npt.NDArray[np.int64]]
 ) -> npt.NDArray[np.float32]:
-    """Write this process's batches into the file that all share; returns it (N,D), full."""
+    """Write this process's batches into the file that all share; returns all features (N,D)."""
     first = distributed.rank() == 0
     if first:
-        shape = (len(store.names), frozen.width)
+        shape = (len(store.names), encoder.width)
         np.lib.format.open_memmap(part, "w+", np.float32, shape).flush()
-        atomic.reserve(part)
-    distributed.agree(True, device=frozen.device)  # the file stands
+        files.reserve(part)
+    distributed.agree(True, device=encoder.device)  # barrier: rank 0 has made the file
     features: npt.NDArray[np.float32] = np.load(part, mmap_mode="r+")
     own = batches[distributed.rank() :: distributed.processes()]
     with progress.bar("embed", sum(map(len, own))) if first else nullcontext(lambda _count: None) as advance:
-        for rows, batch in tiles.stream(store, own, frozen.device):
-            features[rows] = frozen(batch)
+        for rows, batch in tiles.stream(store, own, encoder.device):
+            features[rows] = encoder(batch)
             advance(len(rows))
     features.flush()  # type: ignore[attr-defined]
-    distributed.agree(True, device=frozen.device)  # the file is full
+    distributed.agree(True, device=encoder.device)  # barrier: every process has written its batches
     return features

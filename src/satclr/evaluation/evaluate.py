@@ -1,6 +1,6 @@
 """The test: features and probe → scores, metrics with intervals, AP of each label.
 
-Out, in results/<profile>/<arm>/: metrics.json, per_class_ap.csv, scores.npz.
+Out, in results/<profile>/<arm>-s<seed>/: metrics.json, per_class_ap.csv, scores.npz.
 
     satclr evaluate --profile sample --arm simclr --seed 0
 
@@ -10,182 +10,129 @@ neighbours, and probes on few labels. Thresholds, temperature and the sweep's ch
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from satclr import atomic, randomness, tensorfile
-from satclr.pretrain import encoder
-from satclr.evaluation import knn, metrics, sweep
+from satclr import files, randomness
 from satclr.data import tiles
-from satclr.params import Arm, Evaluate
+from satclr.evaluation import Log, knn, metrics, sweep
+from satclr.evaluation.linear import LinearProbe
+from satclr.project import Run
+
+BOOTSTRAP_RESAMPLES = 1000
+LABEL_FRACTIONS = (0.01, 0.1)  # of the training tiles, for the sweep on few labels
 
 Floats = npt.NDArray[np.float64]
+Scores = npt.NDArray[np.floating[Any]]  # (N,K)
+Targets = npt.NDArray[np.uint8]  # (N,K)
+PER_CLASS = (
+    "label", "positives", "prevalence", "AP", "AP_lo", "AP_hi", "threshold", "precision", "recall", "F1"
+)  # fmt: skip
 
 
-def run(store: tiles.TileStore, *, features: Path, probe: Path, out: Path, arm: Arm) -> dict[str, Any]:
-    """Score validation and test tiles, write `out`, and return what metrics.json holds.
+def run(run: Run, _log: Log) -> None:
+    """Score validation and test tiles, write the results and print the test mAP.
 
-    Raises `tiles.TileError` when features or probe are not those of this store.
+    Raises `tiles.TileError` or `files.FileError` when features or probe are not those of the run's tile store.
     """
-    settings = arm.settings.evaluate
+    undefined = run.settings.evaluate.undefined_ap
+    store = tiles.open_store(run.store).learning(run.settings.probe.near_duplicates)
+    features = tiles.load_features(run.features, store)
+    probe = LinearProbe.load(run.probe, labels=store.labels)
     val, test = store.rows("val"), store.rows("test")
-    cached, layer = tiles.load_features(features, store), _read_probe(probe, store)
-    logits = {name: layer.logits(cached[rows]) for name, rows in (("val", val), ("test", test))}
-    scores = {name: metrics.sigmoid(z).astype(np.float32) for name, z in logits.items()}
-    targets = store.targets[test]
-    headline, samples = _mean_ap(scores["test"], targets, settings)
-    others, other_scores = _other_taggers(store, cached, arm)
+    logits, targets = probe.logits(features[test]), store.targets[test]
+    scores = metrics.sigmoid(logits).astype(np.float32)
+    headline, samples = _mean_ap(scores, targets, undefined)
+    decided = metrics.decide(scores, targets, probe.thresholds)
+    others, other_scores = _other_taggers(run, store, features)
     result = {
-        "profile": arm.profile,
-        "arm": arm.name,
-        "seed": arm.seed,
+        "profile": run.profile,
+        "arm": run.arm,
+        "seed": run.seed,
         "test_mAP": headline["mAP"],
         "test_mAP_ci95": headline["mAP_ci95"],
-        "test_micro_mAP": metrics.micro_average_precision(scores["test"], targets),
-        "val_mAP": layer.val_mAP,
-        "best_epoch": layer.best_epoch,
+        "test_micro_mAP": metrics.micro_average_precision(scores, targets),
+        "val_mAP": probe.val_mAP,
+        "best_epoch": probe.best_epoch,
         "train_tiles": len(store.rows("train")),
         "test_tiles": len(test),
         "labels": len(store.labels),
-        "labels_without_positives": [
-            label for k, label in enumerate(store.labels) if not targets[:, k].any()
-        ],
-        **_decisions(scores["test"], targets, layer),
-        **_calibration(logits["test"], targets, layer),
-        "test_LRAP": metrics.label_ranking_average_precision(scores["test"], targets),
-        "test_one_error": metrics.one_error(scores["test"], targets),
-        "test_coverage": metrics.coverage_error(scores["test"], targets),
+        "labels_without_positives": [store.labels[k] for k in np.flatnonzero(~targets.any(0))],
+        "test_macro_F1": decided.macro_f1,
+        "test_micro_F1": decided.micro_f1,
+        "test_macro_precision": float(metrics.nan_mean(decided.precision)),
+        "test_micro_precision": decided.micro_precision,
+        "test_macro_recall": float(metrics.nan_mean(decided.recall)),
+        "test_micro_recall": decided.micro_recall,
+        "test_ECE": _calibration_error(logits, targets),
+        "test_ECE_scaled": _calibration_error(logits / probe.temperature, targets),
+        "temperature": probe.temperature,
+        "test_LRAP": metrics.label_ranking_average_precision(scores, targets),
+        "test_one_error": metrics.one_error(scores, targets),
+        "test_coverage": metrics.coverage_error(scores, targets),
         **others,
     }
-    _write_per_class(out / "per_class_ap.csv", store, scores["test"], samples, layer)
-    more: dict[str, Any] = {f"test_{name}_scores": s.astype(np.float32) for name, s in other_scores.items()}
-    with atomic.replacing(out / "scores.npz") as part, part.open("wb") as file:
+    ap = metrics.average_precision(scores, targets)
+    rows = _per_class(store.labels, targets, ap, samples, probe.thresholds, decided)
+    files.write_csv(run.results / "per_class_ap.csv", PER_CLASS, rows)
+    arrays: dict[str, Any] = {f"test_{name}_scores": s.astype(np.float32) for name, s in other_scores.items()}
+    with files.replacing(run.results / "scores.npz") as part, part.open("wb") as file:
         np.savez(
             file,
             labels=np.array(store.labels),
             val_tiles=np.array([store.names[row] for row in val]),
-            val_scores=scores["val"],
+            val_scores=metrics.sigmoid(probe.logits(features[val])).astype(np.float32),
             val_targets=store.targets[val],
             test_tiles=np.array([store.names[row] for row in test]),
-            test_scores=scores["test"],
+            test_scores=scores,
             test_targets=targets,
-            thresholds=layer.thresholds,
-            **more,
+            thresholds=probe.thresholds,
+            **arrays,
         )
-    atomic.write_json(out / "metrics.json", _plain(result))
-    return result
+    files.write_json(run.results / "metrics.json", _without_nan(result))
+    low, high = headline["mAP_ci95"]
+    print(f"{run.key}: test mAP {headline['mAP']:.4f} [{low:.4f}, {high:.4f}]")
 
 
-@dataclass(frozen=True)
-class _Probe:
-    weight: Floats  # (K,D)
-    bias: Floats  # (K,)
-    thresholds: Floats  # (K,) of probabilities
-    temperature: float
-    best_epoch: int
-    val_mAP: float  # noqa: N815 - mAP is the field's spelling
-
-    def logits(self, features: npt.NDArray[np.float32]) -> Floats:
-        """Logits (N,K) of features (N,D)."""
-        z: Floats = features.astype(float) @ self.weight.T + self.bias
-        return z
-
-
-def _read_probe(path: Path, store: tiles.TileStore) -> _Probe:
-    try:
-        tensors, facts = tensorfile.load(path)
-    except FileNotFoundError:
-        raise tiles.TileError(f"{path} does not exist; run `satclr probe` first") from None
-    if "thresholds" not in facts:
-        raise tiles.TileError(f"{path} has no thresholds; an earlier version wrote it: run probe again")
-    labels = json.loads(facts["labels"])
-    if labels != store.labels:
-        raise tiles.TileError(f"{path} has {len(labels)} labels that are not the store's; run probe again")
-    return _Probe(
-        tensors["weight"].double().numpy(),
-        tensors["bias"].double().numpy(),
-        np.array(json.loads(facts["thresholds"])),
-        float(facts["temperature"]),
-        int(facts["best_epoch"]),
-        float(facts["val_mAP"]),
-    )
-
-
-def _mean_ap(
-    scores: npt.NDArray[Any], targets: npt.NDArray[np.uint8], settings: Evaluate
-) -> tuple[dict[str, Any], Floats]:
+def _mean_ap(scores: Scores, targets: Targets, undefined: str) -> tuple[dict[str, Any], Floats]:
     """Macro mAP and its interval, and AP of each label on each resample (R,K)."""
     ap = metrics.average_precision(scores, targets)
     samples = metrics.paired_bootstrap_average_precision(
-        [scores], targets,
-        resamples=settings.bootstrap_resamples, seed=randomness.derive(0, "bootstrap") % 2**32,
-    )[:, 0]  # fmt: skip
-    if settings.undefined_ap == "zero":  # for the means only: the label's own AP stays undefined
-        undefined = np.isnan(ap)
-        means = np.where(undefined, 0, ap), np.where(undefined, 0, samples)
-    else:
-        means = ap, samples
-    interval = list(metrics.interval(metrics.nan_mean(means[1])))
-    return {"mAP": metrics.mean_average_precision(means[0]), "mAP_ci95": interval}, samples
+        [scores], targets, resamples=BOOTSTRAP_RESAMPLES, seed=randomness.derive(0, "bootstrap") % 2**32
+    )[:, 0]
+    # `zero` is for the means only: the label's own AP stays undefined
+    counted = np.where(np.isnan(ap), 0, samples) if undefined == "zero" else samples
+    interval = list(metrics.interval(metrics.nan_mean(counted)))
+    return {"mAP": metrics.mean_average_precision(ap, undefined=undefined), "mAP_ci95": interval}, samples
 
 
-def _decisions(
-    scores: npt.NDArray[np.float32], targets: npt.NDArray[np.uint8], probe: _Probe
-) -> dict[str, Any]:
-    """F1, precision and recall at the thresholds that validation tiles gave."""
-    found = metrics.decide(scores, targets, probe.thresholds)
-    return {
-        "test_macro_F1": found.macro_f1,
-        "test_micro_F1": found.micro_f1,
-        "test_macro_precision": float(metrics.nan_mean(found.precision)),
-        "test_micro_precision": found.micro_precision,
-        "test_macro_recall": float(metrics.nan_mean(found.recall)),
-        "test_micro_recall": found.micro_recall,
-    }
-
-
-def _calibration(logits: Floats, targets: npt.NDArray[np.uint8], probe: _Probe) -> dict[str, Any]:
-    return {
-        "test_ECE": metrics.expected_calibration_error(metrics.sigmoid(logits), targets),
-        "test_ECE_scaled": metrics.expected_calibration_error(
-            metrics.sigmoid(logits / probe.temperature), targets
-        ),
-        "temperature": probe.temperature,
-    }
+def _calibration_error(logits: Floats, targets: Targets) -> float:
+    return metrics.expected_calibration_error(metrics.sigmoid(logits), targets)
 
 
 def _other_taggers(
-    store: tiles.TileStore, cached: npt.NDArray[np.float32], arm: Arm
-) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+    run: Run, store: tiles.TileStore, features: npt.NDArray[np.float32]
+) -> tuple[dict[str, Any], dict[str, Scores]]:
     """Sweep, nearest neighbours and few labels on the same features; numbers and test scores of each."""
-    settings, device = arm.settings.evaluate, encoder.device()
-    x = {name: torch.from_numpy(cached[store.rows(name)]).to(device) for name in tiles.SPLITS}
-    y = {name: torch.from_numpy(store.targets[store.rows(name)]).to(device) for name in tiles.SPLITS}
-    targets = store.targets[store.rows("test")]
-    near = knn.scores(
-        x["test"], x["train"], y["train"], k=settings.knn.k, temperature=settings.knn.temperature
-    )
-    scores: dict[str, npt.NDArray[Any]] = {"knn": near.cpu().numpy()}
-    if settings.sweep.standardize:
-        x = {name: sweep.standardize(part, x["train"]) for name, part in x.items()}
-    best = _sweep(x, y, arm=arm, rows=torch.arange(len(x["train"]), device=device), subset=0)
+    x = {split: np.asarray(features[store.rows(split)]) for split in tiles.SPLITS}
+    y = {split: store.targets[store.rows(split)] for split in tiles.SPLITS}
+    scores: dict[str, Scores] = {
+        "knn": knn.scores(x["test"], x["train"], y["train"], k=knn.NEIGHBOURS, temperature=knn.TEMPERATURE)
+    }
+    x = dict(zip(x, sweep.standardize(*x.values()), strict=True))  # train comes first
+    best = _sweep(run, x, y, rows=np.arange(len(x["train"])), subset=0)
     scores["sweep"] = best.scores(x["test"])
     result: dict[str, Any] = {}
     for name, found in scores.items():
-        numbers, _ = _mean_ap(found, targets, settings)
+        numbers, _ = _mean_ap(found, y["test"], run.settings.evaluate.undefined_ap)
         result |= {f"test_{name}_{key}": value for key, value in numbers.items()}
     result["val_sweep_mAP"] = best.val_mAP
     result["sweep"] = {"learning_rate": best.learning_rate, "weight_decay": best.weight_decay}
-    result["label_efficiency"] = _few_labels(x, y, targets, arm=arm)
+    result["label_efficiency"] = _few_labels(run, x, y)
     for row in result["label_efficiency"]:
         name = f"test_mAP_at_{100 * row['fraction']:g}_percent"
         result |= {name: row["test_mAP"], f"{name}_sd": row["sd"]}
@@ -195,19 +142,17 @@ def _other_taggers(
 
 
 def _few_labels(
-    x: Mapping[str, torch.Tensor], y: Mapping[str, torch.Tensor], targets: npt.NDArray[np.uint8], *, arm: Arm
+    run: Run, x: Mapping[str, npt.NDArray[np.float32]], y: Mapping[str, Targets]
 ) -> list[dict[str, Any]]:
-    """The sweep on seeded subsets of the training tiles, the same for all arms: a row a fraction."""
-    count, device, rows = len(x["train"]), x["train"].device, []
-    few = arm.settings.evaluate.labels
-    for fraction in few.fractions:
+    """The sweep on seeded subsets of the training tiles, the same for all arms: a row for each fraction."""
+    settings, count, rows = run.settings.evaluate, len(x["train"]), []
+    for fraction in LABEL_FRACTIONS:
         size, values = max(1, round(fraction * count)), []
-        for subset in range(few.subsets):
-            drawn = randomness.permutation(count, arm.seed, "few labels", subset)[:size].to(device)
-            best = _sweep(x, y, arm=arm, rows=drawn, subset=subset)
-            ap = metrics.average_precision(best.scores(x["test"]), targets)
-            zero = arm.settings.evaluate.undefined_ap == "zero"
-            values.append(metrics.mean_average_precision(np.nan_to_num(ap) if zero else ap))
+        for subset in range(settings.labels.subsets):
+            drawn = randomness.rng(run.seed, "few labels", subset).permutation(count)[:size]
+            best = _sweep(run, x, y, rows=drawn, subset=subset)
+            ap = metrics.average_precision(best.scores(x["test"]), y["test"])
+            values.append(metrics.mean_average_precision(ap, undefined=settings.undefined_ap))
         sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
         mean = float(np.mean(values))
         rows.append({"fraction": fraction, "tiles": size, "test_mAP": mean, "sd": sd, "subsets": values})
@@ -215,53 +160,48 @@ def _few_labels(
 
 
 def _sweep(
-    x: Mapping[str, torch.Tensor],
-    y: Mapping[str, torch.Tensor],
+    run: Run,
+    x: Mapping[str, npt.NDArray[np.float32]],
+    y: Mapping[str, Targets],
     *,
-    arm: Arm,
-    rows: torch.Tensor,
+    rows: npt.NDArray[np.int64],
     subset: int,
 ) -> sweep.Best:
-    how, size = arm.settings.evaluate.sweep, arm.settings.probe.batch_size
+    size = run.settings.probe.batch_size
     return sweep.best(
         (x["train"][rows], y["train"][rows]),
         (x["val"], y["val"]),
-        configs=[(rate, decay) for rate in how.learning_rates for decay in how.weight_decays],
-        steps=how.epochs * math.ceil(len(x["train"]) / size),  # of the whole, however few the rows
+        configs=sweep.grid(),
+        steps=run.settings.evaluate.sweep.epochs * math.ceil(len(x["train"]) / size),  # however few the rows
         batch_size=size,
-        seed=randomness.derive(arm.seed, "sweep", subset),
+        seed=randomness.derive(run.seed, "sweep", subset),
     )
 
 
-def _plain(value: Any) -> Any:
-    """`value` with null for what is not a number: JSON has no nan."""
+def _per_class(
+    labels: list[str],
+    targets: Targets,
+    ap: Floats,
+    samples: Floats,
+    thresholds: Floats,
+    decided: metrics.Decisions,
+) -> list[list[Any]]:
+    """The rows of per_class_ap.csv; what is undefined without a positive in the test split is empty."""
+    rows = []
+    for k, label in enumerate(labels):
+        count = int(targets[:, k].sum())
+        defined = samples[:, k][~np.isnan(samples[:, k])]
+        ranked = [float(ap[k]), *metrics.interval(defined)] if count else ["", "", ""]
+        found = [float(decided.recall[k]), float(decided.f1[k])] if count else ["", ""]
+        said = [float(thresholds[k]), float(decided.precision[k])]
+        rows.append([label, count, count / len(targets), *ranked, *said, *found])
+    return rows
+
+
+def _without_nan(value: Any) -> Any:
+    """`value` with null for numbers that are not finite: JSON has no nan."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write_per_class(
-    path: Path, store: tiles.TileStore, scores: npt.NDArray[np.float32], samples: Floats, probe: _Probe
-) -> None:
-    """One row a label; what is undefined without a positive in the test split is empty."""
-    targets = store.targets[store.rows("test")]
-    ap = metrics.average_precision(scores, targets)
-    found = metrics.decide(scores, targets, probe.thresholds)
-    positives = targets.sum(axis=0)
-    header = ["label", "positives", "prevalence", "AP", "AP_lo", "AP_hi", "threshold", "precision"]
-    with atomic.replacing(path) as part, part.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*header, "recall", "F1"])
-        for k, label in enumerate(store.labels):
-            count = int(positives[k])
-            row: list[Any] = [label, count, count / len(targets)]
-            if count:
-                defined = samples[:, k][~np.isnan(samples[:, k])]
-                row += [float(ap[k]), *metrics.interval(defined)]
-            else:
-                row += ["", "", ""]
-            row += [float(probe.thresholds[k]), float(found.precision[k])]
-            row += [float(found.recall[k]), float(found.f1[k])] if count else ["", ""]
-            writer.writerow(row)

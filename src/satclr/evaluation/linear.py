@@ -1,11 +1,12 @@
 """The linear probe as a file: weights, labels, thresholds, temperature, and the encoder's input facts.
 
-Nobody else opens probe.safetensors. No torch here: what evaluates or serves a probe works on arrays.
+Nobody else opens probe.safetensors. No torch: what evaluates or serves a probe works on arrays.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -32,15 +33,23 @@ class LinearProbe:
     encoder: dict[str, Any]  # the encoder's facts: mean, std, crop_px, tile_px, feature_dim, ...
 
     def save(self, path: Path) -> None:
-        """Write the probe as safetensors."""
-        tensors = {"weight": self.weight, "bias": self.bias}
-        facts = self.encoder | {"labels": self.labels, "best_epoch": self.best_epoch}
-        facts |= {"thresholds": self.thresholds.tolist(), "temperature": self.temperature}
-        files.save_tensors(path, tensors, val_mAP=self.val_mAP, **facts)
+        """Write the probe as safetensors, and all but its tensors as JSON in the metadata."""
+        facts = self.encoder | {
+            "labels": self.labels,
+            "thresholds": self.thresholds.tolist(),
+            "temperature": self.temperature,
+            "best_epoch": self.best_epoch,
+            "val_mAP": self.val_mAP,
+        }
+        text = {name: json.dumps(value, ensure_ascii=False) for name, value in facts.items()}
+        files.save_tensors(path, {"weight": self.weight, "bias": self.bias}, **text)
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read what `save` wrote. Raises `files.FileError` where the file is missing, damaged or not a probe."""
+    def load(cls, path: Path, *, labels: Sequence[str] | None = None) -> Self:
+        """Read what `save` wrote; `labels` are those that the probe must have, in this order.
+
+        Raises `files.FileError` where the file is missing, damaged, not a probe, or has other labels.
+        """
         try:
             tensors, text = files.load_tensors(path)
         except FileNotFoundError:
@@ -58,17 +67,24 @@ class LinearProbe:
                 encoder=facts,
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise files.FileError(f"{path} is not a linear probe ({error!r}); run `satclr probe` again") from None
-        count = len(probe.labels)
-        shapes = [probe.weight.ndim == 2, len(probe.weight) == count, probe.bias.shape == (count,)]
-        if not all([*shapes, probe.thresholds.shape == (count,), len(set(probe.labels)) == count]):
             raise files.FileError(
-                f"{path}: weight {probe.weight.shape}, bias {probe.bias.shape} and {len(probe.thresholds)} thresholds "
-                f"do not fit {len(set(probe.labels))} distinct labels; run `satclr probe` again"
+                f"{path} is not a linear probe ({error!r}); run `satclr probe` again"
+            ) from None
+        count = len(set(probe.labels))
+        shapes = (probe.weight.shape[:1], probe.bias.shape, probe.thresholds.shape, (len(probe.labels),))
+        if probe.weight.ndim != 2 or set(shapes) != {(count,)}:
+            raise files.FileError(
+                f"{path}: weight {probe.weight.shape}, bias {probe.bias.shape} and thresholds {probe.thresholds.shape} "
+                f"do not fit {count} distinct labels; run `satclr probe` again"
+            )
+        if labels is not None and probe.labels != list(labels):
+            raise files.FileError(
+                f"{path} has {count} labels that are not the tile store's; run `satclr probe` again"
             )
         return probe
 
     def logits(self, features: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
         """Logits (N,K) of features (N,D), in double precision."""
-        z: npt.NDArray[np.float64] = features.astype(float) @ self.weight.T.astype(float) + self.bias.astype(float)
+        weight, bias = self.weight.astype(float), self.bias.astype(float)
+        z: npt.NDArray[np.float64] = features.astype(float) @ weight.T + bias
         return z

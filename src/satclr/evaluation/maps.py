@@ -1,66 +1,69 @@
 """Test tiles laid out in the plane by their features, and how far to trust the picture.
 
-In: the tile store, features.npy. Out: maps.json, in results/<profile>/<arm>/.
+In: the tile store, features.npy. Out: maps.json, in results/<profile>/<arm>-s<seed>/.
 
     satclr maps --profile sample --arm simclr --seed 0
 
-`maps.projections: []` leaves it out; the file then says so.
+`maps.projections: []` skips it and leaves an empty maps.json.
 """
 
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from satclr import atomic, progress, randomness
+from satclr import files, progress, randomness
 from satclr.data import tiles
-from satclr.params import Arm
+from satclr.evaluation import Log
+from satclr.project import Run
 
-Floats = npt.NDArray[np.float64]
+TILES = 2000  # of the test split, at most
+NEIGHBOURS = 10
 DECIMALS = 4  # of coordinates, scaled to a spread of 1
 
+Floats = npt.NDArray[np.float64]
 
-def run(store: tiles.TileStore, *, features: Path, out: Path, arm: Arm) -> dict[str, Any]:
-    """Project at most `maps.tiles` test tiles, the same for every arm and seed; write and return maps.json.
+
+def run(run: Run, _log: Log) -> None:
+    """Project at most TILES test tiles, the same for every arm and seed, and write maps.json.
 
     {"tiles": names, "projections": {name: [[x, y], ...]}, "knn_label_overlap", "trustworthiness": {name: value},
     "distance_rank_correlation": {name: value}}: local structure of the features and of the maps, and the maps'
     global structure. Features are taken at unit length: neighbours are by cosine, as in `knn`. Raises
     `tiles.TileError` when the features are not this store's.
     """
-    settings = arm.settings.maps
+    projections = run.settings.maps.projections
     result: dict[str, Any] = {
         "tiles": [], "projections": {},
         "knn_label_overlap": None, "trustworthiness": {}, "distance_rank_correlation": {},
     }  # fmt: skip
-    if settings.projections:
-        rows = chosen_rows(store, settings.tiles)
-        x = np.asarray(tiles.load_features(features, store)[rows], dtype=np.float32)
+    if projections:
+        store = tiles.open_store(run.store)
+        rows = chosen_rows(store, TILES)
+        x = np.asarray(tiles.load_features(run.features, store)[rows], dtype=np.float32)
         x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-        neighbours = min(settings.neighbours, (len(rows) - 1) // 2)
+        neighbours = min(NEIGHBOURS, (len(rows) - 1) // 2)
         if neighbours < 1:
             raise tiles.TileError(f"{len(rows)} test tiles are too few for a map; set maps.projections: []")
         result["tiles"] = [store.names[row] for row in rows]
         result["knn_label_overlap"] = label_overlap(x, store.targets[rows], k=neighbours)
-        with progress.bar("maps", len(settings.projections)) as advance:
-            for name in settings.projections:
+        with progress.bar("maps", len(projections), "projections") as advance:
+            for name in projections:
                 plane = project(x, name, neighbours=neighbours)
                 result["projections"][name] = plane.round(DECIMALS).tolist()
                 result["trustworthiness"][name] = _trustworthiness(x, plane, k=neighbours)
                 result["distance_rank_correlation"][name] = distance_rank_correlation(x, plane)
                 advance(1)
-    atomic.write_json(out, result, indent=None)
-    return result
+    files.write_json(run.results / "maps.json", result, indent=None)
 
 
 def chosen_rows(store: tiles.TileStore, most: int) -> npt.NDArray[np.int64]:
     """At most `most` rows of the test split, drawn once whatever the arm and seed, in index order."""
     rows = store.rows("test")
-    drawn = randomness.permutation(len(rows), 0, "maps").numpy()[:most]
+    drawn = randomness.rng(0, "maps").permutation(len(rows))[:most]
     return np.sort(rows[drawn])
 
 
@@ -71,8 +74,6 @@ def project(x: npt.NDArray[np.float32], name: str, *, neighbours: int) -> Floats
     principal components, as Kobak & Berens 2019 advise, and UMAP at a spectral layout, so that the large
     structure is the data's and not a draw's.
     """
-    from sklearn.decomposition import PCA
-
     seed = randomness.derive(0, "maps", name) % 2**32
     if name == "umap":
         plane = _umap(x, neighbours=neighbours, seed=seed)
@@ -82,6 +83,8 @@ def project(x: npt.NDArray[np.float32], name: str, *, neighbours: int) -> Floats
         perplexity = min(30.0, (len(x) - 1) / 3)
         plane = TSNE(perplexity=perplexity, init="pca", random_state=seed, n_jobs=1).fit_transform(x)
     else:
+        from sklearn.decomposition import PCA
+
         plane = PCA(2, svd_solver="full").fit_transform(x)
     plane = np.asarray(plane, dtype=np.float64)
     plane -= plane.mean(0)
@@ -119,9 +122,7 @@ def distance_rank_correlation(x: npt.NDArray[np.float32], plane: Floats) -> floa
 
 def _umap(x: npt.NDArray[np.float32], *, neighbours: int, seed: int) -> Floats:
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # umap warns of its own dependencies, and that a seed means one thread
+        warnings.simplefilter("ignore")  # of umap's own dependencies, and that a seed means one thread
         from umap import UMAP
 
         model = UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed, n_jobs=1)

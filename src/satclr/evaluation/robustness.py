@@ -1,86 +1,73 @@
-"""How much mAP survives what the sky and the sensor do: test tiles corrupted, encoded and scored again.
+"""How much mAP survives what weather and sensor do: test tiles corrupted, encoded and scored again.
 
-In: the tile store, encoder.safetensors, probe.safetensors. Out: robustness.json, in results/<profile>/<arm>/.
+In: the tile store, encoder.safetensors, probe.safetensors. Out: robustness.json, in results/<profile>/<arm>-s<seed>/.
 
     satclr robustness --profile sample --arm simclr --seed 0
 
-`robustness.corruptions: []` leaves it out; the file then says so.
+`robustness.corruptions: []` skips it and leaves an empty robustness.json.
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
-from satclr import atomic, progress, tensorfile
-from satclr.evaluation import corruptions, metrics
-from satclr.pretrain import encoder
+from satclr import files, machine, progress
 from satclr.data import tiles
-from satclr.params import Arm
+from satclr.evaluation import Log, corruptions, embed, metrics
+from satclr.evaluation.linear import LinearProbe
+from satclr.pretrain.encoder import Frozen
+from satclr.project import Run
 
 
-def run(store: tiles.TileStore, *, encoder_file: Path, probe: Path, out: Path, arm: Arm) -> dict[str, Any]:
-    """Score the test tiles untouched and under every corruption and strength; write and return the mAPs.
+def run(run: Run, _log: Log) -> None:
+    """Score the test tiles untouched and under every corruption and strength, and write the mAPs.
 
     {"clean_mAP", "corruptions": {name: {strength: mAP}}, "mean_corruption_mAP", "relative_drop"}, the drop as
-    a fraction of the clean mAP. Raises `tiles.TileError` when the probe is not this store's.
+    a fraction of the clean mAP. Raises `files.FileError` when the probe is not this store's.
     """
-    settings = arm.settings.robustness
+    settings = run.settings.robustness
     result: dict[str, Any] = {
         "clean_mAP": None, "mean_corruption_mAP": None, "relative_drop": None, "corruptions": {},
     }  # fmt: skip
     if settings.corruptions:
-        score = _Scorer(store, encoder_file, probe, arm)
+        store = tiles.open_store(run.store)
+        probe, encoder = LinearProbe.load(run.probe, labels=store.labels), embed.load_encoder(run)
         rounds = [(name, strength) for name in settings.corruptions for strength in settings.strengths]
-        with progress.bar("robustness", len(rounds) + 1) as advance:
-            clean = score(None, 0)
+        with (
+            machine.deterministic(run.deterministic),
+            progress.bar("robustness", len(rounds) + 1, "rounds") as advance,
+        ):
+            clean = _mean_ap(run, store, encoder, probe)
             advance(1)
             for name, strength in rounds:
-                result["corruptions"].setdefault(name, {})[str(strength)] = score(name, strength)
+                value = _mean_ap(run, store, encoder, probe, corruption=name, strength=strength)
+                result["corruptions"].setdefault(name, {})[str(strength)] = value
                 advance(1)
-        left = float(np.mean([v for each in result["corruptions"].values() for v in each.values()]))
-        result |= {"clean_mAP": clean, "mean_corruption_mAP": left, "relative_drop": 1 - left / clean}
-    atomic.write_json(out, result)
-    return result
+        mean = float(np.mean([v for each in result["corruptions"].values() for v in each.values()]))
+        drop = 1 - mean / clean
+        result |= {"clean_mAP": clean, "mean_corruption_mAP": mean, "relative_drop": drop}
+        print(f"{run.key}: test mAP {clean:.4f}, {mean:.4f} under corruption, {100 * drop:.1f}% less")
+    files.write_json(run.results / "robustness.json", result)
 
 
-class _Scorer:
-    """mAP of the test tiles under one corruption."""
-
-    def __init__(self, store: tiles.TileStore, encoder_file: Path, probe: Path, arm: Arm) -> None:
-        settings = arm.settings
-        self.store, self.zero = store, settings.evaluate.undefined_ap == "zero"
-        self.frozen = encoder.Frozen(
-            encoder_file, precision=settings.embed.precision, batch_norm=settings.probe.batch_norm
-        )
-        try:
-            tensors, facts = tensorfile.load(probe)
-        except FileNotFoundError:
-            raise tiles.TileError(f"{probe} does not exist; run `satclr probe` first") from None
-        self.weight, self.bias = (tensors[name].double().numpy() for name in ("weight", "bias"))
-        if json.loads(facts["labels"]) != store.labels:
-            raise tiles.TileError(f"{probe} has labels that are not the store's; run probe again")
-        frozen = settings.probe.batch_norm == "frozen"
-        size = settings.embed.batch_size if frozen else settings.probe.batch_size
-        self.batches = tiles.split_batches(store.rows("test"), size)
-
-    def __call__(self, name: str | None, strength: int) -> float:
-        parts = []
-        for rows, batch in tiles.stream(self.store, self.batches, self.frozen.device):
-            pixels = batch
-            if name is not None:
-                pixels = self._corrupted(batch, name, strength, rows)
-            parts.append(self.frozen(pixels).astype(float) @ self.weight.T + self.bias)
-        ap = metrics.average_precision(np.concatenate(parts), self.store.targets[self.store.rows("test")])
-        return metrics.mean_average_precision(np.nan_to_num(ap) if self.zero else ap)
-
-    def _corrupted(
-        self, batch: torch.Tensor, name: str, strength: int, rows: npt.NDArray[np.int64]
-    ) -> torch.Tensor:
-        names = [self.store.names[row] for row in rows]
-        return corruptions.corrupt(batch, name, strength=strength, keys=names)
+def _mean_ap(
+    run: Run,
+    store: tiles.TileStore,
+    encoder: Frozen,
+    probe: LinearProbe,
+    *,
+    corruption: str | None = None,
+    strength: int = 0,
+) -> float:
+    """Macro mAP of the test tiles, corrupted or not."""
+    logits = []
+    for rows, batch in tiles.stream(store, embed.split_batches(store, "test", run), encoder.device):
+        pixels = batch
+        if corruption is not None:
+            names = [store.names[row] for row in rows]
+            pixels = corruptions.corrupt(batch, corruption, strength=strength, keys=names)
+        logits.append(probe.logits(encoder(pixels)))
+    ap = metrics.average_precision(np.concatenate(logits), store.targets[store.rows("test")])
+    return metrics.mean_average_precision(ap, undefined=run.settings.evaluate.undefined_ap)

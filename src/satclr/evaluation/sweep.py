@@ -1,6 +1,6 @@
 """Many linear probes for little more than the price of one: a stack trained on the same batches.
 
-Features (N,D) and targets (N,K) in; C probes, one for each learning rate and weight decay, out.
+Features (N,D) and targets (N,K) in; C probes, one for each learning rate and weight decay, out. NumPy in float32.
 """
 
 from __future__ import annotations
@@ -8,45 +8,57 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
-from satclr.evaluation import metrics
 from satclr import randomness
+from satclr.evaluation import metrics
 
+LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+WEIGHT_DECAYS = (0.0, 1.0)
+
+Floats = npt.NDArray[np.float32]
+Targets = npt.NDArray[np.uint8]
 Config = tuple[float, float]  # learning rate, weight decay
 
 
 @dataclass(frozen=True)
 class Best:
-    """The probe that validates best, and how it was set."""
+    """The probe with the best validation mAP, and its config."""
 
     learning_rate: float
     weight_decay: float
-    val_mAP: float  # noqa: N815 - mAP is the field's spelling
-    weight: Tensor  # (K,D)
-    bias: Tensor  # (K,)
+    val_mAP: float  # noqa: N815 - the field's spelling
+    weight: Floats  # (K,D)
+    bias: Floats  # (K,)
 
-    @torch.inference_mode()
-    def scores(self, x: Tensor) -> npt.NDArray[np.float64]:
+    def scores(self, x: Floats) -> Floats:
         """Logits (N,K) of features (N,D)."""
-        return F.linear(x, self.weight, self.bias).double().cpu().numpy()
+        return x @ self.weight.T + self.bias
 
 
-def standardize(features: Tensor, train: Tensor) -> Tensor:
-    """`features` (N,D) less the mean and over the deviation of `train` (M,D); a constant feature becomes 0."""
-    deviation = train.std(0, correction=0)
-    scale = torch.where(deviation > 1e-6 * deviation.max(), deviation, torch.inf)
-    return (features - train.mean(0)) / scale
+def grid() -> list[Config]:
+    """Every learning rate with every weight decay."""
+    return list(product(LEARNING_RATES, WEIGHT_DECAYS))
+
+
+def standardize(train: npt.NDArray[Any], *others: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+    """Features (N,D) of each split, minus the mean of `train` and divided by its deviation; a constant becomes 0."""
+    mean = train.mean(0, dtype=np.float64).astype(train.dtype)
+    parts = [x - mean for x in (train, *others)]
+    deviation = np.sqrt(np.einsum("nd,nd->d", parts[0], parts[0], dtype=np.float64) / len(train))
+    scale = np.where(deviation > 1e-6 * deviation.max(), deviation, np.inf).astype(train.dtype)
+    for part in parts:
+        part /= scale
+    return parts
 
 
 def best(
-    train: tuple[Tensor, Tensor],
-    val: tuple[Tensor, Tensor],
+    train: tuple[Floats, Targets],
+    val: tuple[Floats, Targets],
     *,
     configs: Sequence[Config],
     steps: int,
@@ -59,46 +71,79 @@ def best(
     """
     weight, bias = fit(*train, configs=configs, steps=steps, batch_size=batch_size, seed=seed)
     x, targets = val
-    with torch.inference_mode():
-        logits = F.linear(x, weight.flatten(0, 1), bias.flatten())  # (M,C·K)
-    ap = metrics.average_precision(logits.cpu().numpy(), targets.repeat(1, len(configs)).cpu().numpy())
+    logits = x @ weight.reshape(-1, x.shape[1]).T + bias.ravel()  # (M,C·K)
+    ap = metrics.average_precision(logits, np.tile(targets, len(configs)))
     mean = metrics.nan_mean(ap.reshape(len(configs), -1))
     chosen = int(np.nanargmax(mean)) if np.isfinite(mean).any() else 0
     return Best(*configs[chosen], float(mean[chosen]), weight[chosen], bias[chosen])
 
 
 def fit(
-    x: Tensor, targets: Tensor, *, configs: Sequence[Config], steps: int, batch_size: int, seed: int
-) -> tuple[Tensor, Tensor]:
+    x: Floats, targets: Targets, *, configs: Sequence[Config], steps: int, batch_size: int, seed: int
+) -> tuple[Floats, Floats]:
     """Train C linear layers on features `x` (N,D) and targets (N,K): weights (C,K,D) and biases (C,K).
 
     Binary cross-entropy, AdamW (no decay of the bias), a cosine from each learning rate to 0, from zero
-    weights; all C see the same batches, drawn by `seed`, so each is what it would be alone. Few tiles are
-    passed over more often, so that `steps` is the same whatever N is.
+    weights. All C see the same batches, drawn by `seed`, so each is what it would be alone. `steps` is the same
+    whatever N is: few tiles are repeated more often.
     """
     (count, labels), width = targets.shape, x.shape[1]
-    rates, decays = (
-        torch.tensor(v, device=x.device).repeat_interleave(labels) for v in zip(*configs, strict=True)
-    )
-    # Adam's step does not change with the scale of its parameter, so one fused optimizer serves every rate:
-    # it moves `unit` by 1 where a probe moves by its own rate, and weights are rate x unit.
-    unit = torch.zeros(len(configs) * labels, width, device=x.device)
-    offset = torch.zeros(len(configs) * labels, device=x.device)
-    optimizer = torch.optim.Adam([unit, offset], lr=1.0, fused=True)
-    y = targets.to(x.dtype)
+    rates, decays = (np.repeat(np.asarray(v, np.float32), labels) for v in zip(*configs, strict=True))
+    # Adam's step does not depend on the scale of its parameter, so one optimizer serves every rate: it moves
+    # `unit` by 1 where a probe moves by its own rate, and the weights are rate x unit.
+    unit = _Adam(len(configs) * labels, width)
+    offset = _Adam(len(configs) * labels)
     per_epoch = math.ceil(count / batch_size)
     for step in range(steps):
         epoch, place = divmod(step, per_epoch)
         if place == 0:
-            order = randomness.permutation(count, seed, "sweep order", epoch).to(x.device)
+            order = randomness.rng(seed, "sweep order", epoch).permutation(count)
         rows = order[place * batch_size : (place + 1) * batch_size]
-        batch, pull = x[rows], torch.addmm(offset, x[rows], unit.T).mul_(rates).sigmoid_()
-        pull.view(len(rows), len(configs), labels).sub_(y[rows][:, None]).div_(len(rows) * labels)
-        unit.grad, offset.grad = pull.T @ batch, pull.sum(0)  # of the mean cross-entropy of each probe
+        batch = x[rows]
+        pull = batch @ unit.values.T
+        pull += offset.values
+        pull *= rates
+        _sigmoid(pull)
+        pull -= np.tile(targets[rows], len(configs))
+        pull /= len(rows) * labels  # the gradient of each probe's mean cross-entropy by its logits
         pace = (1 + math.cos(math.pi * step / steps)) / 2
         if decays.any():
-            unit.mul_((1 - pace * rates * decays)[:, None])
-        optimizer.param_groups[0]["lr"] = pace
-        optimizer.step()
-    weight, bias = unit * rates[:, None], offset * rates
-    return weight.view(len(configs), labels, width), bias.view(len(configs), labels)
+            unit.values *= (1 - np.float32(pace) * rates * decays)[:, None]
+        unit.step(pull.T @ batch, pace)
+        offset.step(pull.sum(0), pace)
+    weight, bias = unit.values * rates[:, None], offset.values * rates
+    return weight.reshape(len(configs), labels, width), bias.reshape(len(configs), labels)
+
+
+class _Adam:
+    """Parameters that start at zero, and Adam's moments of them (arXiv:1412.6980, algorithm 1), updated in place."""
+
+    BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+
+    def __init__(self, *shape: int) -> None:
+        self.values, self._mean, self._square = (np.zeros(shape, np.float32) for _ in range(3))
+        self._steps = 0
+
+    def step(self, gradient: Floats, rate: float) -> None:
+        """Update the values; `gradient` is overwritten. The moments are kept without their factors 1 - β."""
+        self._steps += 1
+        correction1, correction2 = 1 - self.BETA1**self._steps, 1 - self.BETA2**self._steps
+        root = math.sqrt((1 - self.BETA2) / correction2)
+        self._mean *= self.BETA1
+        self._mean += gradient
+        self._square *= self.BETA2
+        self._square += np.square(gradient, out=gradient)
+        np.sqrt(self._square, out=gradient)
+        gradient += self.EPSILON / root
+        np.divide(self._mean, gradient, out=gradient)
+        gradient *= rate * (1 - self.BETA1) / correction1 / root
+        self.values -= gradient
+
+
+def _sigmoid(x: Floats) -> None:
+    """Replace logits by 1 / (1 + exp(-x)) in place."""
+    np.negative(x, out=x)
+    np.minimum(x, 80, out=x)  # exp(89) overflows in float32
+    np.exp(x, out=x)
+    x += 1
+    np.reciprocal(x, out=x)

@@ -1,13 +1,36 @@
 """Metrics of multi-label tagging: scores (N,K) and targets (N,K) in, numbers out; NumPy in float64.
 
-N tiles, K labels. A label without positives has no AP: nan, left out of means, never zero.
+N tiles, K labels. A label without positives has no AP: it is nan and left out of means, never zero.
 """
 
-from satclr.evaluation.metrics.bootstrap import bootstrap, draw_counts, interval, p_value, paired_bootstrap, paired_bootstrap_average_precision, paired_bootstrap_over_seeds, resampled_average_precision
-from satclr.evaluation.metrics.calibration import TEMPERATURE_RANGE, expected_calibration_error, fit_temperature, sigmoid
-from satclr.evaluation.metrics.decisions import Decisions, decide, tune_thresholds
-from satclr.evaluation.metrics.precision import average_precision, mean_average_precision, micro_average_precision, nan_mean
-from satclr.evaluation.metrics.ranking import coverage_error, label_ranking_average_precision, one_error
+from satclr.evaluation.metrics.bootstrap import (
+    bootstrap,
+    draw_counts,
+    interval,
+    p_value,
+    paired_bootstrap,
+    paired_bootstrap_average_precision,
+    paired_bootstrap_over_seeds,
+    resampled_average_precision,
+)
+from satclr.evaluation.metrics.decisions import (
+    TEMPERATURE_RANGE,
+    Decisions,
+    decide,
+    expected_calibration_error,
+    fit_temperature,
+    sigmoid,
+    tune_thresholds,
+)
+from satclr.evaluation.metrics.ranking import (
+    average_precision,
+    coverage_error,
+    label_ranking_average_precision,
+    mean_average_precision,
+    micro_average_precision,
+    nan_mean,
+    one_error,
+)
 
 __all__ = [
     "TEMPERATURE_RANGE",

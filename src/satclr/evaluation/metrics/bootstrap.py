@@ -11,8 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from satclr.evaluation.metrics.inputs import Bools, Floats, checked
-from satclr.evaluation.metrics.precision import nan_mean
+from satclr.evaluation.metrics.ranking import Bools, Floats, checked, nan_mean
 
 Counts = NDArray[np.int32]
 _BLOCK = 64  # resamples at a time: the counts of 10,000 tiles then stay in a cache

@@ -1,27 +1,56 @@
-"""How well each tile's labels are ranked: scores and targets (N,K) in, a mean over tiles out."""
+"""How well scores rank: the tiles of each label (AP, mAP) and the labels of each tile (LRAP, one-error, coverage).
+
+scikit-learn has most of these too and the tests compare them; importing it takes longer than a whole evaluation.
+"""
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from satclr.evaluation.metrics.inputs import checked
-from satclr.evaluation.metrics.precision import row_average_precision
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+def average_precision(scores: ArrayLike, targets: ArrayLike) -> Floats:
+    """AP of each label: Σ over distinct thresholds of (recall gained there) x (precision there).
+
+    scores: (N,K) finite, higher is more likely; targets: (N,K) of 0 and 1.
+    Returns (K,) in [0, 1]; nan where a label has no positive. Equal scores share one threshold, so the order
+    of tiles does not matter; scikit-learn's `average_precision_score` agrees to 1e-12.
+    Raises ValueError on unequal shapes, non-finite scores or other targets.
+    """
+    s, t = checked(scores, targets)
+    return _row_average_precision(np.ascontiguousarray(s.T), np.ascontiguousarray(t.T))
+
+
+def mean_average_precision(ap: ArrayLike, *, undefined: str = "exclude") -> float:
+    """Macro mAP: the mean of ap (K,) over the labels that have one; nan when none has.
+
+    undefined: `exclude`, or `zero` to count a label without positives as 0, as the paper's notebook does.
+    """
+    values = np.asarray(ap, dtype=np.float64)
+    return float(nan_mean(np.nan_to_num(values) if undefined == "zero" else values))
+
+
+def micro_average_precision(scores: ArrayLike, targets: ArrayLike) -> float:
+    """AP of all (tile, label) decisions ranked together; arguments and errors as `average_precision`'s."""
+    s, t = checked(scores, targets)
+    return float(_row_average_precision(s.reshape(1, -1), t.reshape(1, -1))[0])
 
 
 def label_ranking_average_precision(scores: ArrayLike, targets: ArrayLike) -> float:
     """LRAP: AP of each tile's ranking of the labels, averaged over tiles; in (0, 1].
 
-    scores: (N,K) finite; targets: (N,K) of 0 and 1; ValueError otherwise. A tile without labels counts as 1,
-    as in scikit-learn.
+    Arguments and errors as `average_precision`'s. A tile without labels counts as 1, as in scikit-learn.
     Source: Tsoumakas, Katakis & Vlahavas 2010, "Mining Multi-label Data".
     """
     s, t = checked(scores, targets)
-    return float(np.where(t.any(1), row_average_precision(s, t), 1).mean())
+    return float(np.where(t.any(1), _row_average_precision(s, t), 1).mean())
 
 
 def one_error(scores: ArrayLike, targets: ArrayLike) -> float:
     """How often a tile's top label is wrong, in [0, 1]; a tie at the top counts its share of wrong labels.
 
-    Arguments and errors as `label_ranking_average_precision`'s. A tile without labels is always wrong.
+    Arguments and errors as `average_precision`'s. A tile without labels is always wrong.
     Source: Schapire & Singer 2000, "BoosTexter".
     """
     s, t = checked(scores, targets)
@@ -30,12 +59,54 @@ def one_error(scores: ArrayLike, targets: ArrayLike) -> float:
 
 
 def coverage_error(scores: ArrayLike, targets: ArrayLike) -> float:
-    """How many labels, from the top, hold all of a tile's own; averaged over tiles, in [0, K].
+    """How many labels, from the top, include all of a tile's own; averaged over tiles, in [0, K].
 
-    Arguments and errors as `label_ranking_average_precision`'s. Ties count in full, a tile without labels as
-    0, both as in scikit-learn.
+    Arguments and errors as `average_precision`'s. Ties count in full, a tile without labels as 0, as in scikit-learn.
     Source: Tsoumakas, Katakis & Vlahavas 2010, "Mining Multi-label Data" (there less 1).
     """
     s, t = checked(scores, targets)
     lowest = np.where(t, s, np.inf).min(1, keepdims=True)
     return float((s >= lowest).sum(1).mean())
+
+
+def nan_mean(values: Floats) -> Floats:
+    """The mean over the last axis without its nans; nan, and no warning, where there is nothing else."""
+    known = ~np.isnan(values)
+    count = known.sum(-1)
+    total = np.where(known, values, 0).sum(-1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def checked(scores: ArrayLike, targets: ArrayLike) -> tuple[Floats, Bools]:
+    """Scores as float64 and targets as bool, both (N,K); ValueError says which value is wrong and where."""
+    s = np.asarray(scores, dtype=np.float64)
+    t = np.asarray(targets)
+    if s.ndim != 2 or s.shape != t.shape or not s.size:
+        raise ValueError(
+            f"scores have shape {s.shape} and targets {t.shape}; both must be (tiles, labels), not empty"
+        )
+    if not np.isfinite(s).all():
+        tile, label = np.argwhere(~np.isfinite(s))[0]
+        raise ValueError(f"scores[{tile}, {label}] is {s[tile, label]}; scores must be finite")
+    positive = t.astype(bool)
+    if t.dtype != np.bool_ and (positive != t).any():
+        tile, label = np.argwhere(positive != t)[0]
+        raise ValueError(f"targets[{tile}, {label}] is {t[tile, label]}; targets are 0 or 1")
+    return s, positive
+
+
+def _row_average_precision(scores: Floats, positive: Bools) -> Floats:
+    """AP of every row of scores (R,C), each ranking its C columns: (R,), nan in rows without positives."""
+    columns = scores.shape[1]
+    order = np.argsort(-scores, axis=1, kind="stable")
+    ranked = np.take_along_axis(scores, order, 1)
+    hit = np.take_along_axis(positive, order, 1)
+    hits = np.cumsum(hit, 1)
+    # each entry takes its precision from the last entry with the same score
+    last = np.ones(ranked.shape, dtype=bool)
+    last[:, :-1] = ranked[:, :-1] != ranked[:, 1:]
+    end = np.where(last, np.arange(columns), columns)
+    end = np.minimum.accumulate(end[:, ::-1], axis=1)[:, ::-1]
+    precision = np.take_along_axis(hits, end, 1) / (end + 1)
+    count = hits[:, -1]
+    return np.where(count > 0, (precision * hit).sum(1) / np.maximum(count, 1), np.nan)
