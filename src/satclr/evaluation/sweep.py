@@ -19,6 +19,8 @@ from satclr.evaluation import metrics
 
 LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 WEIGHT_DECAYS = (0.0, 1.0)
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam's
+BLOCK = 2**17  # parameters that Adam updates at a time: they stay in the cache, which halves the time
 
 Floats = npt.NDArray[np.float32]
 Targets = npt.NDArray[np.uint8]
@@ -52,7 +54,7 @@ def standardize(train: npt.NDArray[Any], *others: npt.NDArray[Any]) -> list[npt.
     deviation = np.sqrt(np.einsum("nd,nd->d", parts[0], parts[0], dtype=np.float64) / len(train))
     scale = np.where(deviation > 1e-6 * deviation.max(), deviation, np.inf).astype(train.dtype)
     for part in parts:
-        part /= scale
+        np.divide(part, scale, out=part)
     return parts
 
 
@@ -100,10 +102,7 @@ def fit(
             order = randomness.rng(seed, "sweep order", epoch).permutation(count)
         rows = order[place * batch_size : (place + 1) * batch_size]
         batch = x[rows]
-        pull = batch @ unit.values.T
-        pull += offset.values
-        pull *= rates
-        _sigmoid(pull)
+        pull = _sigmoid((batch @ unit.values.T + offset.values) * rates)
         pull -= np.tile(targets[rows], len(configs))
         pull /= len(rows) * labels  # the gradient of each probe's mean cross-entropy by its logits
         pace = (1 + math.cos(math.pi * step / steps)) / 2
@@ -118,8 +117,6 @@ def fit(
 class _Adam:
     """Parameters that start at zero, and Adam's moments of them (arXiv:1412.6980, algorithm 1), updated in place."""
 
-    BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-
     def __init__(self, *shape: int) -> None:
         self.values, self._mean, self._square = (np.zeros(shape, np.float32) for _ in range(3))
         self._steps = 0
@@ -127,23 +124,25 @@ class _Adam:
     def step(self, gradient: Floats, rate: float) -> None:
         """Update the values; `gradient` is overwritten. The moments are kept without their factors 1 - β."""
         self._steps += 1
-        correction1, correction2 = 1 - self.BETA1**self._steps, 1 - self.BETA2**self._steps
-        root = math.sqrt((1 - self.BETA2) / correction2)
-        self._mean *= self.BETA1
-        self._mean += gradient
-        self._square *= self.BETA2
-        self._square += np.square(gradient, out=gradient)
-        np.sqrt(self._square, out=gradient)
-        gradient += self.EPSILON / root
-        np.divide(self._mean, gradient, out=gradient)
-        gradient *= rate * (1 - self.BETA1) / correction1 / root
-        self.values -= gradient
+        root = math.sqrt((1 - BETA2) / (1 - BETA2**self._steps))
+        factor = rate * (1 - BETA1) / (1 - BETA1**self._steps) / root
+        arrays = [a.reshape(-1) for a in (self.values, self._mean, self._square, gradient)]
+        for start in range(0, gradient.size, BLOCK):
+            values, mean, square, g = (a[start : start + BLOCK] for a in arrays)
+            mean *= BETA1
+            mean += g
+            square *= BETA2
+            square += np.square(g, out=g)
+            np.sqrt(square, out=g)
+            g += EPSILON / root
+            np.divide(mean, g, out=g)
+            g *= factor
+            values -= g
 
 
-def _sigmoid(x: Floats) -> None:
-    """Replace logits by 1 / (1 + exp(-x)) in place."""
-    np.negative(x, out=x)
-    np.minimum(x, 80, out=x)  # exp(89) overflows in float32
+def _sigmoid(x: Floats) -> Floats:
+    """1 / (1 + exp(-x)) in place."""
+    np.minimum(np.negative(x, out=x), 80, out=x)  # exp(89) overflows in float32
     np.exp(x, out=x)
     x += 1
-    np.reciprocal(x, out=x)
+    return np.reciprocal(x, out=x)

@@ -3,56 +3,23 @@
 N tiles, K labels. A label without positives has no AP: it is nan and left out of means, never zero.
 """
 
+# fmt: off
 from satclr.evaluation.metrics.bootstrap import (
-    bootstrap,
-    draw_counts,
-    interval,
-    p_value,
-    paired_bootstrap,
-    paired_bootstrap_average_precision,
-    paired_bootstrap_over_seeds,
-    resampled_average_precision,
+    draw_counts, interval, p_value, paired_bootstrap, paired_bootstrap_average_precision,
+    paired_bootstrap_over_seeds, resampled_average_precision,
 )
 from satclr.evaluation.metrics.decisions import (
-    TEMPERATURE_RANGE,
-    Decisions,
-    decide,
-    expected_calibration_error,
-    fit_temperature,
-    sigmoid,
-    tune_thresholds,
+    TEMPERATURE_RANGE, Decisions, decide, expected_calibration_error, fit_temperature, sigmoid, tune_thresholds,
 )
 from satclr.evaluation.metrics.ranking import (
-    average_precision,
-    coverage_error,
-    label_ranking_average_precision,
-    mean_average_precision,
-    micro_average_precision,
-    nan_mean,
-    one_error,
+    average_precision, coverage_error, label_ranking_average_precision, mean_average_precision,
+    micro_average_precision, nan_mean, one_error,
 )
 
 __all__ = [
-    "TEMPERATURE_RANGE",
-    "Decisions",
-    "average_precision",
-    "bootstrap",
-    "coverage_error",
-    "decide",
-    "draw_counts",
-    "expected_calibration_error",
-    "fit_temperature",
-    "interval",
-    "label_ranking_average_precision",
-    "mean_average_precision",
-    "micro_average_precision",
-    "nan_mean",
-    "one_error",
-    "p_value",
-    "paired_bootstrap",
-    "paired_bootstrap_average_precision",
-    "paired_bootstrap_over_seeds",
-    "resampled_average_precision",
-    "sigmoid",
+    "TEMPERATURE_RANGE", "Decisions", "average_precision", "coverage_error", "decide", "draw_counts",
+    "expected_calibration_error", "fit_temperature", "interval", "label_ranking_average_precision",
+    "mean_average_precision", "micro_average_precision", "nan_mean", "one_error", "p_value", "paired_bootstrap",
+    "paired_bootstrap_average_precision", "paired_bootstrap_over_seeds", "resampled_average_precision", "sigmoid",
     "tune_thresholds",
 ]

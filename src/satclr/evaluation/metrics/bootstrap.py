@@ -1,7 +1,7 @@
 """How far a mAP, or a difference of two, would move with other test tiles and other seeds.
 
 A resample is a count for every tile. Scores are sorted once; a resample then costs one gather and two
-cumulative sums a label, and equals average precision over the rows repeated that often, ties included.
+cumulative sums per label, and equals average precision over the rows repeated that often, ties included.
 """
 
 import os
@@ -14,17 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from satclr.evaluation.metrics.ranking import Bools, Floats, checked, nan_mean
 
 Counts = NDArray[np.int32]
-_BLOCK = 64  # resamples at a time: the counts of 10,000 tiles then stay in a cache
-
-
-def bootstrap(scores: ArrayLike, targets: ArrayLike, *, resamples: int, seed: int) -> Floats:
-    """Macro mAP on each of `resamples` draws of N tiles with replacement: (resamples,).
-
-    scores: (N,K) finite; targets: (N,K) of 0 and 1. A label that loses all its positives in a resample is
-    left out of that resample's mean. The same seed draws the same tiles.
-    Raises ValueError as `average_precision` does, and on resamples < 1.
-    """
-    return paired_bootstrap([scores], targets, resamples=resamples, seed=seed)[:, 0]
+BLOCK = 64  # resamples at a time: the counts of 10,000 tiles then stay in a cache
 
 
 def paired_bootstrap(
@@ -32,7 +22,8 @@ def paired_bootstrap(
 ) -> Floats:
     """Macro mAP of every arm on the same resamples: (resamples, arms); a contrast is a difference of columns.
 
-    scores_by_arm: A arrays (N,K); the rest as `bootstrap`.
+    Arguments and errors as `paired_bootstrap_average_precision`'s. A label that loses all its positives in a
+    resample is left out of that resample's mean.
     """
     return nan_mean(
         paired_bootstrap_average_precision(scores_by_arm, targets, resamples=resamples, seed=seed)
@@ -42,8 +33,12 @@ def paired_bootstrap(
 def paired_bootstrap_average_precision(
     scores_by_arm: Sequence[ArrayLike], targets: ArrayLike, *, resamples: int, seed: int
 ) -> Floats:
-    """AP of every arm and label on the same resamples: (resamples, arms, K), nan where positives are lost."""
-    if not scores_by_arm:
+    """AP of every arm and label on the same `resamples` draws of N tiles with replacement: (resamples, arms, K).
+
+    scores_by_arm: A arrays (N,K), finite; targets: (N,K) of 0 and 1. nan where a label loses its positives. The same
+    seed draws the same tiles. Raises ValueError as `average_precision` does, without arms, and on resamples < 1.
+    """
+    if not len(scores_by_arm):
         raise ValueError("scores_by_arm is empty; give one array (tiles, labels) for each arm")
     pairs = [checked(scores, targets) for scores in scores_by_arm]
     counts = draw_counts(len(pairs[0][0]), resamples=resamples, seed=seed)
@@ -53,41 +48,32 @@ def paired_bootstrap_average_precision(
 def paired_bootstrap_over_seeds(
     scores_by_arm: Sequence[ArrayLike], targets: ArrayLike, *, resamples: int, seed: int
 ) -> Floats:
-    """AP of every arm and label, a mean over seeds, when both tiles and seeds are redrawn: (resamples, arms, K).
+    """AP of every arm and label, averaged over seeds, when both tiles and seeds are redrawn: (resamples, arms, K).
 
-    scores_by_arm: A arrays (S,N,K), each with its own number of seeds S; the rest as `bootstrap`. A resample
-    draws tiles once, for all arms and seeds, and apart from them S of each arm's seeds with replacement; its
-    value is the mean AP of the drawn seeds, nan where a label loses its positives; `nan_mean` makes it mAP.
+    scores_by_arm: A arrays (S,N,K), each with its own number of seeds S. A resample draws tiles once, for all arms
+    and seeds, and separately S of each arm's seeds with replacement; its value is the mean AP of the drawn seeds.
     Drawing from S seeds understates their variance by (S-1)/S, which matters for three; crossing the draws
     errs on the other side.
     Source: the pigeonhole bootstrap, Owen 2007, Annals of Applied Statistics 1(2).
     """
-    stacks = [np.asarray(scores, dtype=np.float64) for scores in scores_by_arm]
-    for arm, stack in enumerate(stacks):
-        if stack.ndim != 3 or not len(stack):
-            raise ValueError(
-                f"scores_by_arm[{arm}] has shape {stack.shape}; it must be (seeds, tiles, labels), not empty"
-            )
-    runs = [scores for stack in stacks for scores in stack]
+    runs = [scores for arm in scores_by_arm for scores in np.asarray(arm)]
     values = paired_bootstrap_average_precision(runs, targets, resamples=resamples, seed=seed)
     columns, first = [], 0
-    for arm, stack in enumerate(stacks):
-        drawn = _draw_seeds(len(stack), resamples=resamples, seed=seed, arm=arm)
+    for arm, scores in enumerate(scores_by_arm):
+        seeds = len(np.asarray(scores))
+        drawn = _draw_seeds(seeds, resamples=resamples, seed=seed, arm=arm)
         columns.append(np.take_along_axis(values, first + drawn[:, :, None], 1).mean(1))
-        first += len(stack)
+        first += seeds
     return np.stack(columns, axis=1)
 
 
 def interval(samples: ArrayLike, level: float = 0.95) -> tuple[float, float]:
     """The percentile interval of bootstrap samples (R,): the central `level` of them, 0 < level < 1.
 
-    Raises ValueError on samples that are empty or not finite, and on another level.
+    Raises ValueError on samples that are empty or not finite.
     Source: Efron & Tibshirani 1993, "An Introduction to the Bootstrap", section 13.3.
     """
-    values = _finite(samples)
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level}; it must lie between 0 and 1, such as 0.95")
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(_finite(samples), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
@@ -95,7 +81,7 @@ def p_value(deltas: ArrayLike) -> float:
     """Two-sided bootstrap p-value of "no difference" from resampled paired differences (R,); in (0, 1].
 
     Twice the smaller share of resamples on either side of zero, zero itself counted on both: p < 0.05 where
-    the 95% percentile interval leaves zero out, but for the +1. The resamples and the observed sample count
+    the 95% percentile interval excludes zero, up to the +1. The resamples and the observed sample count
     together, (1 + #)/(1 + R): p is never 0, and at 1000 resamples never below 0.002.
     Raises ValueError on deltas that are empty or not finite.
     Source: inverted percentile interval, Efron & Tibshirani 1993, section 15.4; the +1, Davison & Hinkley
@@ -107,32 +93,28 @@ def p_value(deltas: ArrayLike) -> float:
 
 
 def draw_counts(tiles: int, *, resamples: int, seed: int) -> Counts:
-    """How often each resample of `tiles` tiles, drawn with replacement, holds each: (tiles, resamples)."""
+    """How often each resample of `tiles` tiles, drawn with replacement, has each: (tiles, resamples)."""
     if resamples < 1:
         raise ValueError(f"resamples is {resamples}; a bootstrap needs at least 1, and 1000 for an interval")
     rng = np.random.default_rng(seed)
-    counts = np.empty((resamples, tiles), dtype=np.int32)
-    for row in counts:
-        row[:] = np.bincount(rng.integers(tiles, size=tiles), minlength=tiles)
-    return np.ascontiguousarray(counts.T)
+    rows = [np.bincount(rng.integers(tiles, size=tiles), minlength=tiles) for _ in range(resamples)]
+    return np.ascontiguousarray(np.array(rows, dtype=np.int32).T)
 
 
 def resampled_average_precision(scores: ArrayLike, targets: ArrayLike, counts: Counts) -> Floats:
     """AP of each label with tile n repeated counts[n, r] times: (R,K), nan where no positive is left.
 
-    scores, targets: (N,K); counts: (N,R), integers >= 0, as from `draw_counts`. ValueError on other shapes.
+    scores, targets: (N,K); counts: (N,R), as from `draw_counts`.
     """
     s, t = checked(scores, targets)
-    if counts.ndim != 2 or len(counts) != len(s):
-        raise ValueError(f"counts have shape {counts.shape} for {len(s)} tiles; give (tiles, resamples)")
-    blocks = [np.ascontiguousarray(counts[:, r : r + _BLOCK]) for r in range(0, counts.shape[1], _BLOCK)]
+    blocks = [np.ascontiguousarray(counts[:, r : r + BLOCK]) for r in range(0, counts.shape[1], BLOCK)]
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         columns = threads.map(lambda k: _resampled_label(s[:, k], t[:, k], blocks), range(s.shape[1]))
         return np.stack(list(columns), axis=1)
 
 
 def _resampled_label(scores: Floats, positive: Bools, blocks: list[Counts]) -> Floats:
-    """AP of one label, (R,): only thresholds at which a positive stands add to it."""
+    """AP of one label, (R,): only thresholds with a positive add to it."""
     order = np.argsort(-scores, kind="stable")
     ascending = -scores[order]
     positives = np.flatnonzero(positive[order])
@@ -146,14 +128,14 @@ def _resampled_label(scores: Floats, positive: Bools, blocks: list[Counts]) -> F
     for block in blocks:
         seen = np.add.reduceat(block.take(reached, axis=0), start, axis=0).cumsum(0)
         gained = np.add.reduceat(block.take(right, axis=0), first, axis=0)
-        found = gained.cumsum(0)
-        total = (gained * (found / np.maximum(seen, 1))).sum(0)
-        parts.append(np.where(found[-1] > 0, total / np.maximum(found[-1], 1), np.nan))
+        hits = gained.cumsum(0)
+        total = (gained * (hits / np.maximum(seen, 1))).sum(0)
+        parts.append(np.where(hits[-1] > 0, total / np.maximum(hits[-1], 1), np.nan))
     return np.concatenate(parts)
 
 
 def _draw_seeds(seeds: int, *, resamples: int, seed: int, arm: int) -> NDArray[np.int64]:
-    """Which of an arm's seeds each resample holds, (resamples, seeds), from a stream of the arm's own."""
+    """The seeds of each resample, (resamples, seeds), drawn from a stream of the arm's own."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(arm,)))
     return rng.integers(seeds, size=(resamples, seeds))
 
@@ -161,8 +143,5 @@ def _draw_seeds(seeds: int, *, resamples: int, seed: int, arm: int) -> NDArray[n
 def _finite(samples: ArrayLike) -> Floats:
     values = np.asarray(samples, dtype=np.float64)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
-        raise ValueError(
-            f"bootstrap samples have shape {values.shape}, {np.sum(~np.isfinite(values))} not finite; "
-            "they must be one number a resample (a resample without any positive has no mAP)"
-        )
+        raise ValueError(f"{np.sum(~np.isfinite(values))} of {values.shape} bootstrap samples are not finite")
     return values
