@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,66 +7,54 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from safetensors import safe_open
 from sklearn import metrics as reference
 
-from satclr.pretrain import encoder
-from satclr.evaluation import evaluate, probe
-from satclr import tensorfile
+from satclr import files
 from satclr.data import tiles
-from satclr.params import Arm
+from satclr.evaluation import evaluate, knn, probe
+from satclr.project import Run
 
-from .conftest import resolve
+from .conftest import MakeRun
 
-QUICK = {
-    "bootstrap_resamples": 100,
-    "sweep": {"epochs": 3},
-    "knn": {"k": 5},
-    "labels": {"fractions": [0.2, 0.5], "subsets": 3},
-}
-
-
-@pytest.fixture
-def features(store: tiles.TileStore, tmp_path: Path) -> Path:
-    """Fresh features that say something of the labels, and an encoder's file beside them."""
-    rng = np.random.default_rng()
-    mixed = store.targets @ rng.normal(size=(len(store.labels), 8)) + rng.normal(size=(len(store.names), 8))
-    np.save(tmp_path / "features.npy", mixed.astype(np.float32))
-    module, width = encoder.build("shufflenet_v2_x0_5")
-    encoder.save(
-        module, tmp_path / "encoder.safetensors", arch="shufflenet_v2_x0_5", width=width,
-        mean=[0.5] * 3, std=[0.2] * 3, crop_px=32, tile_px=40,
-    )  # fmt: skip
-    return tmp_path / "features.npy"
+AVERAGES = ("macro", "micro")
+METRICS = """
+profile arm seed test_mAP test_mAP_ci95 test_micro_mAP val_mAP best_epoch train_tiles test_tiles labels
+labels_without_positives test_macro_F1 test_micro_F1 test_macro_precision test_micro_precision
+test_macro_recall test_micro_recall test_ECE test_ECE_scaled temperature test_LRAP test_one_error test_coverage
+test_knn_mAP test_knn_mAP_ci95 test_sweep_mAP test_sweep_mAP_ci95 val_sweep_mAP sweep label_efficiency
+test_mAP_at_20_percent test_mAP_at_20_percent_sd test_mAP_at_50_percent test_mAP_at_50_percent_sd
+"""
 
 
-def measure(store: tiles.TileStore, features: Path, arm: Arm) -> dict[str, Any]:
-    folder = features.parent
-    probe.run(
-        store, features=features, encoder=folder / "encoder.safetensors", out=folder / "probe.safetensors",
-        curve=folder / "results" / "probe.csv", settings=arm.settings, seed=arm.seed, log=lambda *_: None,
-    )  # fmt: skip
-    out = folder / "results"
-    evaluate.run(store, features=features, probe=folder / "probe.safetensors", out=out, arm=arm)
-    found: dict[str, Any] = json.loads((out / "metrics.json").read_text(), parse_constant=refuse)
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "BOOTSTRAP_RESAMPLES", 100)
+    monkeypatch.setattr(evaluate, "LABEL_FRACTIONS", (0.2, 0.5))
+    monkeypatch.setattr(knn, "NEIGHBOURS", 5)
+
+
+def measure(run: Run) -> dict[str, Any]:
+    probe.run(run, lambda *_: None)
+    evaluate.run(run, lambda *_: None)
+    text = (run.results / "metrics.json").read_text()
+    found: dict[str, Any] = json.loads(text, parse_constant=lambda c: pytest.fail(f"{c} is not JSON"))
     return found
 
 
-def refuse(constant: str) -> None:
-    raise AssertionError(f"{constant} is not JSON")
-
-
-def test_the_numbers_are_scikit_learns(store: tiles.TileStore, features: Path) -> None:
-    found = measure(store, features, resolve(evaluate=QUICK))
-    with np.load(features.parent / "results" / "scores.npz") as saved:
-        scores, targets, thresholds = (saved[k] for k in ("test_scores", "test_targets", "thresholds"))
-        knn = saved["test_knn_scores"]
-    said = scores >= thresholds
+def test_the_numbers_are_scikit_learns(
+    run_of: MakeRun, store: tiles.TileStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of()
+    found = measure(run)
+    assert list(found) == METRICS.split()
+    saved = files.load_npz(run.results / "scores.npz")
+    scores, targets, thresholds = (saved[k] for k in ("test_scores", "test_targets", "thresholds"))
+    said, macro = scores >= thresholds, {"average": "macro"}
     expected = {
-        "test_mAP": reference.average_precision_score(targets, scores, average="macro"),
+        "test_mAP": reference.average_precision_score(targets, scores, **macro),
         "test_micro_mAP": reference.average_precision_score(targets, scores, average="micro"),
-        "test_knn_mAP": reference.average_precision_score(targets, knn, average="macro"),
+        "test_knn_mAP": reference.average_precision_score(targets, saved["test_knn_scores"], **macro),
+        "test_sweep_mAP": reference.average_precision_score(targets, saved["test_sweep_scores"], **macro),
         "test_LRAP": reference.label_ranking_average_precision_score(targets, scores),
         "test_coverage": reference.coverage_error(targets, scores),
         **{f"test_{a}_F1": reference.f1_score(targets, said, average=a, zero_division=0) for a in AVERAGES},
@@ -80,22 +67,21 @@ def test_the_numbers_are_scikit_learns(store: tiles.TileStore, features: Path) -
     assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-6)
     low, high = found["test_mAP_ci95"]
     assert 0 <= low < high <= 1
-    rows = list(csv.DictReader((features.parent / "results" / "per_class_ap.csv").read_text().splitlines()))
+    rows = files.read_csv(run.results / "per_class_ap.csv")
     each = reference.f1_score(targets, said, average=None, zero_division=0)
+    assert tuple(rows[0]) == evaluate.PER_CLASS
     assert [float(row["F1"]) for row in rows] == pytest.approx(each)
     assert [row["label"] for row in rows] == store.labels
+    assert f"simclr-s0: test mAP {found['test_mAP']:.4f} [" in capsys.readouterr().out
 
 
-AVERAGES = ("macro", "micro")
-
-
-def test_scaling_by_the_temperature_mends_overconfident_scores(store: tiles.TileStore, features: Path) -> None:
-    arm = resolve(evaluate=QUICK, probe={"epochs": 40, "learning_rate": 0.5})
-    found = measure(store, features, arm)
+def test_scaling_by_the_temperature_mends_overconfident_scores(run_of: MakeRun) -> None:
+    run = run_of(probe={"epochs": 40, "learning_rate": 0.5})
+    found = measure(run)
     assert found["temperature"] > 1
     assert found["test_ECE_scaled"] != found["test_ECE"]
-    with np.load(features.parent / "results" / "scores.npz") as scores:
-        p, y = scores["val_scores"].astype(float).clip(1e-7, 1 - 1e-7), scores["val_targets"]
+    saved = files.load_npz(run.results / "scores.npz")
+    p, y = saved["val_scores"].astype(float).clip(1e-7, 1 - 1e-7), saved["val_targets"]
     logits = np.log(p / (1 - p))
 
     def loss(temperature: float) -> float:
@@ -104,21 +90,18 @@ def test_scaling_by_the_temperature_mends_overconfident_scores(store: tiles.Tile
     assert loss(found["temperature"]) < loss(1.0)
 
 
-def test_a_repeated_evaluation_is_bit_identical(store: tiles.TileStore, features: Path) -> None:
-    arm = resolve(evaluate=QUICK)
-    folder = features.parent / "results"
-
+def test_a_repeated_evaluation_is_bit_identical(run_of: MakeRun) -> None:
     def everything() -> dict[str, bytes]:
-        measure(store, features, arm)
-        return {file.name: file.read_bytes() for file in folder.iterdir()}
+        run = run_of()
+        measure(run)
+        return {file.name: file.read_bytes() for file in run.results.iterdir()}
 
     assert everything() == everything()
 
 
-def test_few_labels_are_seeded_subsets_and_end_at_the_sweep(store: tiles.TileStore, features: Path) -> None:
-    found = measure(store, features, resolve(evaluate=QUICK))
-    train = len(store.rows("train"))
-    rows = found["label_efficiency"]
+def test_few_labels_are_seeded_subsets_and_end_at_the_sweep(run_of: MakeRun, store: tiles.TileStore) -> None:
+    found = measure(run_of(evaluate={"sweep": {"epochs": 3}, "labels": {"subsets": 3}}))
+    train, rows = len(store.rows("train")), found["label_efficiency"]
     assert [row["tiles"] for row in rows] == [round(0.2 * train), round(0.5 * train), train]
     assert [len(row["subsets"]) for row in rows] == [3, 3, 1]
     assert rows[0]["test_mAP"] == pytest.approx(np.mean(rows[0]["subsets"]))
@@ -128,48 +111,38 @@ def test_few_labels_are_seeded_subsets_and_end_at_the_sweep(store: tiles.TileSto
     assert rows[-1]["test_mAP"] == found["test_sweep_mAP"]
 
 
-def test_thresholds_are_tuned_on_validation_and_travel_with_the_probe(
-    store: tiles.TileStore, features: Path
+def test_a_label_without_test_positives_is_reported_and_left_out_or_zero(
+    run_of: MakeRun, store: tiles.TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure(store, features, resolve(evaluate=QUICK))
-    with np.load(features.parent / "results" / "scores.npz") as saved:
-        scores, targets, thresholds = (saved[k] for k in ("val_scores", "val_targets", "thresholds"))
-    with safe_open(features.parent / "probe.safetensors", "np") as file:
-        assert json.loads(file.metadata()["thresholds"]) == thresholds.tolist()
-    for k, threshold in enumerate(thresholds):
-        tried = [reference.f1_score(targets[:, k], scores[:, k] >= t) for t in scores[:, k]]
-        assert reference.f1_score(targets[:, k], scores[:, k] >= threshold) == pytest.approx(max(tried))
-
-
-def test_a_label_that_validation_lacks_is_never_said() -> None:
-    targets = np.array([[1, 0], [0, 0], [1, 0]], np.uint8)
-    layer = {"weight": torch.randn(2, 3), "bias": torch.zeros(2)}
-    found = probe.decisions(layer, np.random.default_rng().normal(size=(3, 3)).astype(np.float32), targets)
-    assert found["thresholds"][1] == probe.NEVER > 1
-    assert 0 < found["thresholds"][0] < 1
+    targets = store.targets.copy()
+    targets[store.rows("test"), 1] = 0
+    changed = tiles.TileStore(**vars(store) | {"targets": targets})
+    monkeypatch.setattr(tiles, "open_store", lambda _folder: changed)
+    excluded = measure(run_of())
+    rows = files.read_csv(run_of().results / "per_class_ap.csv")
+    zero = measure(run_of(evaluate={"sweep": {"epochs": 3}, "undefined_ap": "zero"}))
+    assert excluded["labels_without_positives"] == [store.labels[1]]
+    assert (rows[1]["AP"], rows[1]["recall"], rows[1]["F1"]) == ("", "", "")
+    defined = [float(row["AP"]) for row in rows if row["AP"]]
+    assert excluded["test_mAP"] == pytest.approx(np.mean(defined))
+    assert zero["test_mAP"] == pytest.approx(sum(defined) / 3)
+    assert zero["test_mAP_ci95"][1] <= 2 / 3
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda file: file.unlink(), "run `satclr probe` first"),
-        (lambda file: write(file, labels=["other"]), "1 labels that are not the store's"),
-        (lambda file: write(file, thresholds=None), "no thresholds"),
+        (lambda run: run.probe.unlink(), "run `satclr probe` first"),
+        (lambda run: run.features.unlink(), "run `satclr embed` first"),
+        (lambda run: np.save(run.features, np.zeros((3, 8), np.float32)), "features of 3 tiles"),
     ],
 )
-def test_another_probe_is_refused(
-    store: tiles.TileStore, features: Path, change: Callable[[Path], None], says: str
+def test_missing_or_foreign_inputs_are_refused(
+    run_of: MakeRun, change: Callable[[Run], None], says: str
 ) -> None:
-    arm = resolve(evaluate=QUICK)
-    measure(store, features, arm)
-    file = features.parent / "probe.safetensors"
-    change(file)
-    with pytest.raises(tiles.TileError, match=says):
-        evaluate.run(store, features=features, probe=file, out=features.parent / "other", arm=arm)
-    assert not (features.parent / "other").exists()
-
-
-def write(file: Path, **change: Any) -> None:
-    facts = {"labels": [], "thresholds": [0.5], "temperature": 1, "best_epoch": 1, "val_mAP": 0.5} | change
-    kept = {key: value for key, value in facts.items() if value is not None}
-    tensorfile.save(file, {"weight": torch.zeros(1, 8), "bias": torch.zeros(1)}, **kept)
+    run = run_of()
+    probe.run(run, lambda *_: None)
+    change(run)
+    with pytest.raises(ValueError, match=says):
+        evaluate.run(run, lambda *_: None)
+    assert not (run.results / "metrics.json").exists()

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,17 +8,10 @@ from scipy.spatial import procrustes
 from scipy.stats import spearmanr
 from sklearn.metrics import jaccard_score
 
-from satclr.evaluation import maps
 from satclr.data import tiles
+from satclr.evaluation import maps
 
-from .conftest import resolve
-
-
-@pytest.fixture
-def features(store: tiles.TileStore, tmp_path: Path) -> Path:
-    rng = np.random.default_rng()
-    np.save(tmp_path / "features.npy", rng.normal(size=(len(store.names), 6)).astype(np.float32))
-    return tmp_path / "features.npy"
+from .conftest import MakeRun
 
 
 def blobs(
@@ -77,13 +69,11 @@ def test_distances_on_the_map_are_ranked_as_scipy_ranks_them() -> None:
     assert maps.distance_rank_correlation(x, np.zeros((30, 2))) == 0
 
 
-def test_maps_hold_the_same_test_tiles_for_every_arm(
-    store: tiles.TileStore, features: Path, tmp_path: Path
-) -> None:
+def test_maps_hold_the_same_test_tiles_for_every_arm(run_of: MakeRun, store: tiles.TileStore) -> None:
     names = []
-    for arm in (resolve("baseline"), resolve("simclr", seed=1)):
-        maps.run(store, features=features, out=tmp_path / "maps.json", arm=arm)
-        found = json.loads((tmp_path / "maps.json").read_text())
+    for run in (run_of("baseline"), run_of("simclr", seed=1)):
+        maps.run(run, lambda *_: None)
+        found = json.loads((run.results / "maps.json").read_text())
         names.append(found["tiles"])
         assert len(found["projections"]["pca"]) == len(found["tiles"])
         assert 0 <= found["knn_label_overlap"] <= 1
@@ -95,7 +85,7 @@ def test_maps_hold_the_same_test_tiles_for_every_arm(
     assert len(maps.chosen_rows(store, 3)) == 3
 
 
-def test_no_projection_is_a_file_that_says_so(store: tiles.TileStore, tmp_path: Path) -> None:
-    arm = resolve(maps={"projections": []})
-    maps.run(store, features=tmp_path / "none.npy", out=tmp_path / "maps.json", arm=arm)
-    assert json.loads((tmp_path / "maps.json").read_text())["projections"] == {}
+def test_no_projection_is_an_empty_file(run_of: MakeRun) -> None:
+    run = run_of(maps={"projections": []})
+    maps.run(run, lambda *_: None)
+    assert json.loads((run.results / "maps.json").read_text())["projections"] == {}

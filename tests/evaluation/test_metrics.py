@@ -93,7 +93,6 @@ def test_bootstrap_equals_resample_and_recompute(seed: int, shape: tuple[int, in
     expected = [[repeated_map(s, targets, c) for s in (scores, other)] for c in counts.T]
     ours = metrics.paired_bootstrap([scores, other], targets, resamples=5, seed=seed)
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
-    np.testing.assert_array_equal(metrics.bootstrap(scores, targets, resamples=5, seed=seed), ours[:, 0])
 
 
 def test_counts_are_draws_with_replacement() -> None:
@@ -331,19 +330,11 @@ def test_wrong_input_is_named() -> None:
     with pytest.raises(ValueError, match=r"scores\[4, 1\] is nan"):
         metrics.micro_average_precision(scores, targets)
     with pytest.raises(ValueError, match="resamples is 0"):
-        metrics.bootstrap(np.zeros((6, 2)), targets, resamples=0, seed=0)
-    with pytest.raises(ValueError, match=r"counts have shape \(2, 6\) for 6 tiles"):
-        metrics.resampled_average_precision(np.zeros((6, 2)), targets, np.ones((2, 6), dtype=np.int32))
+        metrics.paired_bootstrap([np.zeros((6, 2))], targets, resamples=0, seed=0)
     with pytest.raises(ValueError, match="scores_by_arm is empty"):
         metrics.paired_bootstrap([], targets, resamples=2, seed=0)
-    with pytest.raises(ValueError, match=r"scores_by_arm\[1\] has shape \(6, 2\)"):
-        metrics.paired_bootstrap_over_seeds(
-            [np.zeros((1, 6, 2)), np.zeros((6, 2))], targets, resamples=2, seed=0
-        )
-    with pytest.raises(ValueError, match="1 not finite"):
+    with pytest.raises(ValueError, match=r"1 of .* not finite"):
         metrics.p_value([0.1, np.nan])
-    with pytest.raises(ValueError, match="level is 95"):
-        metrics.interval([0.1, 0.2], level=95)
     with pytest.raises(ValueError, match=r"one number for each label"):
         metrics.decide(np.zeros((6, 2)), targets, [0.5])
     with pytest.raises(ValueError, match=r"span -3 to 0.*sigmoid"):

@@ -1,45 +1,59 @@
+"""Encoder to robustness, with a small random encoder: embed, probe, evaluate, robustness."""
+
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
+import torch
 
-from satclr.evaluation import corruptions, embed, evaluate, probe, robustness
-from satclr import params
-from satclr.pretrain import stage as pretrain
+from satclr import params, randomness
 from satclr.data import tiles
+from satclr.evaluation import corruptions, embed, evaluate, knn, probe, robustness
+from satclr.files import FileError
+from satclr.pretrain import encoder
+from satclr.project import Run
 
-from .conftest import resolve
+from .conftest import MakeRun
 
-QUICK = {"labels": {"fractions": [], "subsets": 1}, "sweep": {"epochs": 1}}
+ARCH = "shufflenet_v2_x0_5"
+
+
+def log(_step: int, _metrics: object) -> None:
+    """The stages here have nothing to log."""
+
+
+def with_encoder(run: Run, *, factor: float = 1.0) -> Run:
+    with randomness.seeded(0):
+        module, width = encoder.build(ARCH)
+    for name, parameter in module.named_parameters():
+        if name == "conv5.1.bias":
+            parameter.data.fill_(factor)
+    encoder.save(
+        module, run.encoder, arch=ARCH, width=width, mean=[0.5] * 3, std=[0.2] * 3, crop_px=32, tile_px=40
+    )
+    return run
 
 
 def test_untouched_tiles_score_as_in_evaluate_and_corrupted_ones_otherwise(
-    store: tiles.TileStore, tmp_path: Path
+    run_of: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arm = resolve("baseline", evaluate=QUICK, probe={"epochs": 20})
-    nothing = lambda *_: None  # noqa: E731
-    weights, features, layer = (tmp_path / n for n in ("e.safetensors", "features.npy", "probe.safetensors"))
-    pretrain.run(
-        store, settings=arm.settings, seed=0, root=tmp_path, out=weights, curve=tmp_path / "pretrain.csv",
-        log=nothing,
-    )  # fmt: skip
-    embed.run(store, encoder=weights, out=features, settings=arm.settings)
-    probe.run(
-        store, features=features, encoder=weights, out=layer, curve=tmp_path / "probe.csv",
-        settings=arm.settings, seed=0, log=nothing,
-    )  # fmt: skip
-    evaluated = evaluate.run(store, features=features, probe=layer, out=tmp_path, arm=arm)
-    out = tmp_path / "robustness.json"
+    monkeypatch.setattr(evaluate, "LABEL_FRACTIONS", ())
+    monkeypatch.setattr(knn, "NEIGHBOURS", 3)
+    run = with_encoder(run_of("baseline", probe={"epochs": 20}))
+    for stage in (embed, probe, evaluate):
+        stage.run(run, log)
+    out = run.results / "robustness.json"
 
     def measure() -> bytes:
-        robustness.run(store, encoder_file=weights, probe=layer, out=out, arm=arm)
+        robustness.run(run, log)
         return out.read_bytes()
 
     assert measure() == measure()
     found = json.loads(out.read_text())
+    evaluated = json.loads((run.results / "metrics.json").read_text())
     assert found["clean_mAP"] == pytest.approx(evaluated["test_mAP"], abs=1e-6)
     assert list(found["corruptions"]) == ["haze", "rotation"]
     values = [v for each in found["corruptions"].values() for v in each.values()]
@@ -47,16 +61,45 @@ def test_untouched_tiles_score_as_in_evaluate_and_corrupted_ones_otherwise(
     assert found["mean_corruption_mAP"] == pytest.approx(sum(values) / 4)
     assert found["relative_drop"] == pytest.approx(1 - sum(values) / 4 / found["clean_mAP"])
     assert any(v != found["clean_mAP"] for v in values)
-    layer.unlink()
-    with pytest.raises(tiles.TileError, match="run `satclr probe` first"):
-        robustness.run(store, encoder_file=weights, probe=layer, out=out, arm=arm)
+    assert "under corruption" in capsys.readouterr().out
+    run.probe.unlink()
+    with pytest.raises(FileError, match="run `satclr probe` first"):
+        robustness.run(run, log)
 
 
-def test_no_corruptions_is_a_file_that_says_so(store: tiles.TileStore, tmp_path: Path) -> None:
-    arm = resolve(robustness={"corruptions": []})
-    out = tmp_path / "robustness.json"
-    robustness.run(store, encoder_file=tmp_path / "none", probe=tmp_path / "none", out=out, arm=arm)
-    assert json.loads(out.read_text())["corruptions"] == {}
+def test_features_are_the_encoders_and_depend_on_the_batch_only_where_asked(
+    run_of: MakeRun, store: tiles.TileStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = with_encoder(run_of("baseline"))
+    embed.run(run, log)
+    features = np.load(run.features)
+    alone = encoder.Frozen(run.encoder)(torch.from_numpy(store.pixels[:1]))
+    np.testing.assert_allclose(features[:1], alone, rtol=1e-4, atol=1e-5)
+    assert "embed: float32 (as set)" in capsys.readouterr().err
+    batch = with_encoder(run_of("baseline", probe={"batch_norm": "batch", "batch_size": 8}))
+    embed.run(batch, log)
+    rows = store.rows("test")[:8]
+    frozen = encoder.Frozen(batch.encoder, batch_norm="batch")
+    expected = frozen(torch.from_numpy(store.pixels[rows]))
+    np.testing.assert_allclose(np.load(batch.features)[rows], expected, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(np.load(batch.features), features, atol=1e-2)
+    probe.run(batch, log)  # encodes each batch anew
+    assert batch.probe.is_file()
+
+
+def test_features_that_are_not_finite_are_refused(run_of: MakeRun) -> None:
+    run = with_encoder(run_of("baseline"), factor=3e38)
+    before = run.features.read_bytes()
+    with pytest.raises(encoder.EncoderError, match="not finite"):
+        embed.run(run, log)
+    assert run.features.read_bytes() == before
+    assert [path.name for path in run.models.iterdir() if path.suffix == ".part"] == []
+
+
+def test_no_corruptions_is_an_empty_file(run_of: MakeRun) -> None:
+    run = run_of(robustness={"corruptions": []})
+    robustness.run(run, log)
+    assert json.loads((run.results / "robustness.json").read_text())["corruptions"] == {}
 
 
 def test_params_knows_every_corruption() -> None:

@@ -4,6 +4,7 @@ N tiles, K labels. A label without positives has no AP: it is nan and left out o
 """
 
 # fmt: off
+# isort: off
 from satclr.evaluation.metrics.bootstrap import (
     draw_counts, interval, p_value, paired_bootstrap, paired_bootstrap_average_precision,
     paired_bootstrap_over_seeds, resampled_average_precision,

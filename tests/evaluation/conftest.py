@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from satclr import files
+from satclr.data import tiles
+from satclr.project import Run
+from tests.conftest import make_run
+
+MakeRun = Callable[..., Run]
+
+
+@pytest.fixture
+def run_of(store: tiles.TileStore, tmp_path: Path) -> MakeRun:
+    """Makes a run on the tiny store whose features tell something of the labels; its encoder has facts only."""
+    rng = np.random.default_rng()
+    mixed = store.targets @ rng.normal(size=(len(store.labels), 8)) + rng.normal(size=(len(store.names), 8))
+    (tmp_path / "build").mkdir()
+    (tmp_path / "build" / "tiny").symlink_to(store.folder)
+    facts = {"arch": "none", "mean": [0.5] * 3, "std": [0.2] * 3, "crop_px": 32, "tile_px": 40}
+
+    def make(arm: str = "simclr", seed: int = 0, **changes: Any) -> Run:
+        run = make_run(tmp_path, arm, seed, **{"evaluate": {"sweep": {"epochs": 3}}} | changes)
+        run.models.mkdir(parents=True, exist_ok=True)
+        np.save(run.features, mixed.astype(np.float32))
+        files.save_tensors(run.encoder, {"x": np.zeros(1)}, **{k: json.dumps(v) for k, v in facts.items()})
+        return run
+
+    return make

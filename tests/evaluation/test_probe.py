@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as reference
+from torch.nn import functional as F  # noqa: N812
+
+from satclr import files, randomness
+from satclr.data import tiles
+from satclr.evaluation import probe
+from satclr.evaluation.linear import NEVER, LinearProbe
+
+from .conftest import MakeRun
+
+
+def test_training_is_torchs_fused_adam_bit_by_bit(run_of: MakeRun, store: tiles.TileStore) -> None:
+    run = run_of(probe={"epochs": 4, "learning_rate": 0.03})
+    x, y = torch.from_numpy(np.load(run.features)), torch.from_numpy(store.targets).float()
+    layer, expected = (probe.new_layer(8, len(store.labels), seed=0) for _ in range(2))
+    optimizer = torch.optim.Adam(expected.parameters(), lr=0.03, fused=True)
+    rows, size = torch.from_numpy(store.rows("train")), run.settings.probe.batch_size
+    for epoch, measured in enumerate(probe.train(layer, store, x.numpy(), run=run)):
+        total = 0.0
+        for batch in rows[randomness.permutation(len(rows), 0, "probe order", epoch)].split(size):
+            loss = F.binary_cross_entropy_with_logits(expected(x[batch]), y[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(batch)
+        assert torch.equal(layer.weight, expected.weight)
+        assert torch.equal(layer.bias, expected.bias)
+        assert measured["train_loss"] == pytest.approx(total / len(rows))
+        val = store.rows("val")
+        scores = expected(x[val]).detach()
+        ap = reference.average_precision_score(store.targets[val], scores.numpy(), average="macro")
+        assert measured["val_mAP"] == pytest.approx(ap)
+        loss = F.binary_cross_entropy_with_logits(scores, y[val])
+        assert measured["val_loss"] == pytest.approx(loss.item())
+
+
+@pytest.mark.parametrize("select", ["best", "first", "last"])
+def test_the_selected_epoch_is_saved_with_its_curve(run_of: MakeRun, select: str) -> None:
+    run = run_of(probe={"epochs": 6, "learning_rate": 0.1, "select": select})
+    logged: dict[int, dict[str, float]] = {}
+    probe.run(run, lambda epoch, measured: logged.update({epoch: dict(measured)}))
+    curve = [row["val_mAP"] for row in logged.values()]
+    expected = {"best": 1 + int(np.argmax(curve)), "first": 1, "last": 6}[select]
+    saved = LinearProbe.load(run.probe)
+    assert (saved.best_epoch, saved.val_mAP) == (expected, curve[expected - 1])
+    assert (saved.encoder["crop_px"], saved.encoder["arch"]) == (32, "none")
+    rows = files.read_csv(run.results / "probe.csv")
+    assert [float(row["val_mAP"]) for row in rows] == curve
+    assert [row["epoch"] for row in rows] == [str(epoch) for epoch in logged]
+    before = run.probe.read_bytes()
+    probe.run(run, lambda *_: None)
+    assert run.probe.read_bytes() == before
+
+
+def test_thresholds_have_the_best_f1_on_validation(run_of: MakeRun, store: tiles.TileStore) -> None:
+    run, val = run_of(), store.rows("val")
+    probe.run(run, lambda *_: None)
+    saved = LinearProbe.load(run.probe)
+    scores = (1 / (1 + np.exp(-saved.logits(np.load(run.features)[val])))).astype(np.float32)
+    for k, threshold in enumerate(saved.thresholds):
+        truth = store.targets[val, k]
+        tried = [reference.f1_score(truth, scores[:, k] >= t) for t in scores[:, k]]
+        assert reference.f1_score(truth, scores[:, k] >= threshold) == pytest.approx(max(tried))
+
+
+def test_a_label_that_validation_lacks_is_never_predicted() -> None:
+    targets = np.array([[1, 0], [0, 0], [1, 0]], np.uint8)
+    thresholds, temperature = probe.decisions(np.random.default_rng().normal(size=(3, 2)), targets)
+    assert thresholds[1] == NEVER > 1
+    assert 0 < thresholds[0] < 1
+    assert temperature > 0
+
+
+def test_the_fingerprint_tells_settings_seeds_and_encoders_apart(run_of: MakeRun) -> None:
+    run = run_of()
+    same, other = run_of(), run_of(probe={"epochs": 9})
+    assert probe.fingerprint(run) == probe.fingerprint(same)
+    found = {probe.fingerprint(each) for each in (run, other, replace(run, seed=1))}
+    run.encoder.write_bytes(b"another")
+    assert len(found | {probe.fingerprint(run)}) == 4
