@@ -134,7 +134,7 @@ def test_a_label_without_test_positives_is_reported_and_left_out_or_zero(
     [
         (lambda run: run.probe.unlink(), "run `satclr probe` first"),
         (lambda run: run.features.unlink(), "run `satclr embed` first"),
-        (lambda run: np.save(run.features, np.zeros((3, 8), np.float32)), "features of 3 tiles"),
+        (lambda run: np.save(run.features, np.zeros((3, 8), np.float32)), "has .*3 tiles"),
     ],
 )
 def test_missing_or_foreign_inputs_are_refused(

@@ -24,8 +24,8 @@ def test_a_saved_probe_is_read_back(tmp_path: Path) -> None:
     loaded = LinearProbe.load(path, labels=["sea", "sandy shore"])
     np.testing.assert_equal(vars(loaded), vars(saved))
     x = np.random.default_rng().normal(size=(7, 5))
-    expected = [[float(w.astype(float) @ row) + b for w, b in zip(saved.weight, saved.bias)] for row in x]  # noqa: B905
-    np.testing.assert_allclose(loaded.logits(x), expected)
+    expected = [[sum(a * float(b) for a, b in zip(row, w, strict=True)) for w in saved.weight] for row in x]
+    np.testing.assert_allclose(loaded.logits(x), np.array(expected) + saved.bias.astype(float))
     before = path.read_bytes()
     loaded.save(path)
     assert path.read_bytes() == before

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from satclr import params, randomness
+from satclr import files, params, randomness
 from satclr.data import tiles
 from satclr.evaluation import corruptions, embed, evaluate, knn, probe, robustness
-from satclr.files import FileError
 from satclr.pretrain import encoder
 from satclr.project import Run
 
@@ -25,15 +24,11 @@ def log(_step: int, _metrics: object) -> None:
     """The stages here have nothing to log."""
 
 
-def with_encoder(run: Run, *, factor: float = 1.0) -> Run:
+def with_encoder(run: Run) -> Run:
     with randomness.seeded(0):
         module, width = encoder.build(ARCH)
-    for name, parameter in module.named_parameters():
-        if name == "conv5.1.bias":
-            parameter.data.fill_(factor)
-    encoder.save(
-        module, run.encoder, arch=ARCH, width=width, mean=[0.5] * 3, std=[0.2] * 3, crop_px=32, tile_px=40
-    )
+    facts = {"mean": [0.5] * 3, "std": [0.2] * 3, "crop_px": 32, "tile_px": 40}
+    encoder.save(module, run.encoder, arch=ARCH, width=width, **facts)
     return run
 
 
@@ -63,7 +58,7 @@ def test_untouched_tiles_score_as_in_evaluate_and_corrupted_ones_otherwise(
     assert any(v != found["clean_mAP"] for v in values)
     assert "under corruption" in capsys.readouterr().out
     run.probe.unlink()
-    with pytest.raises(FileError, match="run `satclr probe` first"):
+    with pytest.raises(files.FileError, match="run `satclr probe` first"):
         robustness.run(run, log)
 
 
@@ -73,7 +68,7 @@ def test_features_are_the_encoders_and_depend_on_the_batch_only_where_asked(
     run = with_encoder(run_of("baseline"))
     embed.run(run, log)
     features = np.load(run.features)
-    alone = encoder.Frozen(run.encoder)(torch.from_numpy(store.pixels[:1]))
+    alone = encoder.Frozen(run.encoder)(torch.from_numpy(store.pixels[[0]]))
     np.testing.assert_allclose(features[:1], alone, rtol=1e-4, atol=1e-5)
     assert "embed: float32 (as set)" in capsys.readouterr().err
     batch = with_encoder(run_of("baseline", probe={"batch_norm": "batch", "batch_size": 8}))
@@ -87,13 +82,16 @@ def test_features_are_the_encoders_and_depend_on_the_batch_only_where_asked(
     assert batch.probe.is_file()
 
 
-def test_features_that_are_not_finite_are_refused(run_of: MakeRun) -> None:
-    run = with_encoder(run_of("baseline"), factor=3e38)
+def test_features_that_are_not_finite_are_refused(run_of: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = with_encoder(run_of("baseline"))
     before = run.features.read_bytes()
+    monkeypatch.setattr(
+        encoder.Frozen, "__call__", lambda self, batch: np.full((len(batch), self.width), np.nan)
+    )
     with pytest.raises(encoder.EncoderError, match="not finite"):
         embed.run(run, log)
     assert run.features.read_bytes() == before
-    assert [path.name for path in run.models.iterdir() if path.suffix == ".part"] == []
+    assert not files.part_of(run.features).exists()
 
 
 def test_no_corruptions_is_an_empty_file(run_of: MakeRun) -> None:

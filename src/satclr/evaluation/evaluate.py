@@ -11,7 +11,6 @@ neighbours, and probes on few labels. Thresholds, temperature and the sweep's ch
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -47,7 +46,7 @@ def run(run: Run, _log: Log) -> None:
     logits, targets = probe.logits(features[test]), store.targets[test]
     scores = metrics.sigmoid(logits).astype(np.float32)
     headline, samples = _mean_ap(scores, targets, undefined)
-    decided = metrics.decide(scores, targets, probe.thresholds)
+    yes = scores >= probe.thresholds
     others, other_scores = _other_taggers(run, store, features)
     result = {
         "profile": run.profile,
@@ -62,22 +61,10 @@ def run(run: Run, _log: Log) -> None:
         "test_tiles": len(test),
         "labels": len(store.labels),
         "labels_without_positives": [store.labels[k] for k in np.flatnonzero(~targets.any(0))],
-        "test_macro_F1": decided.macro_f1,
-        "test_micro_F1": decided.micro_f1,
-        "test_macro_precision": float(metrics.nan_mean(decided.precision)),
-        "test_micro_precision": decided.micro_precision,
-        "test_macro_recall": float(metrics.nan_mean(decided.recall)),
-        "test_micro_recall": decided.micro_recall,
-        "test_ECE": _calibration_error(logits, targets),
-        "test_ECE_scaled": _calibration_error(logits / probe.temperature, targets),
-        "temperature": probe.temperature,
-        "test_LRAP": metrics.label_ranking_average_precision(scores, targets),
-        "test_one_error": metrics.one_error(scores, targets),
-        "test_coverage": metrics.coverage_error(scores, targets),
+        **_decisions(logits, scores, targets, yes, probe.temperature),
         **others,
     }
-    ap = metrics.average_precision(scores, targets)
-    rows = _per_class(store.labels, targets, ap, samples, probe.thresholds, decided)
+    rows = _per_class(targets, samples, probe, yes, metrics.average_precision(scores, targets))
     files.write_csv(run.results / "per_class_ap.csv", PER_CLASS, rows)
     arrays: dict[str, Any] = {f"test_{name}_scores": s.astype(np.float32) for name, s in other_scores.items()}
     with files.replacing(run.results / "scores.npz") as part, part.open("wb") as file:
@@ -110,91 +97,82 @@ def _mean_ap(scores: Scores, targets: Targets, undefined: str) -> tuple[dict[str
     return {"mAP": metrics.mean_average_precision(ap, undefined=undefined), "mAP_ci95": interval}, samples
 
 
-def _calibration_error(logits: Floats, targets: Targets) -> float:
-    return metrics.expected_calibration_error(metrics.sigmoid(logits), targets)
+def _decisions(
+    logits: Floats, scores: Scores, targets: Targets, yes: npt.NDArray[np.bool_], temperature: float
+) -> dict[str, Any]:
+    """Decisions at the tuned thresholds, calibration, and rankings of each tile's labels."""
+    macro = metrics.precision_recall_f1(yes, targets)
+    micro = metrics.precision_recall_f1(yes.reshape(-1, 1), targets.reshape(-1, 1))
+    result: dict[str, Any] = {}
+    for i, name in ((2, "F1"), (0, "precision"), (1, "recall")):
+        result[f"test_macro_{name}"] = float(metrics.nan_mean(macro[i]))
+        result[f"test_micro_{name}"] = float(micro[i][0])
+    calibrated = metrics.sigmoid(logits / temperature)
+    return result | {
+        "test_ECE": metrics.expected_calibration_error(metrics.sigmoid(logits), targets),
+        "test_ECE_scaled": metrics.expected_calibration_error(calibrated, targets),
+        "temperature": temperature,
+        "test_LRAP": metrics.label_ranking_average_precision(scores, targets),
+        "test_one_error": metrics.one_error(scores, targets),
+        "test_coverage": metrics.coverage_error(scores, targets),
+    }
 
 
 def _other_taggers(
     run: Run, store: tiles.TileStore, features: npt.NDArray[np.float32]
 ) -> tuple[dict[str, Any], dict[str, Scores]]:
-    """Sweep, nearest neighbours and few labels on the same features; numbers and test scores of each."""
+    """Nearest neighbours, sweep and few labels on the same features; numbers, and test scores of the first two."""
+    undefined = run.settings.evaluate.undefined_ap
     x = {split: np.asarray(features[store.rows(split)]) for split in tiles.SPLITS}
     y = {split: store.targets[store.rows(split)] for split in tiles.SPLITS}
-    scores: dict[str, Scores] = {
-        "knn": knn.scores(x["test"], x["train"], y["train"], k=knn.NEIGHBOURS, temperature=knn.TEMPERATURE)
-    }
+    near = knn.scores(x["test"], x["train"], y["train"], k=knn.NEIGHBOURS, temperature=knn.TEMPERATURE)
     x = dict(zip(x, sweep.standardize(*x.values()), strict=True))  # train comes first
-    best = _sweep(run, x, y, rows=np.arange(len(x["train"])), subset=0)
-    scores["sweep"] = best.scores(x["test"])
+    count, batch_size = len(x["train"]), run.settings.probe.batch_size
+    steps = run.settings.evaluate.sweep.epochs * math.ceil(count / batch_size)  # however few the rows
+
+    def best(rows: npt.NDArray[np.int64], subset: int) -> sweep.Best:
+        seed, train = randomness.derive(run.seed, "sweep", subset), (x["train"][rows], y["train"][rows])
+        return sweep.best(train, (x["val"], y["val"]), steps=steps, batch_size=batch_size, seed=seed)
+
+    chosen = best(np.arange(count), 0)
+    scores: dict[str, Scores] = {"knn": near, "sweep": chosen.scores(x["test"])}
     result: dict[str, Any] = {}
     for name, found in scores.items():
-        numbers, _ = _mean_ap(found, y["test"], run.settings.evaluate.undefined_ap)
+        numbers, _ = _mean_ap(found, y["test"], undefined)
         result |= {f"test_{name}_{key}": value for key, value in numbers.items()}
-    result["val_sweep_mAP"] = best.val_mAP
-    result["sweep"] = {"learning_rate": best.learning_rate, "weight_decay": best.weight_decay}
-    result["label_efficiency"] = _few_labels(run, x, y)
-    for row in result["label_efficiency"]:
-        name = f"test_mAP_at_{100 * row['fraction']:g}_percent"
-        result |= {name: row["test_mAP"], f"{name}_sd": row["sd"]}
-    whole = {"fraction": 1.0, "tiles": len(x["train"]), "test_mAP": result["test_sweep_mAP"], "sd": None}
-    result["label_efficiency"].append({**whole, "subsets": [result["test_sweep_mAP"]]})
+    result["val_sweep_mAP"] = chosen.val_mAP
+    result["sweep"] = {"learning_rate": chosen.learning_rate, "weight_decay": chosen.weight_decay}
+    result["label_efficiency"] = rows = []
+    for fraction in LABEL_FRACTIONS:  # of the training tiles, drawn by the seed: the same for all arms
+        size, values = max(1, round(fraction * count)), []
+        for subset in range(run.settings.evaluate.labels.subsets):
+            drawn = randomness.rng(run.seed, "few labels", subset).permutation(count)[:size]
+            ap = metrics.average_precision(best(drawn, subset).scores(x["test"]), y["test"])
+            values.append(metrics.mean_average_precision(ap, undefined=undefined))
+        mean, sd = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+        rows.append({"fraction": fraction, "tiles": size, "test_mAP": mean, "sd": sd, "subsets": values})
+        name = f"test_mAP_at_{100 * fraction:g}_percent"
+        result |= {name: mean, f"{name}_sd": sd}
+    whole = result["test_sweep_mAP"]
+    rows.append({"fraction": 1.0, "tiles": count, "test_mAP": whole, "sd": None, "subsets": [whole]})
     return result, scores
 
 
-def _few_labels(
-    run: Run, x: Mapping[str, npt.NDArray[np.float32]], y: Mapping[str, Targets]
-) -> list[dict[str, Any]]:
-    """The sweep on seeded subsets of the training tiles, the same for all arms: a row for each fraction."""
-    settings, count, rows = run.settings.evaluate, len(x["train"]), []
-    for fraction in LABEL_FRACTIONS:
-        size, values = max(1, round(fraction * count)), []
-        for subset in range(settings.labels.subsets):
-            drawn = randomness.rng(run.seed, "few labels", subset).permutation(count)[:size]
-            best = _sweep(run, x, y, rows=drawn, subset=subset)
-            ap = metrics.average_precision(best.scores(x["test"]), y["test"])
-            values.append(metrics.mean_average_precision(ap, undefined=settings.undefined_ap))
-        sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        mean = float(np.mean(values))
-        rows.append({"fraction": fraction, "tiles": size, "test_mAP": mean, "sd": sd, "subsets": values})
-    return rows
-
-
-def _sweep(
-    run: Run,
-    x: Mapping[str, npt.NDArray[np.float32]],
-    y: Mapping[str, Targets],
-    *,
-    rows: npt.NDArray[np.int64],
-    subset: int,
-) -> sweep.Best:
-    size = run.settings.probe.batch_size
-    return sweep.best(
-        (x["train"][rows], y["train"][rows]),
-        (x["val"], y["val"]),
-        configs=sweep.grid(),
-        steps=run.settings.evaluate.sweep.epochs * math.ceil(len(x["train"]) / size),  # however few the rows
-        batch_size=size,
-        seed=randomness.derive(run.seed, "sweep", subset),
-    )
-
-
 def _per_class(
-    labels: list[str],
-    targets: Targets,
-    ap: Floats,
-    samples: Floats,
-    thresholds: Floats,
-    decided: metrics.Decisions,
+    targets: Targets, samples: Floats, probe: LinearProbe, yes: npt.NDArray[np.bool_], ap: Floats
 ) -> list[list[Any]]:
     """The rows of per_class_ap.csv; what is undefined without a positive in the test split is empty."""
-    rows = []
-    for k, label in enumerate(labels):
+    rows: list[list[Any]] = []
+    precision, recall, f1 = metrics.precision_recall_f1(yes, targets)
+    for k, label in enumerate(probe.labels):
         count = int(targets[:, k].sum())
-        defined = samples[:, k][~np.isnan(samples[:, k])]
-        ranked = [float(ap[k]), *metrics.interval(defined)] if count else ["", "", ""]
-        found = [float(decided.recall[k]), float(decided.f1[k])] if count else ["", ""]
-        said = [float(thresholds[k]), float(decided.precision[k])]
-        rows.append([label, count, count / len(targets), *ranked, *said, *found])
+        ranked: list[Any] = ["", "", ""]
+        found: list[Any] = ["", ""]
+        if count:
+            ranked = [float(ap[k]), *metrics.interval(samples[:, k][~np.isnan(samples[:, k])])]
+            found = [float(recall[k]), float(f1[k])]
+        at_threshold = [float(probe.thresholds[k]), float(precision[k])]
+        rows.append([label, count, count / len(targets), *ranked, *at_threshold, *found])
     return rows
 
 

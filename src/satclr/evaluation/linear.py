@@ -34,13 +34,8 @@ class LinearProbe:
 
     def save(self, path: Path) -> None:
         """Write the probe as safetensors, and all but its tensors as JSON in the metadata."""
-        facts = self.encoder | {
-            "labels": self.labels,
-            "thresholds": self.thresholds.tolist(),
-            "temperature": self.temperature,
-            "best_epoch": self.best_epoch,
-            "val_mAP": self.val_mAP,
-        }
+        facts = self.encoder | {"labels": self.labels, "thresholds": self.thresholds.tolist()}
+        facts |= {name: getattr(self, name) for name in ("temperature", "best_epoch", "val_mAP")}
         text = {name: json.dumps(value, ensure_ascii=False) for name, value in facts.items()}
         files.save_tensors(path, {"weight": self.weight, "bias": self.bias}, **text)
 
@@ -73,9 +68,11 @@ class LinearProbe:
         count = len(set(probe.labels))
         shapes = (probe.weight.shape[:1], probe.bias.shape, probe.thresholds.shape, (len(probe.labels),))
         if probe.weight.ndim != 2 or set(shapes) != {(count,)}:
+            sizes = (
+                f"weight {probe.weight.shape}, bias {probe.bias.shape}, thresholds {probe.thresholds.shape}"
+            )
             raise files.FileError(
-                f"{path}: weight {probe.weight.shape}, bias {probe.bias.shape} and thresholds {probe.thresholds.shape} "
-                f"do not fit {count} distinct labels; run `satclr probe` again"
+                f"{path}: {sizes} do not fit {count} distinct labels; run `satclr probe` again"
             )
         if labels is not None and probe.labels != list(labels):
             raise files.FileError(

@@ -30,10 +30,10 @@ Floats = npt.NDArray[np.float64]
 def run(run: Run, _log: Log) -> None:
     """Project at most TILES test tiles, the same for every arm and seed, and write maps.json.
 
-    {"tiles": names, "projections": {name: [[x, y], ...]}, "knn_label_overlap", "trustworthiness": {name: value},
-    "distance_rank_correlation": {name: value}}: local structure of the features and of the maps, and the maps'
-    global structure. Features are taken at unit length: neighbours are by cosine, as in `knn`. Raises
-    `tiles.TileError` when the features are not this store's.
+    `knn_label_overlap` tells of the features' local structure; `trustworthiness` (how far neighbours on the map are
+    neighbours in the features, Venna & Kaski 2001) and `distance_rank_correlation` of each map's local and global
+    structure. Features are taken at unit length: neighbours are by cosine, as in `knn`. Raises `tiles.TileError`
+    when the features are not this store's.
     """
     projections = run.settings.maps.projections
     result: dict[str, Any] = {
@@ -41,6 +41,8 @@ def run(run: Run, _log: Log) -> None:
         "knn_label_overlap": None, "trustworthiness": {}, "distance_rank_correlation": {},
     }  # fmt: skip
     if projections:
+        from sklearn.manifold import trustworthiness
+
         store = tiles.open_store(run.store)
         rows = chosen_rows(store, TILES)
         x = np.asarray(tiles.load_features(run.features, store)[rows], dtype=np.float32)
@@ -54,7 +56,7 @@ def run(run: Run, _log: Log) -> None:
             for name in projections:
                 plane = project(x, name, neighbours=neighbours)
                 result["projections"][name] = plane.round(DECIMALS).tolist()
-                result["trustworthiness"][name] = _trustworthiness(x, plane, k=neighbours)
+                result["trustworthiness"][name] = float(trustworthiness(x, plane, n_neighbors=neighbours))
                 result["distance_rank_correlation"][name] = distance_rank_correlation(x, plane)
                 advance(1)
     files.write_json(run.results / "maps.json", result, indent=None)
@@ -76,7 +78,12 @@ def project(x: npt.NDArray[np.float32], name: str, *, neighbours: int) -> Floats
     """
     seed = randomness.derive(0, "maps", name) % 2**32
     if name == "umap":
-        plane = _umap(x, neighbours=neighbours, seed=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of umap's own dependencies, and that a seed means one thread
+            from umap import UMAP
+
+            model = UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed, n_jobs=1)
+            plane = model.fit_transform(x)
     elif name == "tsne":
         from sklearn.manifold import TSNE
 
@@ -118,20 +125,3 @@ def distance_rank_correlation(x: npt.NDArray[np.float32], plane: Floats) -> floa
     if any(rank.std() == 0 for rank in ranks):
         return 0.0
     return float(np.corrcoef(*ranks)[0, 1])
-
-
-def _umap(x: npt.NDArray[np.float32], *, neighbours: int, seed: int) -> Floats:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of umap's own dependencies, and that a seed means one thread
-        from umap import UMAP
-
-        model = UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed, n_jobs=1)
-        plane: Floats = model.fit_transform(x)
-    return plane
-
-
-def _trustworthiness(x: npt.NDArray[np.float32], plane: Floats, *, k: int) -> float:
-    """How far neighbours in the plane are neighbours in the features (Venna & Kaski 2001); in [0, 1]."""
-    from sklearn.manifold import trustworthiness
-
-    return float(trustworthiness(x, plane, n_neighbors=k))

@@ -13,12 +13,11 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 from torch.optim.adam import adam
 
@@ -75,8 +74,11 @@ def train(
     The optimizer is `torch.optim.Adam(fused=True)` by its functional form: the class imports torch's compiler,
     which takes longer than the training.
     """
-    config, undefined = run.settings.probe, run.settings.evaluate.undefined_ap
-    encode = _batch_encoder(run, store) if config.batch_norm == "batch" else None
+    config, undefined, encoder = run.settings.probe, run.settings.evaluate.undefined_ap, None
+    if config.batch_norm == "batch":  # features depend on the batch, so they are computed anew for each one
+        from satclr.evaluation import embed
+
+        encoder = embed.load_encoder(run)
     targets = torch.from_numpy(store.targets).float()
     train_rows, val_rows = store.rows("train"), store.rows("val")
     val_features, val_targets = torch.from_numpy(features[val_rows]), targets[val_rows]
@@ -87,8 +89,8 @@ def train(
         order = train_rows[randomness.permutation(len(train_rows), run.seed, "probe order", epoch).numpy()]
         losses = []
         for rows in tiles.split_batches(order, config.batch_size):
-            x = torch.from_numpy(features[rows]) if encode is None else encode(rows)
-            loss = F.binary_cross_entropy_with_logits(layer(x), targets[rows])
+            x = features[rows] if encoder is None else encoder(torch.from_numpy(store.pixels[rows]))
+            loss = F.binary_cross_entropy_with_logits(layer(torch.from_numpy(x)), targets[rows])
             gradients = list(torch.autograd.grad(loss, parameters))
             with torch.no_grad():
                 adam(
@@ -127,22 +129,10 @@ def decisions(
 def fingerprint(run: Run) -> str:
     """SHA-256 of the encoder, the settings of embedding and probing, and the seed."""
     settings = run.settings
-    facts: list[Any] = [settings.probe.model_dump(mode="json"), settings.evaluate.undefined_ap, run.seed]
-    facts += [machine.precision(settings.embed.precision)[0]]
-    facts += [files.sha256(run.encoder) if run.encoder.exists() else None]
+    encoder = files.sha256(run.encoder) if run.encoder.exists() else ""
+    facts = [settings.probe.model_dump(mode="json"), settings.evaluate.undefined_ap, run.seed, encoder]
+    facts.append(machine.precision(settings.embed.precision)[0])
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _batch_encoder(run: Run, store: tiles.TileStore) -> Any:
-    """Rows of the store → features (B,D) that depend on the batch, so they are computed anew for each one."""
-    from satclr.evaluation import embed
-
-    encoder = embed.load_encoder(run)
-
-    def encode(rows: npt.NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(encoder(torch.from_numpy(store.pixels[rows])))
-
-    return encode
 
 
 def _selected(curve: list[dict[str, float]], select: str) -> bool:

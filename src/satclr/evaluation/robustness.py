@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from satclr import files, machine, progress
+from satclr import files, progress
 from satclr.data import tiles
 from satclr.evaluation import Log, corruptions, embed, metrics
 from satclr.evaluation.linear import LinearProbe
@@ -24,8 +24,7 @@ from satclr.project import Run
 def run(run: Run, _log: Log) -> None:
     """Score the test tiles untouched and under every corruption and strength, and write the mAPs.
 
-    {"clean_mAP", "corruptions": {name: {strength: mAP}}, "mean_corruption_mAP", "relative_drop"}, the drop as
-    a fraction of the clean mAP. Raises `files.FileError` when the probe is not this store's.
+    `relative_drop` is a fraction of the clean mAP. Raises `files.FileError` when the probe is not this store's.
     """
     settings = run.settings.robustness
     result: dict[str, Any] = {
@@ -35,10 +34,7 @@ def run(run: Run, _log: Log) -> None:
         store = tiles.open_store(run.store)
         probe, encoder = LinearProbe.load(run.probe, labels=store.labels), embed.load_encoder(run)
         rounds = [(name, strength) for name in settings.corruptions for strength in settings.strengths]
-        with (
-            machine.deterministic(run.deterministic),
-            progress.bar("robustness", len(rounds) + 1, "rounds") as advance,
-        ):
+        with progress.bar("robustness", len(rounds) + 1, "rounds") as advance:
             clean = _mean_ap(run, store, encoder, probe)
             advance(1)
             for name, strength in rounds:

@@ -19,6 +19,7 @@ from satclr.evaluation import metrics
 
 LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 WEIGHT_DECAYS = (0.0, 1.0)
+GRID = tuple(product(LEARNING_RATES, WEIGHT_DECAYS))
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam's
 BLOCK = 2**17  # parameters that Adam updates at a time: they stay in the cache, which halves the time
 
@@ -42,11 +43,6 @@ class Best:
         return x @ self.weight.T + self.bias
 
 
-def grid() -> list[Config]:
-    """Every learning rate with every weight decay."""
-    return list(product(LEARNING_RATES, WEIGHT_DECAYS))
-
-
 def standardize(train: npt.NDArray[Any], *others: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
     """Features (N,D) of each split, minus the mean of `train` and divided by its deviation; a constant becomes 0."""
     mean = train.mean(0, dtype=np.float64).astype(train.dtype)
@@ -62,10 +58,10 @@ def best(
     train: tuple[Floats, Targets],
     val: tuple[Floats, Targets],
     *,
-    configs: Sequence[Config],
     steps: int,
     batch_size: int,
     seed: int,
+    configs: Sequence[Config] = GRID,
 ) -> Best:
     """Train a stack on `train`, features (N,D) and targets (N,K), and keep the best by macro mAP on `val`.
 

@@ -10,7 +10,7 @@ from satclr.evaluation.metrics.bootstrap import (
     paired_bootstrap_over_seeds, resampled_average_precision,
 )
 from satclr.evaluation.metrics.decisions import (
-    TEMPERATURE_RANGE, Decisions, decide, expected_calibration_error, fit_temperature, sigmoid, tune_thresholds,
+    TEMPERATURE_RANGE, expected_calibration_error, fit_temperature, precision_recall_f1, sigmoid, tune_thresholds,
 )
 from satclr.evaluation.metrics.ranking import (
     average_precision, coverage_error, label_ranking_average_precision, mean_average_precision,
@@ -18,9 +18,10 @@ from satclr.evaluation.metrics.ranking import (
 )
 
 __all__ = [
-    "TEMPERATURE_RANGE", "Decisions", "average_precision", "coverage_error", "decide", "draw_counts",
+    "TEMPERATURE_RANGE", "average_precision", "coverage_error", "draw_counts",
     "expected_calibration_error", "fit_temperature", "interval", "label_ranking_average_precision",
     "mean_average_precision", "micro_average_precision", "nan_mean", "one_error", "p_value", "paired_bootstrap",
-    "paired_bootstrap_average_precision", "paired_bootstrap_over_seeds", "resampled_average_precision", "sigmoid",
+    "paired_bootstrap_average_precision", "paired_bootstrap_over_seeds", "precision_recall_f1",
+    "resampled_average_precision", "sigmoid",
     "tune_thresholds",
 ]

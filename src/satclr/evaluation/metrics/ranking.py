@@ -13,10 +13,9 @@ Bools = NDArray[np.bool_]
 def average_precision(scores: ArrayLike, targets: ArrayLike) -> Floats:
     """AP of each label: Σ over distinct thresholds of (recall gained there) x (precision there).
 
-    scores: (N,K) finite, higher is more likely; targets: (N,K) of 0 and 1.
-    Returns (K,) in [0, 1]; nan where a label has no positive. Equal scores share one threshold, so the order
-    of tiles does not matter; scikit-learn's `average_precision_score` agrees to 1e-12.
-    Raises ValueError on unequal shapes, non-finite scores or other targets.
+    scores: (N,K) finite, higher is more likely; targets: (N,K) of 0 and 1; ValueError otherwise. Returns (K,) in
+    [0, 1]; nan where a label has no positive. Equal scores share one threshold, so the order of tiles does not
+    matter; scikit-learn's `average_precision_score` agrees to 1e-12.
     """
     s, t = checked(scores, targets)
     return _row_average_precision(np.ascontiguousarray(s.T), np.ascontiguousarray(t.T))
@@ -78,21 +77,15 @@ def nan_mean(values: Floats) -> Floats:
 
 
 def checked(scores: ArrayLike, targets: ArrayLike) -> tuple[Floats, Bools]:
-    """Scores as float64 and targets as bool, both (N,K); ValueError says which value is wrong and where."""
-    s = np.asarray(scores, dtype=np.float64)
-    t = np.asarray(targets)
+    """Scores as float64 and targets as bool, both (N,K); raises ValueError on other shapes and non-finite scores."""
+    s, t = np.asarray(scores, dtype=np.float64), np.asarray(targets)
     if s.ndim != 2 or s.shape != t.shape or not s.size:
         raise ValueError(
             f"scores have shape {s.shape} and targets {t.shape}; both must be (tiles, labels), not empty"
         )
     if not np.isfinite(s).all():
-        tile, label = np.argwhere(~np.isfinite(s))[0]
-        raise ValueError(f"scores[{tile}, {label}] is {s[tile, label]}; scores must be finite")
-    positive = t.astype(bool)
-    if t.dtype != np.bool_ and (positive != t).any():
-        tile, label = np.argwhere(positive != t)[0]
-        raise ValueError(f"targets[{tile}, {label}] is {t[tile, label]}; targets are 0 or 1")
-    return s, positive
+        raise ValueError(f"{np.sum(~np.isfinite(s))} of {s.size} scores are not finite")
+    return s, t.astype(bool)
 
 
 def _row_average_precision(scores: Floats, positive: Bools) -> Floats:
