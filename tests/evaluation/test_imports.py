@@ -32,7 +32,7 @@ assert len(measured) == 1
 def imported(code: str) -> set[str]:
     """The heavy modules that a new Python has loaded after `code`."""
     code += f"\nimport sys\nprint(*[name for name in {HEAVY} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
     return set(done.stdout.split())
 
 

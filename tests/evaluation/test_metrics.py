@@ -3,13 +3,9 @@
 import numpy as np
 import pytest
 import sklearn.metrics as sk
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from torchmetrics.functional.classification import binary_calibration_error
-from torchmetrics.retrieval import RetrievalPrecision
 
 from satclr.evaluation import metrics
 from satclr.evaluation.metrics.bootstrap import _draw_seeds
@@ -114,16 +110,6 @@ def test_many_resamples_cross_their_blocks_unchanged() -> None:
         )
 
 
-def test_a_resample_that_draws_every_tile_once_is_the_metric() -> None:
-    scores, targets = draw(2, (300, 8), levels=40)
-    once = np.ones((300, 1), dtype=np.int32)
-    np.testing.assert_allclose(
-        metrics.resampled_average_precision(scores, targets, once)[0],
-        metrics.average_precision(scores, targets),
-        atol=1e-12,
-    )
-
-
 def test_redrawn_seeds_equal_a_loop_over_drawn_seeds_and_repeated_tiles() -> None:
     arms = [
         np.stack([draw(10 * a + s, (25, 4), levels=9)[0] for s in range(n)]) for a, n in enumerate((3, 2))
@@ -162,16 +148,6 @@ def test_interval_cuts_off_equal_tails() -> None:
     assert metrics.interval(np.arange(101), level=0.5) == (25, 75)
 
 
-def test_interval_and_p_value_of_a_mean_behave_under_no_difference() -> None:
-    rng = np.random.default_rng(1)
-    p = []
-    for _ in range(300):
-        sample = rng.normal(0, 1, 60)
-        p.append(metrics.p_value(sample[rng.integers(60, size=(400, 60))].mean(1)))
-    assert np.mean(np.array(p) < 0.05) == pytest.approx(0.05, abs=0.035)
-    assert np.mean(p) == pytest.approx(0.5, abs=0.06)
-
-
 def test_p_value_counts_the_tail_twice_and_is_never_zero() -> None:
     assert metrics.p_value(np.arange(1, 1000)) == pytest.approx(2 / 1000)
     assert metrics.p_value(-np.arange(1, 1000)) == pytest.approx(2 / 1000)
@@ -195,28 +171,19 @@ def test_tuned_thresholds_reach_the_best_f1_there_is(seed: int, shape: tuple[int
         assert threshold == next(c for c, value in f1.items() if value > best - 1e-12)
 
 
-@given(seeds, shapes, levels)
-@settings(deadline=None, max_examples=50)
-def test_precision_recall_and_f1_are_scikit_learns(seed: int, shape: tuple[int, int], levels: int) -> None:
-    scores, targets = draw(seed, shape, levels=levels)
-    thresholds = np.random.default_rng(seed).choice([-0.2, 0.0, 0.3, np.inf], shape[1])
-    ours = metrics.decide(scores, targets, thresholds)
-    yes, some = scores >= thresholds, targets.any(0)
-    each = [(ours.precision, sk.precision_score), (ours.recall, sk.recall_score), (ours.f1, sk.f1_score)]
-    for values, theirs in each:
+@given(seeds, shapes)
+@settings(deadline=None, max_examples=30)
+def test_precision_recall_and_f1_are_scikit_learns(seed: int, shape: tuple[int, int]) -> None:
+    scores, targets = draw(seed, shape)
+    yes, some = (
+        scores >= np.random.default_rng(seed).choice([-0.2, 0.0, 0.3, np.inf], shape[1]),
+        targets.any(0),
+    )
+    ours = metrics.precision_recall_f1(yes, targets)
+    for values, theirs in zip(ours, (sk.precision_score, sk.recall_score, sk.f1_score), strict=True):
         for k in np.flatnonzero(some):
             assert values[k] == pytest.approx(theirs(targets[:, k], yes[:, k], zero_division=0), abs=1e-12)
-    assert np.isnan(ours.f1[~some]).all()
-    assert np.isnan(ours.recall[~some]).all()
-    if some.any():
-        t, y = targets.ravel(), yes.ravel()
-        f1 = [sk.f1_score(targets[:, k], yes[:, k], zero_division=0) for k in np.flatnonzero(some)]
-        assert ours.macro_f1 == pytest.approx(np.mean(f1), abs=1e-12)
-        assert ours.micro_f1 == pytest.approx(sk.f1_score(t, y, zero_division=0), abs=1e-12)
-        assert ours.micro_precision == pytest.approx(sk.precision_score(t, y, zero_division=0), abs=1e-12)
-        assert ours.micro_recall == pytest.approx(sk.recall_score(t, y, zero_division=0), abs=1e-12)
-    else:
-        assert np.isnan([ours.macro_f1, ours.micro_f1, ours.micro_recall]).all()
+    assert np.isnan(np.array(ours[1:])[:, ~some]).all()
 
 
 @given(seeds, st.tuples(st.integers(1, 40), st.integers(2, 6)), levels)
@@ -234,16 +201,6 @@ def test_rankings_of_labels_are_scikit_learns(seed: int, shape: tuple[int, int],
     assert metrics.one_error(scores, targets) == pytest.approx(np.mean(wrong), abs=1e-12)
 
 
-def test_one_error_is_what_torchmetrics_precision_at_one_leaves() -> None:
-    rng = np.random.default_rng()
-    scores, targets = rng.random((40, 6)), rng.random((40, 6)) < 0.3
-    targets[:3] = False  # and scores above 0: torchmetrics never counts one below as said
-    precision = RetrievalPrecision(top_k=1, empty_target_action="neg")
-    tile = torch.arange(40).repeat_interleave(6)
-    found = precision(torch.from_numpy(scores).flatten(), torch.from_numpy(targets).flatten(), indexes=tile)
-    assert metrics.one_error(scores, targets) == pytest.approx(1 - found.item(), abs=1e-6)
-
-
 @given(seeds, shapes, st.integers(1, 20))
 @settings(deadline=None, max_examples=50)
 def test_calibration_error_equals_a_loop_over_bins(seed: int, shape: tuple[int, int], bins: int) -> None:
@@ -256,21 +213,6 @@ def test_calibration_error_equals_a_loop_over_bins(seed: int, shape: tuple[int, 
         if inside.any():
             expected += inside.mean() * abs(p[inside].mean() - targets[inside].mean())
     assert metrics.expected_calibration_error(p, targets, bins=bins) == pytest.approx(expected, abs=1e-12)
-
-
-@given(seeds, shapes, st.integers(1, 20))
-@settings(deadline=None, max_examples=30)
-def test_calibration_error_is_torchmetrics(seed: int, shape: tuple[int, int], bins: int) -> None:
-    rng = np.random.default_rng(seed)
-    p = (
-        2 * rng.integers(2**16, size=shape) + 1
-    ) / 2**17  # never where two bins meet: float32 may differ there
-    targets = rng.random(shape) < 0.4
-    theirs = binary_calibration_error(
-        torch.from_numpy(p).flatten(), torch.from_numpy(targets).flatten().long(), n_bins=bins, norm="l1"
-    )
-    ours = metrics.expected_calibration_error(p, targets, bins=bins)
-    assert ours == pytest.approx(theirs.item(), abs=1e-5)
 
 
 def test_true_probabilities_are_calibrated_and_sharpened_ones_are_not() -> None:
@@ -298,15 +240,6 @@ def test_temperature_minimises_cross_entropy(seed: int, sharpness: float) -> Non
     assert fitted == pytest.approx(metrics.fit_temperature(logits, targets) * sharpness, rel=1e-9)
 
 
-def test_temperature_is_the_inverse_of_scikit_learns_only_coefficient() -> None:
-    rng = np.random.default_rng()
-    logits = rng.normal(0, 3, (300, 4))
-    targets = rng.random(logits.shape) < metrics.sigmoid(logits / 2)
-    model = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-10)
-    slope = model.fit(logits.reshape(-1, 1), targets.ravel()).coef_.item()
-    assert metrics.fit_temperature(logits, targets) == pytest.approx(1 / slope, rel=1e-4)
-
-
 def test_temperature_undoes_sharpening_and_stays_in_range() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, (20_000, 3))
@@ -318,16 +251,12 @@ def test_temperature_undoes_sharpening_and_stays_in_range() -> None:
     assert metrics.fit_temperature(np.zeros((4, 2)), targets[:4, :2]) == 1
 
 
-def test_wrong_input_is_named() -> None:
+def test_wrong_input_is_refused() -> None:
     scores, targets = draw(3, (6, 2))
     with pytest.raises(ValueError, match=r"\(6, 2\) and targets \(5, 2\)"):
         metrics.average_precision(scores, targets[:5])
-    with pytest.raises(ValueError, match=r"\(6,\)"):
-        metrics.average_precision(scores[:, 0], targets[:, 0])
-    with pytest.raises(ValueError, match=r"targets\[2, 1\] is 2"):
-        metrics.average_precision(scores, np.where([[False, False]] * 2 + [[False, True]] * 4, 2, targets))
     scores[4, 1] = np.nan
-    with pytest.raises(ValueError, match=r"scores\[4, 1\] is nan"):
+    with pytest.raises(ValueError, match="1 of 12 scores are not finite"):
         metrics.micro_average_precision(scores, targets)
     with pytest.raises(ValueError, match="resamples is 0"):
         metrics.paired_bootstrap([np.zeros((6, 2))], targets, resamples=0, seed=0)
@@ -335,9 +264,5 @@ def test_wrong_input_is_named() -> None:
         metrics.paired_bootstrap([], targets, resamples=2, seed=0)
     with pytest.raises(ValueError, match=r"1 of .* not finite"):
         metrics.p_value([0.1, np.nan])
-    with pytest.raises(ValueError, match=r"one number for each label"):
-        metrics.decide(np.zeros((6, 2)), targets, [0.5])
     with pytest.raises(ValueError, match=r"span -3 to 0.*sigmoid"):
         metrics.expected_calibration_error(np.where(targets, 0, -3), targets)
-    with pytest.raises(ValueError, match="bins is 0"):
-        metrics.expected_calibration_error(np.zeros((6, 2)), targets, bins=0)

@@ -27,7 +27,7 @@ def log(_step: int, _metrics: object) -> None:
 def with_encoder(run: Run) -> Run:
     with randomness.seeded(0):
         module, width = encoder.build(ARCH)
-    facts = {"mean": [0.5] * 3, "std": [0.2] * 3, "crop_px": 32, "tile_px": 40}
+    facts = {"mean": [0.5] * 3, "std": [0.2] * 3, "crop_px": 64, "tile_px": 40}
     encoder.save(module, run.encoder, arch=ARCH, width=width, **facts)
     return run
 

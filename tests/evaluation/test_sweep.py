@@ -111,4 +111,4 @@ def test_standardize_is_scikit_learns_fitted_on_train_only(rng: np.random.Genera
 
 
 def test_the_grid_is_every_rate_with_every_decay() -> None:
-    assert len(set(sweep.grid())) == len(sweep.LEARNING_RATES) * len(sweep.WEIGHT_DECAYS) == 10
+    assert len(set(sweep.GRID)) == len(sweep.LEARNING_RATES) * len(sweep.WEIGHT_DECAYS) == 10
