@@ -39,9 +39,3 @@ def test_of_equally_near_tiles_the_first_vote() -> None:
 def test_more_neighbours_than_tiles_is_all_of_them() -> None:
     found = knn.scores(np.ones((3, 2)), np.ones((3, 2)), np.array([[1], [0], [0]]), k=20, temperature=0.07)
     np.testing.assert_allclose(found, 1 / 3, rtol=1e-6)
-
-
-def test_nonsense_is_refused() -> None:
-    x = rng.normal(size=(3, 2))
-    with pytest.raises(ValueError, match="k is 0"):
-        knn.scores(x, x, np.ones((3, 1), int), k=0, temperature=0.07)

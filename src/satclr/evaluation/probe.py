@@ -49,16 +49,9 @@ def run(run: Run, log: Log) -> None:
                 best_epoch = epoch
                 weight, bias = (value.detach().numpy().copy() for value in (layer.weight, layer.bias))
             advance(1)
-    probe = LinearProbe(
-        weight=weight,
-        bias=bias,
-        labels=store.labels,
-        thresholds=np.full(len(store.labels), NEVER),
-        temperature=1.0,
-        best_epoch=best_epoch,
-        val_mAP=curve[best_epoch - 1]["val_mAP"],
-        encoder={name: json.loads(text) for name, text in files.load_facts(run.encoder).items()},
-    )
+    facts = {name: json.loads(text) for name, text in files.load_facts(run.encoder).items()}
+    untuned, best = np.full(len(store.labels), NEVER), curve[best_epoch - 1]["val_mAP"]
+    probe = LinearProbe(weight, bias, store.labels, untuned, 1.0, best_epoch, best, facts)
     val = store.rows("val")
     thresholds, temperature = decisions(probe.logits(features[val]), store.targets[val])
     replace(probe, thresholds=thresholds, temperature=temperature).save(run.probe)

@@ -38,7 +38,7 @@ def run(run: Run, _log: Log) -> None:
             clean = _mean_ap(run, store, encoder, probe)
             advance(1)
             for name, strength in rounds:
-                value = _mean_ap(run, store, encoder, probe, corruption=name, strength=strength)
+                value = _mean_ap(run, store, encoder, probe, name, strength)
                 result["corruptions"].setdefault(name, {})[str(strength)] = value
                 advance(1)
         mean = float(np.mean([v for each in result["corruptions"].values() for v in each.values()]))
@@ -53,15 +53,14 @@ def _mean_ap(
     store: tiles.TileStore,
     encoder: Frozen,
     probe: LinearProbe,
-    *,
-    corruption: str | None = None,
+    corruption: str = "",
     strength: int = 0,
 ) -> float:
     """Macro mAP of the test tiles, corrupted or not."""
     logits = []
     for rows, batch in tiles.stream(store, embed.split_batches(store, "test", run), encoder.device):
         pixels = batch
-        if corruption is not None:
+        if corruption:
             names = [store.names[row] for row in rows]
             pixels = corruptions.corrupt(batch, corruption, strength=strength, keys=names)
         logits.append(probe.logits(encoder(pixels)))

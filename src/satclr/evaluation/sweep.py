@@ -25,6 +25,7 @@ BLOCK = 2**17  # parameters that Adam updates at a time: they stay in the cache,
 
 Floats = npt.NDArray[np.float32]
 Targets = npt.NDArray[np.uint8]
+Split = tuple[Floats, Targets]  # features (N,D) and targets (N,K)
 Config = tuple[float, float]  # learning rate, weight decay
 
 
@@ -54,20 +55,12 @@ def standardize(train: npt.NDArray[Any], *others: npt.NDArray[Any]) -> list[npt.
     return parts
 
 
-def best(
-    train: tuple[Floats, Targets],
-    val: tuple[Floats, Targets],
-    *,
-    steps: int,
-    batch_size: int,
-    seed: int,
-    configs: Sequence[Config] = GRID,
-) -> Best:
-    """Train a stack on `train`, features (N,D) and targets (N,K), and keep the best by macro mAP on `val`.
+def best(train: Split, val: Split, *, configs: Sequence[Config] = GRID, **options: int) -> Best:
+    """Train a stack on `train` and keep the best by macro mAP on `val`, the earlier of `configs` on a tie.
 
-    A tie goes to the earlier of `configs`.
+    `options` are `fit`'s: steps, batch_size, seed.
     """
-    weight, bias = fit(*train, configs=configs, steps=steps, batch_size=batch_size, seed=seed)
+    weight, bias = fit(*train, configs=configs, **options)
     x, targets = val
     logits = x @ weight.reshape(-1, x.shape[1]).T + bias.ravel()  # (M,C·K)
     ap = metrics.average_precision(logits, np.tile(targets, len(configs)))
