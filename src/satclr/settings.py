@@ -97,7 +97,9 @@ def _check_sections(
     for name, sections in tables.items():
         for section in required:
             if section not in sections:
-                raise ParamsError(f"{path}{name}.{section} is missing; add `{section}: {{}}` to change nothing")
+                raise ParamsError(
+                    f"{path}{name}.{section} is missing; add `{section}: {{}}` to change nothing"
+                )
         for section, value in sections.items():
             if section not in allowed:
                 key = _printable(f"{path}{name}.{section}")
@@ -157,13 +159,19 @@ def _brief(value: Any) -> str:
     try:
         return short.repr(value)
     except ValueError:  # Python prints no integer of over 4300 digits
-        return f"an integer of {value.bit_length():,} bits" if isinstance(value, int) else type(value).__name__
+        return (
+            f"an integer of {value.bit_length():,} bits" if isinstance(value, int) else type(value).__name__
+        )
 
 
 def _keys_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     for key in loc:
         field = next((f for n, f in model.model_fields.items() if key in (n, f.alias)), None)
-        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+        if (
+            field is None
+            or not isinstance(field.annotation, type)
+            or not issubclass(field.annotation, BaseModel)
+        ):
             return []
         model = field.annotation
     return [field.alias or name for name, field in model.model_fields.items()]
@@ -179,7 +187,9 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str):
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {key!r} is not text", key_node.start_mark
+            )
         if key in tree:
             raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
         tree[key] = loader.construct_object(value_node, deep=True)
