@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 
 from satclr import machine
-from satclr.data import prepare, tiles
+from satclr.data import tiles
 from satclr.params import Params
 from satclr.project import Run
 from satclr.settings import merge
@@ -145,6 +145,8 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def store(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tiles.TileStore:
+    from satclr.data import prepare
+
     out = tmp_path_factory.mktemp("build")
     prepare.run(tiny_data, out, make_run().settings.data)
     return tiles.open_store(out)

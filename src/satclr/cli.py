@@ -169,9 +169,7 @@ def import_(
     from satclr.data import importing
 
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        fail(
-            f"invalid data set name {name!r}; use lower-case letters, digits and _, as for a profile", code=2
-        )
+        raise typer.BadParameter(f"{name!r}: use lower-case letters, digits and _, as for a profile")
     chosen = _project()
     typer.echo(str(importing.run(source, chosen.root / "data" / name, labels_source=labels)))
     profile = "" if name in chosen.params.profiles else f"add a profile {name!r} to params.yaml, then "
