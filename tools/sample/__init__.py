@@ -2,7 +2,7 @@
 
 Enters: a seed. Leaves: `Images/<category>/<category>_00001.jpg` and `Labels/<category>.csv`, the same
 bytes for the same seed, Pillow and numpy. The tiles are painted, not photographed.
-`python -m satclr.sample FOLDER` makes them.
+`python -m tools.sample FOLDER` makes them.
 """
 
 from __future__ import annotations
