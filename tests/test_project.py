@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
-from satclr import tracking
+from satclr.tracking import store as tracking
 from tests.conftest import ROOT, tiny_params, write_data
-from tests.serving import free_port, served
+from tests.tracking.serving import free_port, served
 
 pytestmark = [
     pytest.mark.slow,
@@ -96,7 +96,7 @@ def test_a_cached_repro_adds_nothing_and_a_changed_one_supersedes(project: Path)
 def test_a_clone_that_was_moved_predicts_as_before(project: Path, tmp_path: Path) -> None:
     before = sh(project, "satclr", "predict", "--json", TILE)
     moved = Path(shutil.move(project, tmp_path / "another place"))
-    assert sh(moved, "satclr", "relocate") == "1 paths mended\n"
+    assert sh(moved, "satclr", "sync").startswith("2 arm runs in the store\nchampion restored")
     assert sh(moved, "satclr", "predict", "--json", TILE) == before
 
 
