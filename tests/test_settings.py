@@ -108,6 +108,15 @@ def test_floats_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
     assert settings.resolve(load(text, tmp_path), "mlrsnet", "simclr").pretrain.learning_rate == 3e-4
 
 
+@pytest.mark.parametrize("scalar", ["010", "0o10", "1:30", "yes", "Off"])
+def test_a_value_that_dvc_would_read_otherwise_is_refused_with_its_line(scalar: str, tmp_path: Path) -> None:
+    text = (ROOT / "params.yaml").read_text().replace("seeds: [0]", f"seeds: [{scalar}]")
+    line = next(i for i, row in enumerate(text.splitlines(), 1) if row.startswith("seeds:"))
+    with pytest.raises(ParamsError, match=rf"{scalar} means different things.* line {line}"):
+        load(text, tmp_path)
+    load(text.replace(f"[{scalar}]", "[8]"), tmp_path)
+
+
 def test_few_settings_are_changed_by_nothing(tree: dict[str, Any]) -> None:
     """A setting that no profile, arm or page of the documentation changes should be a constant in the code."""
     docs = "".join(path.read_text() for path in [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
