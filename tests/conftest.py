@@ -146,7 +146,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def store(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tiles.TileStore:
     out = tmp_path_factory.mktemp("build")
-    prepare.run(tiny_data, out, make_run().settings.data)
+    prepare.write_store(tiny_data, out, make_run().settings.data)
     return tiles.open_store(out)
 
 

@@ -1,23 +1,27 @@
 """What is wrong with a data set's labels, worst first.
 
-In: `Labels` and the folder they were read from. Out: an `Audit` to print (`render`), to store (`to_dict`)
-and to act on (`flagged_rows`). Command: `satclr audit LABELS_DIR [--images DIR] [--json FILE]`.
+In: `Labels` and the folder they were read from. Out: an `Audit` to print (`render`), to store (`to_dict`) and to act on
+(`flagged_rows`).
+
+    satclr audit LABELS_DIR [--images DIR] [--json FILE]
 """
+
+from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from rich.console import Group, RenderableType
-from rich.padding import Padding
-from rich.text import Text
 
-from satclr.data.labels import checks
-from satclr.data.labels.checks import Finding, Rows
-from satclr.data.labels.known import recognise
-from satclr.data.labels.tables import LabelError, Labels
+from satclr.data import checks
+from satclr.data.checks import Finding, Rows
+from satclr.data.known import recognise
+from satclr.data.labels import LabelError, Labels
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 LEVELS: Final = {"error": "bold red", "suspect": "bold yellow", "notice": "bold cyan"}
 EXTREMES: Final = 5
@@ -26,14 +30,14 @@ DETAILS: Final = 4
 
 @dataclass(frozen=True)
 class Audit:
-    """The labels, the known data set they are (or None), and the findings, worst first."""
+    """The labels, the known data set they belong to (or None), and the findings, worst first."""
 
     labels: Labels
     known: str | None
     findings: tuple[Finding, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON types; `flagged` names each flagged tile with the kinds of its findings."""
+        """Everything as JSON types; `flagged` maps each flagged tile to the kinds of its findings."""
         counts = self.labels.targets.sum(1, dtype=np.int64)
         flagged: dict[str, list[str]] = {}
         for finding in self.findings:
@@ -52,19 +56,7 @@ class Audit:
                 "histogram": dict(sorted((str(n), c) for n, c in Counter(counts.tolist()).items())),
             },
             "label_counts": _label_counts(self.labels),
-            "findings": [
-                {
-                    "kind": finding.kind,
-                    "level": finding.level,
-                    "title": finding.title,
-                    "advice": finding.advice,
-                    "tiles": len(finding.rows),
-                    "flagged": finding.flagged,
-                    "details": list(finding.details),
-                    "examples": list(finding.examples),
-                }
-                for finding in self.findings
-            ],
+            "findings": [finding.to_dict() for finding in self.findings],
             "flagged": dict(sorted(flagged.items())),
         }
 
@@ -72,15 +64,15 @@ class Audit:
 def audit(
     labels: Labels, folder: Path, *, images: Path | None = None, max_labels: int | None = None
 ) -> Audit:
-    """Look for every kind of fault in `labels`, read from `folder`.
+    """Check `labels`, read from `folder`, for every kind of fault.
 
-    images: the folder of `<category>/<tile>` images to compare with the rows. max_labels: the most labels
-    the data set documents for a tile; a known data set brings its own.
+    images: the folder of `<category>/<tile>` images to compare with the rows. max_labels: the most labels that the data
+    set documents for a tile; for a known data set it is known.
 
-    Raises LabelError when `images` is no folder or the data set's own document is unreadable.
+    Raises `LabelError` when `images` is not a folder or the data set's own document is unreadable.
     """
     if images is not None and not images.is_dir():
-        raise LabelError(f"{images}: no such folder; it should hold one folder of images a category")
+        raise LabelError(f"{images}: no such folder; it should hold one folder of images per category")
     known = recognise(labels)
     if max_labels is None and known is not None:
         max_labels = known.max_labels
@@ -107,38 +99,37 @@ def flagged_rows(report: Audit) -> Rows:
 
 
 def render(report: Audit) -> RenderableType:
-    """The audit as a person reads it in a minute."""
+    """The audit as text for the terminal."""
+    from rich.console import Group
+    from rich.padding import Padding
+    from rich.text import Text
+
     labels = report.labels
     counts = labels.targets.sum(1, dtype=np.int64)
     flagged = len(flagged_rows(report))
-    summary = Text.assemble(
-        (f"{len(labels.tiles):,} tiles", "bold"),
-        f", {len(labels.columns)} categories, {len(labels.names)} labels; ",
-        f"{counts.mean():.2f} labels a tile ({counts.min()} to {counts.max()}). ",
-        (f"{flagged:,} tiles flagged ({flagged / len(counts):.2%})", "bold"),
-        *(["; data.labels.on_problem: drop leaves these out."] if flagged else ["."]),
-    )
     ranked = sorted(_label_counts(labels).items(), key=lambda item: (item[1], item[0]))
-    extremes = Text(
-        "Rarest labels: "
-        + _listed(ranked[:EXTREMES])
-        + ". Commonest: "
-        + _listed(ranked[: -EXTREMES - 1 : -1])
-        + "."
-    )
-    parts: list[RenderableType] = [summary, extremes]
+    rarest, commonest = _listed(ranked[:EXTREMES]), _listed(ranked[: -EXTREMES - 1 : -1])
+    parts: list[RenderableType] = [
+        Text.assemble(
+            (f"{len(labels.tiles):,} tiles", "bold"),
+            f", {len(labels.columns)} categories, {len(labels.names)} labels; ",
+            f"{counts.mean():.2f} labels per tile ({counts.min()} to {counts.max()}). ",
+            (f"{flagged:,} tiles flagged ({flagged / len(counts):.2%})", "bold"),
+            "; data.labels.on_problem: drop leaves them out." if flagged else ".",
+        ),
+        Text(f"Rarest labels: {rarest}. Most common: {commonest}."),
+    ]
     for finding in report.findings:
-        parts.append(
-            Text.assemble("\n", (finding.level.upper(), LEVELS[finding.level]), " ", (finding.title, "bold"))
-        )
+        level = (finding.level.upper(), LEVELS[finding.level])
+        parts.append(Text.assemble("\n", level, " ", (finding.title, "bold")))
         parts.append(Padding(Text("\n".join(_body(finding))), (0, 0, 0, 4), expand=False))
     if not report.findings:
-        parts.append(Text("\nNothing found.", "bold green"))
+        parts.append(Text("\nNo findings.", "bold green"))
     return Group(*parts)
 
 
 def _body(finding: Finding) -> list[str]:
-    """The lines below a finding's title; a notice has fewer."""
+    """The lines below a finding's title."""
     lines = list(finding.details[:DETAILS])
     if len(finding.details) > DETAILS:
         lines.append(f"and {len(finding.details) - DETAILS} more")
