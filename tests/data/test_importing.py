@@ -205,7 +205,9 @@ def test_an_import_killed_halfway_resumes_and_ends_the_same(tmp_path: Path) -> N
     images = importing.staging(target) / "made" / "Images"
     deadline = time.monotonic() + 60
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and time.monotonic() < deadline and len(list(images.rglob("*.png"))) < 20:
+        while (
+            process.poll() is None and time.monotonic() < deadline and len(list(images.rglob("*.png"))) < 20
+        ):
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL

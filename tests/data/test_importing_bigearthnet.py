@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, TiffImagePlugin
 
 from satclr.data import importing, labels, prepare, splits, tiles
-from satclr import params
+from satclr import settings
 from satclr.data.importing import bigearthnet
 
 pa: Any = pytest.importorskip("pyarrow")
@@ -91,9 +91,9 @@ def test_patches_become_rgb_tiles_with_their_labels_and_split(download: Download
 def test_prepare_takes_the_tiles_and_the_official_split(download: Download, tmp_path: Path) -> None:
     source, rows, pixels = download
     importing.run(source, tmp_path / "data")
-    loaded = params.load(Path(__file__).parents[2] / "params.yaml")
-    arm = params.resolve(loaded, "bigearthnet", "baseline", 0)
-    prepare.run(tmp_path / "data", tmp_path / "build", arm.settings.data)
+    loaded = settings.load(Path(__file__).parents[2] / "params.yaml")
+    resolved = settings.resolve(loaded, "bigearthnet", "baseline")
+    prepare.write_store(tmp_path / "data", tmp_path / "build", resolved.data)
     store = tiles.open_store(tmp_path / "build")
     official = {f"{row['patch_id']}.png": row["split"].replace("validation", "val") for row in rows}
     assert dict(zip(store.names, store.splits.tolist(), strict=True)) == official
@@ -118,7 +118,7 @@ def test_some_acquisitions_are_enough(download: Download, tmp_path: Path) -> Non
         patch.rmdir()
     report = importing.run(source, tmp_path / "part")
     assert report.tiles == 6
-    assert report.notes == ["6 of 12 patches are not there"]
+    assert report.notes == ["6 of 12 patches are missing"]
     assert set(labels.read(tmp_path / "part" / "Labels").names) == set(NAMES)
 
 
@@ -152,5 +152,5 @@ def test_the_package_that_is_missing_is_named(
     download: Download, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
-    with pytest.raises(importing.SourceError, match="pyarrow is needed"):
+    with pytest.raises(importing.SourceError, match="needs pyarrow"):
         importing.run(download[0], tmp_path / "mine")

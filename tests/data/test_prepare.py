@@ -16,7 +16,7 @@ from PIL import Image
 
 from satclr.data import labels, prepare, tiles
 
-from .conftest import resolve
+from tests.conftest import make_run
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def data(tiny_data: Path, tmp_path: Path) -> Path:
 
 def run(data: Path, **changes: Any) -> tiles.TileStore:
     out = data.parent / "build"
-    prepare.run(data, out, resolve(data=changes).settings.data)
+    prepare.write_store(data, out, make_run(data=changes).settings.data)
     return tiles.open_store(out)
 
 

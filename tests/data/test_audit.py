@@ -12,9 +12,10 @@ import openpyxl
 import pytest
 from rich.console import Console
 
-from satclr.data.labels import Audit, Finding, Labels, audit, flagged_rows, read, render
-from satclr.data.labels.checks import longest_runs, namesake
-from satclr.data.labels.known import documented
+from satclr.data.audit import Audit, audit, flagged_rows, render
+from satclr.data.checks import Finding, longest_runs
+from satclr.data.known import documented, namesake
+from satclr.data.labels import Labels, read
 
 FIRST, SECOND = "mlrsnet-labels/release-2020-06-30", "mlrsnet-labels/release-2021-05-19"
 
