@@ -196,7 +196,7 @@ def test_splits_are_shown_with_their_prevalence_and_leakage(
     (data / "split.csv").write_text("image,split\n" + "".join(f"{n},{s}\n" for n, s in wanted.items()))
     run(data, split={"file": "split.csv"})
     said = " ".join(capsys.readouterr().err.split())
-    assert "1 of 1 groups of near-duplicates lie in more than one split; split.csv says so" in said
+    assert "1 of 1 groups of near-duplicates are in more than one split; split.csv puts them there" in said
 
 
 def test_no_data_says_where_it_belongs(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_every_truncation_is_refused_and_never_black() -> None:
         (b"", "not an image"),
         (b"GIF but not really", "not an image"),
         (encoded(Image.fromarray(np.zeros((9, 9), np.uint16)), "PNG"), "8 bits"),
-        (encoded(Image.new("1", (9000, 9000)), "PNG"), "no tile"),
+        (encoded(Image.new("1", (9000, 9000)), "PNG"), "not a tile's size"),
     ],
 )
 def test_what_is_no_tile_is_refused_with_its_reason(source: bytes, says: str) -> None:

@@ -51,17 +51,8 @@ class Finding:
     examples: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The finding as JSON types."""
-        return {
-            "kind": self.kind,
-            "level": self.level,
-            "title": self.title,
-            "advice": self.advice,
-            "tiles": len(self.rows),
-            "flagged": self.flagged,
-            "details": list(self.details),
-            "examples": list(self.examples),
-        }
+        """The finding as JSON types, with the number of tiles instead of the rows."""
+        return {"tiles" if k == "rows" else k: len(v) if k == "rows" else v for k, v in vars(self).items()}
 
 
 def releases(labels: Labels, known: Known | None) -> Iterator[Finding]:
@@ -172,9 +163,10 @@ def undocumented(labels: Labels, known: Known | None, folder: Path) -> Iterator[
         for k, name in enumerate(labels.names):
             if category in allowed and name not in allowed[category]:
                 found = rows[labels.targets[rows, k] == 1]
+                which = usual if name in beside.get(category, ()) else strange
                 if found.size:
-                    which = usual if name in beside.get(category, ()) else strange
                     which[f"{category}: {name!r} on {_count(len(found), 'tile')}"] = found
+    strange, usual = (dict(sorted(d.items(), key=lambda item: -len(item[1]))) for d in (strange, usual))
     misfits = len(_union(strange.values()))
     if misfits > MISFIT_MAX * len(labels.tiles):
         title = f"{source} does not fit these labels: {_count(misfits, 'tile')} have others than it lists"
@@ -182,10 +174,9 @@ def undocumented(labels: Labels, known: Known | None, folder: Path) -> Iterator[
         strange = {}
     title = f"Labels that {source} does not list for their category"
     advice = "Correct the rows, or drop them."
-    yield from _finding(labels, "undocumented-label", "suspect", _largest_first(strange), title, advice)
+    yield from _finding(labels, "undocumented-label", "suspect", strange, title, advice)
     title = f"Labels that {source} omits and the sound release has"
     advice = "Nothing to do: the document is incomplete."
-    usual = _largest_first(usual)
     yield from _finding(labels, "undocumented-label", "notice", usual, title, advice, flagged=False)
 
 
@@ -264,10 +255,6 @@ def _tables(labels: Labels) -> Iterator[tuple[str, Rows, list[int]]]:
     position = {name: k for k, name in enumerate(labels.names)}
     for category, columns in labels.columns.items():
         yield category, np.flatnonzero(categories == category), [position[name] for name in columns]
-
-
-def _largest_first(found: dict[str, Rows]) -> dict[str, Rows]:
-    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 
 def _finding(

@@ -6,55 +6,47 @@ The knowledge is in `published/<name>.json`, one file per data set; other data s
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
+from pydantic import Field
 
 from satclr.data.labels import Labels, canonical, sheets
+from satclr.params import Model
 
 DOCUMENTS: Final = ("category_labels.csv", "Categories_names.xlsx")
 WORD_MIN: Final = 4  # letters from which on a name contained in another one means something
 
 
-@dataclass(frozen=True)
-class Release:
-    """A published state of the label tables.
-
-    tables: each category's digest. corrupt_rows: the number of wrong rows of each damaged category.
-    """
+class Release(Model):
+    """A published state of the label tables: each category's digest, and how many rows of it are wrong."""
 
     name: str
     advice: str
-    tables: Mapping[str, str]
-    corrupt_rows: Mapping[str, int]
+    tables: dict[str, str]
+    corrupt_rows: dict[str, int]
 
 
-@dataclass(frozen=True)
-class Known:
-    """A published data set.
-
-    max_labels: the most labels its authors document for a tile. documented: the labels that go with each category.
-    undocumented: those that its sound release has besides. namesakes: the label that a category is named after, where
-    spelling does not tell.
-    """
+class Known(Model):
+    """A published data set."""
 
     name: str
     source: str
-    max_labels: int | None
+    max_labels: int | None = None  # the most labels that its authors document for a tile
     labels: frozenset[str]
     categories: frozenset[str]
-    documented: Mapping[str, frozenset[str]]
-    undocumented: Mapping[str, frozenset[str]]
-    namesakes: Mapping[str, str]
-    releases: tuple[Release, ...]
+    documented: dict[str, frozenset[str]] = Field({})  # the labels that go with each category
+    undocumented: dict[str, frozenset[str]] = Field({})  # those that its sound release has besides
+    namesakes: dict[str, str] = Field(
+        {}
+    )  # the label that a category is named after, where spelling does not tell
+    releases: tuple[Release, ...] = ()
 
 
 def recognise(labels: Labels) -> Known | None:
@@ -115,33 +107,15 @@ def _singular(name: str) -> str:
 
 def _within(label: str, category: str) -> bool:
     """Whether a label's words are among a category's, or, in a category written as one word, at an end."""
-    if " " in category:
-        return f" {label} " in f" {category} "
-    return category.startswith(label.replace(" ", "")) or category.endswith(label.replace(" ", ""))
+    joined = label.replace(" ", "")
+    at_an_end = category.startswith(joined) or category.endswith(joined)
+    return f" {label} " in f" {category} " or (" " not in category and at_an_end)
 
 
 @cache
-def _all() -> tuple[Known, ...]:
+def _all() -> list[Known]:
     entries = sorted(files("satclr.data").joinpath("published").iterdir(), key=lambda entry: entry.name)
-    texts = [e.read_text(encoding="utf-8") for e in entries if e.name.endswith(".json")]
-    return tuple(_parse(json.loads(text)) for text in texts)
-
-
-def _parse(raw: dict[str, Any]) -> Known:
-    def sets(key: str) -> dict[str, frozenset[str]]:
-        return {category: frozenset(names) for category, names in raw.get(key, {}).items()}
-
-    return Known(
-        name=raw["name"],
-        source=raw["source"],
-        max_labels=raw.get("max_labels"),
-        labels=frozenset(raw["labels"]),
-        categories=frozenset(raw["categories"]),
-        documented=sets("documented"),
-        undocumented=sets("undocumented"),
-        namesakes=raw.get("namesakes", {}),
-        releases=tuple(Release(**release) for release in raw.get("releases", ())),
-    )
+    return [Known.model_validate_json(e.read_text("utf-8")) for e in entries if e.name.endswith(".json")]
 
 
 def _squash(name: str) -> str:

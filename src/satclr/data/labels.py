@@ -34,22 +34,14 @@ class LabelError(ValueError):
 
 @dataclass(frozen=True)
 class Labels:
-    """The labels of N tiles, rows in the order of the sorted tables.
+    """The labels of N tiles, rows in the order of the sorted tables."""
 
-    tiles: N unique file names.
-    categories: N scene categories, each the stem of the row's table.
-    names: K canonical label names, sorted.
-    targets: (N, K), uint8, 0 or 1.
-    columns: each category's labels in its own table's column order.
-    repairs: headers that were corrected while reading, one sentence each.
-    """
-
-    tiles: list[str]
-    categories: list[str]
-    names: tuple[str, ...]
-    targets: npt.NDArray[np.uint8]
-    columns: dict[str, tuple[str, ...]]
-    repairs: tuple[str, ...] = ()
+    tiles: list[str]  # N unique file names
+    categories: list[str]  # N scene categories, each the stem of the row's table
+    names: tuple[str, ...]  # K canonical label names, sorted
+    targets: npt.NDArray[np.uint8]  # (N,K), 0 or 1
+    columns: dict[str, tuple[str, ...]]  # each category's labels in its own table's column order
+    repairs: tuple[str, ...] = ()  # headers that were corrected while reading, one sentence each
 
 
 @dataclass(frozen=True)
@@ -144,24 +136,20 @@ def rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     UTF-16 with a byte order mark, else Windows-1252. Raises `LabelError` naming the file and the line.
     """
     text = _decode(path)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
-    try:
-        for cells in reader:
-            if any(map(str.strip, cells)):
-                yield reader.line_num, cells
-    except csv.Error as error:
-        raise LabelError(f"{path}, line {reader.line_num}: not CSV ({error})") from error
 
-
-def _delimiter(text: str) -> str:
-    def fit(delimiter: str) -> tuple[bool, int]:
+    def header(delimiter: str) -> tuple[bool, int]:
         try:
-            header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), [])
+            cells = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), [])
         except csv.Error:
             return False, 0
-        return any(cell.strip().casefold() == IMAGE for cell in header), len(header)
+        return any(cell.strip().casefold() == IMAGE for cell in cells), len(cells)
 
-    return max(DELIMITERS, key=fit)
+    delimiter = max(DELIMITERS, key=header)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        yield from ((reader.line_num, cells) for cells in reader if any(map(str.strip, cells)))
+    except csv.Error as error:
+        raise LabelError(f"{path}, line {reader.line_num}: not CSV ({error})") from error
 
 
 def _decode(path: Path) -> str:
@@ -179,8 +167,8 @@ def _decode(path: Path) -> str:
         if "\0" in text:
             raise LabelError(f"{path}: contains NUL bytes; the file is damaged: download or export it again")
         return text
-    tried = " or ".join(encodings)
-    raise LabelError(f"{path}, line {line}: byte 0x{byte:02x} is not valid {tried}; save the table as UTF-8")
+    known = " or ".join(encodings)
+    raise LabelError(f"{path}, line {line}: byte 0x{byte:02x} is not valid {known}; save the table as UTF-8")
 
 
 def _read_table(path: Path) -> _Table:
@@ -193,47 +181,32 @@ def _read_table(path: Path) -> _Table:
     if len(images) != 1:
         raise LabelError(f"{path}: {len(images)} columns named 'image' in its header; exactly one is needed")
     for line, cells in body:
-        if len(cells) != len(header):
+        tile = cells[images[0]].strip() if len(cells) == len(header) else None
+        if tile is None:
             raise LabelError(f"{path}, line {line}: {len(cells)} cells where the header has {len(header)}")
+        if not tile or "/" in tile or "\\" in tile or tile.startswith("."):
+            raise LabelError(f"{path}, line {line}, column 'image': {tile!r} is not a tile's file name")
     named = [name or any(cells[i].strip() for _, cells in body) for i, name in enumerate(header)]
     kept = [i for i in range(len(header)) if i != images[0] and named[i]]
-    values = bytearray()
-    for line, cells in body:
-        try:
-            values += bytes([VALUES[cells[i]] for i in kept])
-        except KeyError:
-            values += bytes(_value(path, line, header[i] or f"{i + 1} (no name)", cells[i]) for i in kept)
-    table = _Table(
-        path=path,
-        tiles=[_tile_name(path, line, cells[images[0]]) for line, cells in body],
-        lines=[line for line, _ in body],
-        columns=tuple(header[i] for i in kept),
-        values=np.frombuffer(bytes(values), dtype=np.uint8).reshape(len(body), len(kept)),
-        respelled=[(a, b) for a, b in zip(written, header, strict=True) if a != b],
-    )
+    flat = bytearray().join(bytes([VALUES.get(cells[i], 2) for i in kept]) for _, cells in body)
+    values = np.frombuffer(flat, np.uint8).reshape(len(body), len(kept))
+    for row, column in np.argwhere(values == 2):
+        (line, cells), i = body[row], kept[column]
+        if cells[i].strip() not in VALUES:
+            where = f"{path}, line {line}, column {header[i] or f'{i + 1} (no name)'!r}"
+            raise LabelError(f"{where}: {cells[i]!r} is neither 0 nor 1; correct the cell")
+        values[row, column] = VALUES[cells[i].strip()]
     if not kept:
         raise LabelError(f"{path}: no label column beside 'image'")
-    for name, count in Counter(table.columns).items():
+    columns = tuple(header[i] for i in kept)
+    for name, count in Counter(columns).items():
         if name and count > 1:
             raise LabelError(f"{path}: duplicate column {name!r}; keep one")
         if "|" in name:
             raise LabelError(f"{path}: column {name!r}: | separates labels in the store's index; rename it")
-    return table
-
-
-def _tile_name(path: Path, line: int, cell: str) -> str:
-    name = cell.strip()
-    if not name or "/" in name or "\\" in name or name.startswith("."):
-        raise LabelError(f"{path}, line {line}, column 'image': {cell!r} is not a tile's file name")
-    return name
-
-
-def _value(path: Path, line: int, column: str, cell: str) -> int:
-    if cell.strip() not in VALUES:
-        raise LabelError(
-            f"{path}, line {line}, column {column!r}: {cell!r} is neither 0 nor 1; correct the cell"
-        )
-    return VALUES[cell.strip()]
+    tiles = [cells[images[0]].strip() for _, cells in body]
+    respelled = [(a, b) for a, b in zip(written, header, strict=True) if a != b]
+    return _Table(path, tiles, [line for line, _ in body], columns, values, respelled)
 
 
 def _name_blanks(tables: list[_Table]) -> tuple[list[_Table], list[str]]:

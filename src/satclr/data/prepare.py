@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
 import os
 from collections import Counter
@@ -25,7 +24,7 @@ import numpy.typing as npt
 
 from satclr import files, progress
 from satclr.data import audit, duplicates, labels, splits, tiles
-from satclr.params import Data, Split
+from satclr.params import Data
 from satclr.project import Project
 
 IMAGENET: Final = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -72,7 +71,7 @@ def write_store(data: Path, out: Path, settings: Data) -> None:
             _check_problems(data, problems if strict else [], out)
             if not kept:
                 raise PrepareError(f"{data} has no usable tile")
-            _finish(data, parts, settings, table, np.array(kept), sums, digest, record)
+            _finish(data, parts, settings, table, kept, sums, digest, record)
     finally:
         files.write_json(out / "audit.json", record, allow_nan=True)
 
@@ -114,13 +113,12 @@ def released_statistics(sums: Sums, tile_px: int) -> dict[str, list[float]]:
 def _check_flagged(data: Path, found: audit.Audit, on_problem: str) -> set[int]:
     """Refuse rows that the audit flags, or warn; returns those to drop."""
     flagged = set(audit.flagged_rows(found).tolist())
-    command = f"`satclr audit {data / 'Labels'}`"
+    count = f"{len(flagged):,} of {len(found.labels.tiles):,} tiles"
+    said = f"the audit flags {count}; see `satclr audit {data / 'Labels'}`"
     if flagged and on_problem == "fail":
-        remedy = f"see {command}, or set data.labels.on_problem to warn or drop"
-        raise PrepareError(f"{data / 'Labels'}: the audit flags {len(flagged):,} tiles; {remedy}")
+        raise PrepareError(f"{said}, or set data.labels.on_problem to warn or drop")
     if flagged:
-        count = f"{len(flagged):,} of {len(found.labels.tiles):,} tiles"
-        progress.say(f"warning: the audit flags {count} ({on_problem}); see {command}")
+        progress.say(f"warning: {said} (data.labels.on_problem: {on_problem})")
     return flagged if on_problem == "drop" else set()
 
 
@@ -132,45 +130,38 @@ def _match(data: Path, table: labels.Labels) -> tuple[dict[int, Path], Problems]
             f"no data: {images} does not exist; it should hold one folder of images per category"
         )
     found: dict[tuple[str, str], Path] = {}
-    problems: Problems = []
-
-    def report(path: str, reason: str) -> None:
-        problems.append({"path": f"Images/{path}", "reason": reason})
-
+    reasons: dict[str, str] = {}
     for folder in sorted(p for p in images.iterdir() if not p.name.startswith(".")):
         if not folder.is_dir():
-            report(folder.name, "a file where folders of images are expected")
+            reasons[folder.name] = "a file where folders of images are expected"
             continue
         for path in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
             name = f"{folder.name}/{path.name}"
             if path.suffix.lower() not in tiles.SUFFIXES:
-                report(name, "not named as an image")
+                reasons[name] = "not named as an image"
             elif not path.is_file():
-                report(name, "not a file, or a broken link")
+                reasons[name] = "not a file, or a broken link"
             elif not path.resolve().is_relative_to(data.resolve()):
-                report(name, "a link that leaves the data folder")
+                reasons[name] = "a link that leaves the data folder"
             else:
                 found[folder.name, path.name] = path
-    paths = {}
-    for row, key in enumerate(zip(table.categories, table.tiles, strict=True)):
-        if key in found:
-            paths[row] = found.pop(key)
-        else:
-            report("/".join(key), f"a row of Labels/{key[0]}.csv without a tile")
-    for key in found:
-        report("/".join(key), f"a tile without a row in Labels/{key[0]}.csv")
-    return paths, problems
+    rows = list(zip(table.categories, table.tiles, strict=True))
+    paths = {row: found[key] for row, key in enumerate(rows) if key in found}
+    for key in rows:
+        if found.pop(key, None) is None:
+            reasons.setdefault("/".join(key), f"a row of Labels/{key[0]}.csv without a tile")
+    reasons |= {f"{c}/{name}": f"a tile without a row in Labels/{c}.csv" for c, name in found}
+    return paths, [{"path": f"Images/{name}", "reason": reason} for name, reason in reasons.items()]
 
 
 def _check_problems(data: Path, problems: Problems, out: Path) -> None:
-    if not problems:
-        return
     lines = [f"  {problem['path']}: {problem['reason']}" for problem in problems[:SHOWN]]
     if len(problems) > SHOWN:
         lines.append(f"  and {len(problems) - SHOWN:,} more, listed in {out / 'audit.json'}")
     count = "1 tile" if len(problems) == 1 else f"{len(problems):,} tiles"
     remedy = "Fix them, or set data.on_unreadable: drop in the profile to skip them."
-    raise PrepareError("\n".join([f"{data}: {count} cannot be used", *lines, remedy]))
+    if problems:
+        raise PrepareError("\n".join([f"{data}: {count} cannot be used", *lines, remedy]))
 
 
 @contextmanager
@@ -235,22 +226,29 @@ def _header(file: BinaryIO, count: int, tile_px: int) -> None:
 
 def _finish(
     data: Path, parts: Mapping[str, Path], settings: Data, table: labels.Labels,
-    kept: npt.NDArray[np.int64], sums: Sums, digest: bytes, record: dict[str, Any],
+    kept: list[int], sums: Sums, digest: bytes, record: dict[str, Any],
 ) -> None:  # fmt: skip
     """Group near-duplicates, split, and write index.csv and stats.json of the packed tiles."""
     names = [table.tiles[row] for row in kept]
     targets = table.targets[kept]
     group = duplicates.groups(np.load(parts["tiles.npy"], mmap_mode="r", allow_pickle=False))
-    split = _split(names, targets, group, data, settings.split, left_out=set(table.tiles) - set(names))
-    leaks = splits.spanning(split, group.tolist())
-    which, count = np.unique(group, return_counts=True)
-    several = [np.flatnonzero(group == g) for g in which[count > 1]]
+    groups = [names[g] for g in group]
+    if settings.split.file is None:
+        split = splits.split(
+            names,
+            fractions=settings.split.fractions,
+            seed=settings.split.seed,
+            groups=groups if settings.split.by == "group" else None,
+            stratify=targets if settings.split.stratify else None,
+        )
+    else:
+        left_out = set(table.tiles) - set(names)
+        split = splits.from_file(data / settings.split.file, names, left_out=left_out)
     sizes = dict(sorted(Counter(split).items()))
     shares = splits.prevalence(split, targets).items()
-    record["near_duplicates"] = {
-        "groups": [[names[i] for i in members] for members in several],
-        "groups_across_splits": len(leaks),
-    }
+    several = [[names[i] for i in rows] for rows in splits.members(group.tolist()) if len(rows) > 1]
+    leaks = splits.spanning(split, groups)
+    record["near_duplicates"] = {"groups": several, "groups_across_splits": len(leaks)}
     record["split"] = {
         "sizes": sizes,
         "prevalence": {s: dict(zip(table.names, share.tolist(), strict=True)) for s, share in shares},
@@ -259,46 +257,22 @@ def _finish(
     if leaks:
         remedy = "data.split.by: group keeps them together"
         if settings.split.file is not None:
-            remedy = f"{settings.split.file} puts them there; arms with near_duplicates: leave_out measure the effect"
+            remedy = f"{settings.split.file} puts them there; near_duplicates: leave_out measures the effect"
         spread = f"{len(leaks):,} of {len(several):,} groups of near-duplicates are in more than one split"
         progress.say(f"warning: {spread}; {remedy}")
-    index = _index(table, kept.tolist(), split, [names[g] for g in group])
-    parts["index.csv"].write_text(index, encoding="utf-8")
+    with parts["index.csv"].open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["tile", "category", "split", "group", "labels"])
+        for place, row in enumerate(kept):
+            present = "|".join(table.names[k] for k in np.flatnonzero(targets[place]))
+            writer.writerow([names[place], table.categories[row], split[place], groups[place], present])
     train = sums[np.array(split) == "train"]
-    stats = {
-        "labels": list(table.names),
-        "tile_px": settings.tile_px,
-        "tiles": sizes,
-        "normalization": {
-            "train": train_statistics(train, settings.tile_px),
-            "imagenet": IMAGENET,
-            "released": released_statistics(train, settings.tile_px),
-        },
-        "digest": hashlib.sha256(digest + index.encode()).hexdigest(),
+    normalization = {
+        "train": train_statistics(train, settings.tile_px),
+        "imagenet": IMAGENET,
+        "released": released_statistics(train, settings.tile_px),
     }
+    digest = hashlib.sha256(digest + parts["index.csv"].read_bytes()).digest()
+    stats = {"labels": list(table.names), "tile_px": settings.tile_px, "tiles": sizes}
+    stats |= {"normalization": normalization, "digest": digest.hex()}
     parts["stats.json"].write_text(json.dumps(stats, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _split(
-    names: Sequence[str], targets: splits.Targets, group: duplicates.Rows, data: Path, settings: Split, *,
-    left_out: set[str],
-) -> list[str]:  # fmt: skip
-    if settings.file is not None:
-        return splits.from_file(data / settings.file, names, left_out=left_out)
-    return splits.split(
-        names,
-        fractions=settings.fractions,
-        seed=settings.seed,
-        groups=[names[g] for g in group] if settings.by == "group" else None,
-        stratify=targets if settings.stratify else None,
-    )
-
-
-def _index(table: labels.Labels, kept: Sequence[int], split: Sequence[str], group: Sequence[str]) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["tile", "category", "split", "group", "labels"])
-    for place, row in enumerate(kept):
-        present = "|".join(table.names[k] for k in np.flatnonzero(table.targets[row]))
-        writer.writerow([table.tiles[row], table.categories[row], split[place], group[place], present])
-    return text.getvalue()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -56,7 +56,8 @@ def split(
         raise SplitError(
             f"{len(repeated)} duplicate tile names, such as {repeated[0]!r}; names must be unique"
         )
-    units = _units(names, groups)
+    by_name = sorted(range(len(names)), key=names.__getitem__)
+    units = members(names if groups is None else groups, by_name)
     order = [units[place] for place in randomness.permutation(len(units), seed, "split").tolist()]
     drawn = _cut(order, fractions) if stratify is None else stratified(order, stratify, fractions)
     result = [""] * len(names)
@@ -129,12 +130,17 @@ def from_file(path: Path, names: Sequence[str], *, left_out: Collection[str] = (
     return result
 
 
+def members(groups: Sequence[Hashable], order: Iterable[int] | None = None) -> list[list[int]]:
+    """The rows of each group, in `order` (ascending)."""
+    found: dict[Hashable, list[int]] = {}
+    for row in range(len(groups)) if order is None else order:
+        found.setdefault(groups[row], []).append(row)
+    return list(found.values())
+
+
 def spanning(split: Sequence[str], groups: Sequence[Hashable]) -> list[list[int]]:
     """The rows of each group that is in more than one split: leakage."""
-    members: dict[Hashable, list[int]] = {}
-    for row, group in enumerate(groups):
-        members.setdefault(group, []).append(row)
-    return [rows for rows in members.values() if len({split[row] for row in rows}) > 1]
+    return [rows for rows in members(groups) if len({split[row] for row in rows}) > 1]
 
 
 def prevalence(split: Sequence[str], targets: Targets) -> dict[str, npt.NDArray[np.float64]]:
@@ -169,14 +175,6 @@ def summary(split: Sequence[str], targets: Targets, labels: Sequence[str]) -> Ta
         table.caption = f"{more} more, off by at most {100 * off[order[SUMMARY_LABELS]]:.2f}"
         table.caption_justify = "left"
     return table
-
-
-def _units(names: Sequence[str], groups: Sequence[Hashable] | None) -> list[list[int]]:
-    """Rows that stay together, ordered by the first of their names."""
-    members: dict[Hashable, list[int]] = {}
-    for row in sorted(range(len(names)), key=names.__getitem__):
-        members.setdefault(row if groups is None else groups[row], []).append(row)
-    return list(members.values())
 
 
 def _cut(units: Sequence[Sequence[int]], fractions: Fractions) -> list[int]:
