@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Final
 
 from satclr import files, progress
@@ -27,8 +27,7 @@ SLACK_BYTES: Final = 64 << 20
 RESERVE_BYTES: Final = 256 << 20  # of disk space left free
 DEPTH_MAX: Final = 3
 
-TAR_SUFFIXES: Final = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-SUFFIXES: Final = (".zip", *TAR_SUFFIXES, ".rar", ".7z", ".tar.zst")
+SUFFIXES: Final = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".rar", ".7z")
 IGNORED: Final = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 # What a file that libarchive reads starts with, its format and its compression. Not all that libarchive knows: some
 # formats name other files of this machine, some filters run programs.
@@ -57,12 +56,12 @@ def members(source: Path, scratch: Path) -> list[Member]:
     """The files of a folder or archive, sorted; archives are unpacked into `scratch`, unless an earlier run did.
 
     Raises `SourceError` for a damaged or encrypted archive, a path that leaves it, a link, a decompression bomb, or a
-    missing system library; OSError (ENOSPC) where the disk is full.
+    missing system library; `files.WriteError` where the disk is full.
     """
     if source.is_file() and not _is_archive(source):
         raise SourceError(f"{source}: neither a folder nor an archive ({', '.join(SUFFIXES)})")
     archives = [path for path in _walk(source) if _is_archive(path)] if source.is_dir() else [source]
-    limit = _Limit(SLACK_BYTES + RATIO_MAX * sum(path.stat().st_size for path in archives))
+    limit = [SLACK_BYTES + RATIO_MAX * sum(path.stat().st_size for path in archives)]
     found: list[Member] = []
     queue = [(source, PurePosixPath(), 0)]
     for number, (path, inside, depth) in enumerate(queue):  # grows while it is read
@@ -115,41 +114,31 @@ def require_space(folder: Path, size: int = 0) -> None:
         )
 
 
-class _Limit:
-    """How many bytes may still be unpacked."""
-
-    def __init__(self, left: int) -> None:
-        self._left = left
-
-    def spend(self, archive: Path, size: int) -> None:
-        self._left -= size
-        if self._left < 0:
-            raise SourceError(
-                f"{archive}: unpacks to more than {RATIO_MAX} times its size, like a decompression bomb; "
-                "if you trust it, unpack it yourself and import the folder"
-            )
-
-
-def _unpack(archive: Path, folder: Path, limit: _Limit) -> None:
-    name = archive.name.lower()
-    read = _zip if name.endswith(".zip") else _tar if name.endswith(TAR_SUFFIXES) else _libarchive
+def _unpack(archive: Path, folder: Path, limit: list[int]) -> None:
+    """Write the files of `archive` below `folder`; `limit` holds the number of bytes that may still be written."""
+    suffix = archive.name[len(_stem(archive)) :].lower()
     part = files.part_of(folder)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     progress.say(f"unpack {archive.name}")
-    name = "no file"
+    name = "its start"
     try:
-        for name, plain, chunks in read(archive):
-            target = part / _inside(archive, name)
-            if _is_ignored(target.relative_to(part)):
+        for name, plain, chunks in READERS.get(suffix, _tar)(archive):
+            path = PurePosixPath(name.replace("\\", "/"))
+            if path.is_absolute() or ".." in path.parts or ":" in name or "\0" in name:
+                raise SourceError(f"{archive}: {name!r} would be written outside its folder; do not trust it")
+            if _is_ignored(path):
                 continue
             if not plain:
                 raise SourceError(f"{archive}: {name} is a link or a special file, which are not unpacked")
             require_space(part)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("xb") as file:
+            (part / path).parent.mkdir(parents=True, exist_ok=True)
+            with (part / path).open("xb") as file:
                 for chunk in chunks:
-                    limit.spend(archive, len(chunk))
+                    limit[0] -= len(chunk)
+                    if limit[0] < 0:
+                        bomb = f"unpacks to more than {RATIO_MAX} times its size, like a decompression bomb"
+                        raise SourceError(f"{archive}: {bomb}; if you trust it, unpack it yourself")
                     file.write(chunk)
     except SourceError:
         raise
@@ -202,6 +191,9 @@ def _libarchive(archive: Path) -> Iterator[tuple[str, bool, Iterable[bytes]]]:
                 yield entry.pathname, entry.isreg and not entry.islnk, entry.get_blocks(1 << 16)
 
 
+READERS: Final = {".zip": _zip, ".rar": _libarchive, ".7z": _libarchive, ".tar.zst": _libarchive}
+
+
 def _walk(folder: Path) -> Iterator[Path]:
     """Yield the files below `folder`, sorted. A user's own folder may contain links to files."""
     for directory, folders, names in os.walk(folder):
@@ -210,16 +202,7 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (path for path in paths if path.is_file())
 
 
-def _inside(archive: Path, name: str) -> PurePosixPath:
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in name or "\0" in name:
-        raise SourceError(
-            f"{archive}: {name!r} would be written outside its folder; do not trust this archive"
-        )
-    return path
-
-
-def _is_ignored(path: Path) -> bool:
+def _is_ignored(path: PurePath) -> bool:
     return any(part.startswith(".") or part.lower() in IGNORED for part in path.parts)
 
 
