@@ -69,7 +69,7 @@ def refused(tmp_path: Path, source: Path, *said: str) -> None:
 @pytest.mark.parametrize("form", ["zip", "tar.gz", "rar", "rar 4"])
 def test_a_path_that_leaves_the_target_is_refused(tmp_path: Path, name: str, form: str) -> None:
     files = tile_files("Images/{category}/{name}") | tables("Labels") | {name: b"evil"}
-    source = tmp_path / f"evil.{form.split()[0]}"
+    source = tmp_path / f"evil.{form.split(maxsplit=1)[0]}"
     if form == "tar.gz":
         tar_of(source, files)
     else:
@@ -126,7 +126,7 @@ def test_names_that_clash_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", CRAFTED)
 def test_half_an_archive_is_refused(tmp_path: Path, form: str) -> None:
     whole = CRAFTED[form](tile_files("{category}/{name}") | tables("Labels"))
-    source = tmp_path / f"a.{form.split()[0]}"
+    source = tmp_path / f"a.{form.split(maxsplit=1)[0]}"
     source.write_bytes(whole[: len(whole) // 2])
     refused(tmp_path, source, source.name, "damaged", "download it again")
 

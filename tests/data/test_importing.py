@@ -25,8 +25,20 @@ from satclr.data.importing import archives, layout
 from tests.conftest import make_run
 
 from . import rar
-from .downloads import CATEGORIES, KINDS, NAMES, TILES, Files, folder_of, make, multi_hot, picture, tables
-from .downloads import tiles, zip_of
+from .downloads import (
+    CATEGORIES,
+    KINDS,
+    NAMES,
+    TILES,
+    Files,
+    folder_of,
+    make,
+    multi_hot,
+    picture,
+    tables,
+    tiles,
+    zip_of,
+)
 
 
 def tree(folder: Path) -> dict[str, bytes]:

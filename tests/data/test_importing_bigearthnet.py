@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, TiffImagePlugin
 
-from satclr.data import importing, labels, prepare, splits, tiles
 from satclr import settings
+from satclr.data import importing, labels, prepare, splits, tiles
 from satclr.data.importing import bigearthnet
 
 pa: Any = pytest.importorskip("pyarrow")

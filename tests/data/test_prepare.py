@@ -15,7 +15,6 @@ from hypothesis.extra import numpy as nst
 from PIL import Image
 
 from satclr.data import labels, prepare, tiles
-
 from tests.conftest import make_run
 
 

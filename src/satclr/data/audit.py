@@ -61,25 +61,19 @@ class Audit:
         }
 
 
-def audit(
-    labels: Labels, folder: Path, *, images: Path | None = None, max_labels: int | None = None
-) -> Audit:
+def audit(labels: Labels, folder: Path, *, images: Path | None = None) -> Audit:
     """Check `labels`, read from `folder`, for every kind of fault.
 
-    images: the folder of `<category>/<tile>` images to compare with the rows. max_labels: the most labels that the data
-    set documents for a tile; for a known data set it is known.
-
-    Raises `LabelError` when `images` is not a folder or the data set's own document is unreadable.
+    images: the folder of `<category>/<tile>` images to compare with the rows. Raises `LabelError` when it is not a
+    folder or the data set's own document is unreadable.
     """
     if images is not None and not images.is_dir():
         raise LabelError(f"{images}: no such folder; it should hold one folder of images per category")
     known = recognise(labels)
-    if max_labels is None and known is not None:
-        max_labels = known.max_labels
     found = [
         *checks.releases(labels, known),
         *checks.lost(labels, known),
-        *checks.over_maximum(labels, max_labels),
+        *checks.over_maximum(labels, known.max_labels if known else None),
         *checks.runs(labels),
         *checks.undocumented(labels, known, folder),
         *checks.unlabelled(labels),
@@ -120,24 +114,20 @@ def render(report: Audit) -> RenderableType:
         Text(f"Rarest labels: {rarest}. Most common: {commonest}."),
     ]
     for finding in report.findings:
+        lines = list(finding.details[:DETAILS])
+        if len(finding.details) > DETAILS:
+            lines.append(f"and {len(finding.details) - DETAILS} more")
+        if finding.level == "notice":
+            lines = ["; ".join(lines)] if lines else []
+        elif finding.examples:
+            lines.append("e.g. " + ", ".join(finding.examples))
         level = (finding.level.upper(), LEVELS[finding.level])
         parts.append(Text.assemble("\n", level, " ", (finding.title, "bold")))
-        parts.append(Padding(Text("\n".join(_body(finding))), (0, 0, 0, 4), expand=False))
+        text = "\n".join([*lines, f"→ {finding.advice}"])
+        parts.append(Padding(Text(text), (0, 0, 0, 4), expand=False))
     if not report.findings:
         parts.append(Text("\nNo findings.", "bold green"))
     return Group(*parts)
-
-
-def _body(finding: Finding) -> list[str]:
-    """The lines below a finding's title."""
-    lines = list(finding.details[:DETAILS])
-    if len(finding.details) > DETAILS:
-        lines.append(f"and {len(finding.details) - DETAILS} more")
-    if finding.level == "notice":
-        lines = ["; ".join(lines)] if lines else []
-    elif finding.examples:
-        lines.append("e.g. " + ", ".join(finding.examples))
-    return [*lines, f"→ {finding.advice}"]
 
 
 def _label_counts(labels: Labels) -> dict[str, int]:

@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
-from itertools import zip_longest
 from pathlib import Path
 from typing import Final
 
@@ -73,14 +72,21 @@ def digests(labels: Labels) -> dict[str, str]:
 def documented(folder: Path, labels: Labels) -> tuple[str, dict[str, frozenset[str]]] | None:
     """The data set's own table of the labels that go with each category, and its name; None without one.
 
-    Looked for in `folder` and the one above. Categories are matched leniently: case, blanks and underscores do not
-    count, and a name may be the beginning of the category that no other name fits.
+    It is in `folder` or the one above: rows of a category, spelt with any case, blanks and underscores, and its labels
+    to the right, in cells or separated by commas. Other cells and rows do not matter.
     """
-    for path in (where / name for where in (folder, folder.parent) for name in DOCUMENTS):
-        if path.is_file():
-            found = _collect([_upright(sheet, labels) for sheet in sheets(path)], labels)
-            if found:
-                return path.name, found
+    keys = {_squash(category): category for category in labels.columns}
+    for path in (
+        where / name for where in (folder, folder.parent) for name in DOCUMENTS if (where / name).is_file()
+    ):
+        found: dict[str, set[str]] = {}
+        for row in (row for sheet in sheets(path) for row in sheet):
+            at = next((i for i, cell in enumerate(row) if _squash(cell) in keys), len(row))
+            names = {canonical(name) for cell in row[at + 1 :] for name in re.split(r"[,;、，]", cell)}
+            if names := names & set(labels.names):
+                found.setdefault(keys[_squash(row[at])], set()).update(names)
+        if found:
+            return path.name, {category: frozenset(names) for category, names in found.items()}
     return None
 
 
@@ -121,35 +127,3 @@ def _all() -> list[Known]:
 def _squash(name: str) -> str:
     """A name without case, blanks, underscores and punctuation."""
     return re.sub(r"[\W_]+", "", canonical(name.replace("_", " ")).casefold())
-
-
-def _upright(sheet: list[list[str]], labels: Labels) -> list[list[str]]:
-    """A sheet with one row per category; one whose header names most categories has one column each."""
-    keys = {_squash(category) for category in labels.columns}
-    if sheet and 2 * len(keys & {_squash(cell) for cell in sheet[0]}) > len(keys) > 1:
-        return [list(column) for column in zip_longest(*sheet, fillvalue="")]
-    return sheet
-
-
-def _collect(found: Iterable[list[list[str]]], labels: Labels) -> dict[str, frozenset[str]]:
-    """Collect (category, labels) from rows that may be long, wide, comma-separated or merged downwards.
-
-    A sheet's categories are in the column that names most of them, their labels to its right.
-    """
-    keys = {_squash(category): category for category in labels.columns}
-    collected: dict[str, set[str]] = {}
-    for sheet in found:
-        columns = [len(keys.keys() & set(map(_squash, c))) for c in zip_longest(*sheet, fillvalue="")]
-        at = columns.index(max(columns)) if columns else 0
-        category = ""
-        for row in sheet:
-            category = next((cell.strip() for cell in row[at : at + 1] if cell.strip()), category)
-            words = {canonical(name) for cell in row[at + 1 :] for name in re.split(r"[,;、，]", cell)}
-            collected.setdefault(category, set()).update(words & set(labels.names))
-    named = {category: frozenset(names) for category, names in collected.items() if names}
-    matched = {keys[_squash(c)]: names for c, names in named.items() if _squash(c) in keys}
-    for name, names in named.items():
-        begun = [c for key, c in keys.items() if key.startswith(_squash(name)) and c not in matched]
-        if _squash(name) not in keys and len(begun) == 1:
-            matched[begun[0]] = names
-    return matched

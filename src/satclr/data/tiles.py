@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -76,8 +77,7 @@ def picture(source: Path | IO[bytes]) -> Image.Image:
         raise TileError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
-def _check(image: Image.Image) -> None:
-    """Check the header, before pixels take memory."""
+def _check(image: Image.Image) -> None:  # the header, before pixels take memory
     if image.width * image.height > MAX_PIXELS or min(image.size) < MIN_SIDE_PX:
         allowed = f"at least {MIN_SIDE_PX} per side and at most {MAX_PIXELS:,} in all"
         raise TileError(f"{image.width}×{image.height} pixels is not a tile's size ({allowed})")
@@ -130,24 +130,17 @@ class TileStore:
 
 def open_store(folder: Path) -> TileStore:
     """Open build/<profile>. Raises `TileError` when its files are missing, damaged or do not match."""
-    try:
+    with _reading(f"satclr prepare --profile {folder.name}"):
         stats = json.loads((folder / "stats.json").read_text(encoding="utf-8"))
         pixels = np.load(folder / "tiles.npy", mmap_mode="r", allow_pickle=False)
         with (folder / "index.csv").open(encoding="utf-8", newline="") as file:
             index = list(csv.DictReader(file))
-    except FileNotFoundError as error:
-        command = f"satclr prepare --profile {folder.name}"
-        raise TileError(f"{error.filename} does not exist; run `{command}` first") from None
-    except (ValueError, OSError, EOFError) as error:
-        raise TileError(f"the store in {folder} is damaged ({error}); run prepare again") from None
-    if len(index) != len(pixels):
-        counts = f"{len(pixels)} tiles but {len(index)} rows"
-        raise TileError(f"the store in {folder} has {counts}; run prepare again")
+        if len(index) != len(pixels):
+            raise ValueError(f"{len(pixels)} tiles but {len(index)} rows in {folder}")
     column = {label: k for k, label in enumerate(stats["labels"])}
     targets = np.zeros((len(index), len(column)), np.uint8)
     for i, row in enumerate(index):
-        for label in filter(None, row["labels"].split("|")):
-            targets[i, column[label]] = 1
+        targets[i, [column[label] for label in row["labels"].split("|") if label]] = 1
     return TileStore(
         folder=folder,
         pixels=pixels,
@@ -163,16 +156,22 @@ def open_store(folder: Path) -> TileStore:
 
 def load_features(path: Path, store: TileStore) -> npt.NDArray[np.float32]:
     """Features (N,D) that `embed` wrote. Raises `TileError` if they are not this store's."""
-    try:
+    with _reading("satclr embed"):
         features: npt.NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise TileError(f"{path} does not exist; run `satclr embed` first") from None
-    except (ValueError, OSError, EOFError) as error:
-        raise TileError(f"{path} is damaged ({error}); run embed again") from None
-    if len(features) != len(store.names):
-        counts = f"features of {len(features)} tiles, the store has {len(store.names)}"
-        raise TileError(f"{path} has {counts}; run embed again")
+        if len(features) != len(store.names):
+            raise ValueError(f"{path} has {len(features)} tiles, the store {len(store.names)}")
     return features
+
+
+@contextmanager
+def _reading(command: str) -> Iterator[None]:
+    """Raise `TileError` for a missing or damaged file, with the command that writes it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise TileError(f"{error.filename} does not exist; run `{command}` first") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise TileError(f"damaged files ({error}); run `{command}` again") from None
 
 
 def stream(

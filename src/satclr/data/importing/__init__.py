@@ -18,7 +18,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from satclr import files, progress
 from satclr.data import labels, tiles
@@ -42,10 +42,6 @@ class Report:
     images_without_row: list[str]
     rows_without_image: list[str]
     notes: list[str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON types."""
-        return {**vars(self), "target": self.target.name}
 
     def __str__(self) -> str:
         lines = [f"{self.target}: {self.tiles:,} tiles, {self.categories} categories, {self.labels} labels"]
@@ -73,7 +69,13 @@ def run(source: Path, target: Path, *, labels_source: Path | None = None) -> Rep
     made = folder / "made"
     try:
         _begin(folder, [source] if labels_source is None else [source, labels_source])
-        report = _write(_plan(source, labels_source, folder), target, made)
+        if bigearthnet.recognise(source):
+            plan = bigearthnet.plan(source)
+        else:
+            images = archives.members(source, folder / "unpacked")
+            others = archives.members(labels_source, folder / "unpacked-labels") if labels_source else images
+            plan = layout.plan(images, others)
+        report = _write(plan, target, made)
         made.rename(target)
     except (SourceError, labels.LabelError):
         shutil.rmtree(folder, ignore_errors=True)
@@ -101,15 +103,6 @@ def _begin(folder: Path, sources: list[Path]) -> None:
     if not note.is_file() or json.loads(note.read_text(encoding="utf-8")) != state:
         shutil.rmtree(folder, ignore_errors=True)
         files.write_json(note, state)
-
-
-def _plan(source: Path, labels_source: Path | None, folder: Path) -> layout.Plan:
-    if bigearthnet.recognise(source):
-        return bigearthnet.plan(source)
-    images = archives.members(source, folder / "unpacked")
-    if labels_source is None:
-        return layout.plan(images)
-    return layout.plan(images, label_members=archives.members(labels_source, folder / "unpacked-labels"))
 
 
 def _write(plan: layout.Plan, target: Path, made: Path) -> Report:
@@ -149,5 +142,5 @@ def _write(plan: layout.Plan, target: Path, made: Path) -> Report:
         rows_without_image=plan.rows_without_image,
         notes=plan.notes,
     )
-    files.write_json(made / "import.json", report.to_dict())
+    files.write_json(made / "import.json", {**vars(report), "target": target.name})
     return report

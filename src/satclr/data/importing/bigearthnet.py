@@ -28,7 +28,6 @@ WHITE: Final = 3_000  # reflectance 0.3
 SIDE_PX: Final = 120
 METADATA: Final = "metadata.parquet"
 FOLDER: Final = "BigEarthNet-S2"
-ROWS_MAX: Final = 5_000_000  # a few bytes of parquet can claim billions
 COLUMNS: Final = ("patch_id", "labels", "split", "country")
 
 
@@ -83,13 +82,10 @@ def _metadata(path: Path) -> list[dict[str, Any]]:
         raise SourceError(f"{path}: needs pyarrow; `uv sync --group geo` installs it") from None
     try:
         with parquet.ParquetFile(path) as file:
-            count = file.metadata.num_rows
             columns = [column for column in COLUMNS if column in file.schema_arrow.names]
-            rows: list[dict[str, Any]] = file.read(columns).to_pylist() if count <= ROWS_MAX else []
+            rows: list[dict[str, Any]] = file.read(columns).to_pylist()
     except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
         raise SourceError(f"{path}: not a readable parquet file ({error}); download it again") from None
-    if count > ROWS_MAX:
-        raise SourceError(f"{path}: {count:,} rows; BigEarthNet v2 has some 550,000")
     for column in COLUMNS:
         if not rows or column not in columns:
             raise SourceError(f"{path}: no column {column!r}; is it BigEarthNet v2's {METADATA}?")

@@ -69,8 +69,8 @@ class _Images:
     keys: Mapping[str, int | None]
 
 
-def plan(members: Sequence[Member], *, label_members: Sequence[Member] | None = None) -> Plan:
-    """Recognise a data set. label_members: where its tables are, if not among `members`.
+def plan(members: Sequence[Member], label_members: Sequence[Member]) -> Plan:
+    """Recognise a data set by its images, among `members`, and its tables, among `label_members`.
 
     Without any table, a tile's only label is its folder. Raises `SourceError` without images, and where neither tables
     nor folders label them.
@@ -82,8 +82,7 @@ def plan(members: Sequence[Member], *, label_members: Sequence[Member] | None = 
     paths = [member.path for member in found]
     categories = _categories(paths)
     images = _Images(found, categories, _tile_names(found, categories), tables.index(paths))
-    others = members if label_members is None else label_members
-    others = [member for member in others if member.path.suffix.lower() in tables.SUFFIXES]
+    others = [member for member in label_members if member.path.suffix.lower() in tables.SUFFIXES]
     sheets = [sheet for member in others if (sheet := tables.read(member, images.keys))]
     notes: list[str] = []
     labelled, absent = _label(sheets, images, notes)

@@ -14,7 +14,6 @@ from satclr.data import labels
 from satclr.data.importing.archives import Member, SourceError
 
 SUFFIXES: Final = (".csv", ".txt", ".tsv", ".xlsx")  # in order of preference
-BYTES_MAX: Final = 256 << 20
 LOOKED_AT: Final = 100  # rows at each end that decide which column names the images
 
 
@@ -43,8 +42,6 @@ class Sheet:
 
 def read(member: Member, keys: Mapping[str, object]) -> Sheet | None:
     """The table in `member`, or None where no column names images. keys: every name of every image."""
-    if member.file.stat().st_size > BYTES_MAX:
-        return None
     try:
         header, *body = labels.sheets(member.file)[0]
     except (labels.LabelError, ValueError, IndexError):  # not a table, or an empty one
