@@ -1,4 +1,4 @@
-"""Archives, tables, images and stores from outside: they run nothing, write nowhere else and take no memory for claims."""
+"""Archives, tables, images and stores from outside: they run nothing and write nowhere else."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ def test_a_full_disk_is_noticed_before_and_while_it_fills(
     usage = shutil.disk_usage(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-        with pytest.raises(OSError, match="GB are needed.*free some space"):
+        with pytest.raises(OSError, match=r"GB are needed.*free some space"):
             importing.run(source, target)
     with monkeypatch.context() as patch:
         written = iter(range(5))
@@ -186,7 +186,7 @@ def test_a_full_disk_is_noticed_before_and_while_it_fills(
 
         save = Image.Image.save
         patch.setattr(Image.Image, "save", fill)
-        with pytest.raises(OSError, match="No space left.*free some space"):
+        with pytest.raises(OSError, match=r"No space left.*free some space"):
             importing.run(source, target)
     assert not target.exists()
     importing.run(source, target)

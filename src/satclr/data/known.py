@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
+from itertools import zip_longest
 from pathlib import Path
 from typing import Final
 
@@ -72,21 +73,28 @@ def digests(labels: Labels) -> dict[str, str]:
 def documented(folder: Path, labels: Labels) -> tuple[str, dict[str, frozenset[str]]] | None:
     """The data set's own table of the labels that go with each category, and its name; None without one.
 
-    It is in `folder` or the one above: rows of a category, spelt with any case, blanks and underscores, and its labels
-    to the right, in cells or separated by commas. Other cells and rows do not matter.
+    It is in `folder` or the one above. A sheet's categories are in the column that names most of them, their labels to
+    the right, in cells or separated by commas. Case, blanks and underscores of a category do not matter, and a name may
+    be the beginning of the category that no other name fits.
     """
     keys = {_squash(category): category for category in labels.columns}
     for path in (
         where / name for where in (folder, folder.parent) for name in DOCUMENTS if (where / name).is_file()
     ):
         found: dict[str, set[str]] = {}
-        for row in (row for sheet in sheets(path) for row in sheet):
-            at = next((i for i, cell in enumerate(row) if _squash(cell) in keys), len(row))
-            names = {canonical(name) for cell in row[at + 1 :] for name in re.split(r"[,;、，]", cell)}
-            if names := names & set(labels.names):
-                found.setdefault(keys[_squash(row[at])], set()).update(names)
-        if found:
-            return path.name, {category: frozenset(names) for category, names in found.items()}
+        for sheet in filter(None, sheets(path)):
+            columns = [len(keys.keys() & set(map(_squash, c))) for c in zip_longest(*sheet, fillvalue="")]
+            at = columns.index(max(columns))
+            for row in sheet:
+                names = {canonical(name) for cell in row[at + 1 :] for name in re.split(r"[,;、，]", cell)}
+                if names := names & set(labels.names):
+                    found.setdefault(_squash(row[at]), set()).update(names)
+        matched = {keys[key]: frozenset(names) for key, names in found.items() if key in keys}
+        for key in sorted(found.keys() - keys.keys() - {""}):
+            begun = [c for k, c in keys.items() if k.startswith(key) and c not in matched]
+            matched |= {category: frozenset(found[key]) for category in begun if len(begun) == 1}
+        if matched:
+            return path.name, matched
     return None
 
 
