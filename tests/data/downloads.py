@@ -20,11 +20,9 @@ NAMES = ("airplane", "tanks", "sand", "grass")
 TILES = 4
 KINDS = (
     "mlrsnet zip of folders",
-    "mlrsnet zip of rars",
-    "mlrsnet zip of both",
+    "mlrsnet zip of rars and folders",
     "mlrsnet folder of zips",
     "mlrsnet checkout with images",
-    "ucmerced txt",
     "ucmerced xlsx",
     "ucmerced csv txt xlsx",
     "aid",
@@ -127,13 +125,13 @@ def make(kind: str, where: Path) -> tuple[Path, dict[str, Any], Files]:
     if kind == "mlrsnet zip of folders":
         images = tiles("MLRSNet/Images/{category}/{name}")
         return zip_of(where / "mlrsnet.zip", images | tables("MLRSNet/Labels")), known, images
-    if kind in {"mlrsnet zip of rars", "mlrsnet zip of both"}:
+    if kind == "mlrsnet zip of rars and folders":
         images = tiles("{category}/{name}")
         top = "MLRSNet A Multi-label Dataset"
         files = tables(f"{top}/Labels")
         for category in CATEGORIES:
             own = {name: data for name, data in images.items() if name.startswith(category)}
-            if kind.endswith("both") and category == "beach":
+            if category == "beach":
                 files |= {f"{top}/Images/{name}": data for name, data in own.items()}
             else:
                 files[f"{top}/Images/{category}.rar"] = rar.packed(own)

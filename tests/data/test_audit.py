@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import shutil
 import time
 from pathlib import Path
 
@@ -115,16 +114,15 @@ def test_mlrsnets_own_spreadsheet_is_read(external_data: Path, tmp_path: Path) -
     assert sum(len(finding.rows) for finding in beyond) == 965
 
 
-def test_a_mixture_of_releases_is_told(external_data: Path, tmp_path: Path) -> None:
+def test_a_mixture_of_releases_is_recognised(external_data: Path, tmp_path: Path) -> None:
     for path in (external_data / FIRST).glob("*.csv"):
         source = (external_data / SECOND) if path.name == "stadium.csv" else (external_data / FIRST)
-        # Line ends and byte order marks are not what a digest should see.
+        # Line ends and byte order marks do not change a digest.
         content = (source / path.name).read_text().replace("\r\n", "\n")
         (tmp_path / path.name).write_text(content, encoding="utf-8-sig", newline="\r\n")
     (release,) = of_kind(audit(read(tmp_path), tmp_path), "known-release")
-    assert release.level == "error"
+    assert (release.level, release.details) == ("error", ("stadium: 2,462 corrupt rows",))
     assert "1 of 46 tables" in release.title
-    assert release.details == ("stadium: 2,462 corrupt rows",)
 
 
 def test_ucmerced_has_nothing_to_drop(external_data: Path) -> None:
@@ -182,18 +180,6 @@ def tiles_of(labels: Labels, finding: Finding) -> set[str]:
 def test_a_sound_set_has_no_findings_beyond_chance(sound: Path) -> None:
     _, report = audited(sound)
     assert not [f for f in report.findings if f.kind not in {"run-of-ones", "rare-label"}]
-
-
-def test_planted_row_faults_are_found(sound: Path) -> None:
-    filled = change(sound, "plain", range(10, 30), **dict.fromkeys(NAMES[3:22], 1))
-    empty = change(sound, "plain", range(40, 44), **dict.fromkeys(NAMES, 0))
-    labels, report = audited(sound)
-    assert tiles_of(labels, *of_kind(report, "run-of-ones")) >= filled
-    assert tiles_of(labels, *of_kind(report, "too-many-labels")) == filled
-    assert tiles_of(labels, *of_kind(report, "no-label")) == empty
-    flagged = {labels.tiles[row] for row in flagged_rows(report)}
-    assert flagged >= filled | empty
-    assert set(report.to_dict()["flagged"]) == flagged
 
 
 def test_faults_of_every_kind_planted_together_are_all_found(sound: Path) -> None:
@@ -294,28 +280,6 @@ def test_a_document_about_other_labels_flags_nothing(sound: Path) -> None:
     (finding,) = of_kind(report, "undocumented-label")
     assert "does not fit" in finding.title
     assert not finding.flagged
-
-
-def test_unusable_labels_are_found(sound: Path) -> None:
-    for category in CATEGORIES:
-        change(sound, category, range(TILES), a0=0, b0=1, c0=0, kiosk=0, orchards=0)
-        change(sound, category, range(30), kiosk=1, orchards=1)
-    change(sound, "pier", range(3), c0=1)
-    _, report = audited(sound)
-    assert [f.details for f in of_kind(report, "unused-label")] == [("a0",)]
-    assert [f.details for f in of_kind(report, "constant-label")] == [("b0",)]
-    assert [f.details for f in of_kind(report, "rare-label")] == [("c0",)]
-    assert [f.details for f in of_kind(report, "identical-labels")] == [("kiosk = orchards",)]
-
-
-def test_images_and_rows_are_compared(sound: Path) -> None:
-    (sound / "Images" / "pier" / "pier_7.jpg").unlink()
-    shutil.move(sound / "Images" / "plain" / "plain_2.jpg", sound / "Images" / "pier")
-    labels, report = audited(sound)
-    (absent,) = of_kind(report, "row-without-image")
-    assert tiles_of(labels, absent) == {"pier_7.jpg", "plain_2.jpg"}
-    (extra,) = of_kind(report, "image-without-row")
-    assert extra.examples == ("pier/plain_2.jpg",)
 
 
 def test_the_report_is_json_and_text_with_the_worst_first(sound: Path) -> None:

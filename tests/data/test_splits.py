@@ -88,12 +88,6 @@ def test_leakage_is_a_group_in_more_than_one_split() -> None:
     assert splits.spanning(split, [0, 1, 0, 3, 3, 1]) == [[0, 2]]
 
 
-def test_groups_of_one_are_no_groups() -> None:
-    names = tile_names(97)
-    alone = splits.split(names, fractions=PAPER, seed=3)
-    assert splits.split(names, fractions=PAPER, seed=3, groups=names) == alone
-
-
 def worst(drawn: list[str], targets: npt.NDArray[np.uint8]) -> float:
     whole = targets.mean(0)
     return max(float(abs(share / whole - 1).max()) for share in splits.prevalence(drawn, targets).values())
