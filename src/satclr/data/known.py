@@ -34,18 +34,20 @@ class Release(Model):
 
 
 class Known(Model):
-    """A published data set."""
+    """A published data set.
+
+    max_labels: the most labels that its authors document for a tile. documented: the labels that go with each category.
+    undocumented: those that its sound release has besides. namesakes: the label that a category is named after.
+    """
 
     name: str
     source: str
-    max_labels: int | None = None  # the most labels that its authors document for a tile
+    max_labels: int | None = None
     labels: frozenset[str]
     categories: frozenset[str]
-    documented: dict[str, frozenset[str]] = Field({})  # the labels that go with each category
-    undocumented: dict[str, frozenset[str]] = Field({})  # those that its sound release has besides
-    namesakes: dict[str, str] = Field(
-        {}
-    )  # the label that a category is named after, where spelling does not tell
+    documented: dict[str, frozenset[str]] = Field({})
+    undocumented: dict[str, frozenset[str]] = Field({})
+    namesakes: dict[str, str] = Field({})
     releases: tuple[Release, ...] = ()
 
 
