@@ -148,7 +148,7 @@ def store(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tiles.Ti
     from satclr.data import prepare
 
     out = tmp_path_factory.mktemp("build")
-    prepare.run(tiny_data, out, make_run().settings.data)
+    prepare.write_store(tiny_data, out, make_run().settings.data)
     return tiles.open_store(out)
 
 

@@ -97,7 +97,7 @@ GOOD = "image,ice,sea\ngood.jpg,1,0\n"
         ("image,ice,sea,fog\na.jpg,1,0,1\n", ["good.csv", "'fog'", "bad.csv"]),
         ("image,ice,sea,\na.jpg,1,0,1\n", ["bad.csv", "nameless"]),
         ("image,,\na.jpg,1,0\n", ["bad.csv", "2 nameless"]),
-        ("image,ice,ice\na.jpg,1,0\n", ["bad.csv", "'ice'", "twice"]),
+        ("image,ice,ice\na.jpg,1,0\n", ["bad.csv", "duplicate column", "'ice'"]),
         ("tile,ice,sea\na.jpg,1,0\n", ["bad.csv", "'image'"]),
         ("image,ice,sea\na.jpg,1\n", ["bad.csv, line 2", "2 cells", "3"]),
         ("image,ice,sea\n", ["bad.csv", "no rows"]),

@@ -16,7 +16,7 @@ import hypothesis
 from hypothesis import strategies as st
 from rich.console import Console
 
-from satclr.data import labels
+from satclr.data import audit, labels
 
 from . import ACCEPTED, REFUSED, Outcomes, edited, explore
 
@@ -228,7 +228,7 @@ def _write(folder: Path, tables: dict[str, bytes]) -> Path:
 
 
 def _audit(found: labels.Labels, folder: Path) -> None:
-    report = labels.audit(found, folder)
+    report = audit.audit(found, folder)
     tree: Any = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert tree["tiles"] == len(found.tiles)
-    Console(file=io.StringIO(), width=100).print(labels.render(report))
+    Console(file=io.StringIO(), width=100).print(audit.render(report))
