@@ -15,7 +15,7 @@ HOLDER = """
 import sys
 from pathlib import Path
 from satclr import runner
-with runner._lock(Path(sys.argv[1]), "sample-embed"):
+with runner.lock(Path(sys.argv[1]), "sample-embed"):
     print("running", flush=True)
     sys.stdin.readline()
 """

@@ -171,7 +171,8 @@ def import_(
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise typer.BadParameter(f"{name!r}: use lower-case letters, digits and _, as for a profile")
     chosen = _project()
-    typer.echo(str(importing.run(source, chosen.root / "data" / name, labels_source=labels)))
+    with runner.lock(chosen.root, f"import-{name}"):
+        typer.echo(str(importing.run(source, chosen.root / "data" / name, labels_source=labels)))
     profile = "" if name in chosen.params.profiles else f"add a profile {name!r} to params.yaml, then "
     typer.echo(f"next: `dvc add data`, then {profile}`dvc exp run -S profile={name}`")
 

@@ -28,7 +28,7 @@ def profile_stage(module: str, profile: str | None) -> None:
     from satclr import project
 
     chosen = project.find(profile)
-    with _lock(chosen.root, f"{chosen.profile}-{module}"):
+    with lock(chosen.root, f"{chosen.profile}-{module}"):
         import_module(f"satclr.{module}").run(chosen)
 
 
@@ -53,7 +53,7 @@ def arm_stage(
         runs.preload()  # MLflow is imported on a thread while the stage computes
     stage = import_module(f"satclr.{module}")
     fingerprint = stage.fingerprint(run) if live else ""
-    with _lock(run.root, f"{name}-{fingerprint[:16]}" if fingerprint else f"{run.profile}-{name}-{run.key}"):
+    with lock(run.root, f"{name}-{fingerprint[:16]}" if fingerprint else f"{run.profile}-{name}-{run.key}"):
         if shared and run.processes > 1 and "RANK" not in os.environ:
             _torchrun(name, run)
             return
@@ -79,7 +79,7 @@ def _quiet(_step: int, _metrics: Mapping[str, float]) -> None:
 
 
 @contextmanager
-def _lock(root: Path, name: str) -> Iterator[None]:
+def lock(root: Path, name: str) -> Iterator[None]:
     """Wait for a concurrent run of the same stage and print its PID."""
     import filelock
 
@@ -92,19 +92,19 @@ def _lock(root: Path, name: str) -> Iterator[None]:
         return
     path = root / ".cache" / "locks" / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path)
+    file_lock = filelock.FileLock(path)
     holder = path.with_name(f"{name}.pid")
     try:
-        lock.acquire(timeout=0)
+        file_lock.acquire(timeout=0)
     except filelock.Timeout:
         pid = holder.read_text(encoding="utf-8") if holder.is_file() else "unknown"
         progress.say(f"waiting for another run of this stage (PID {pid})")
-        lock.acquire()
+        file_lock.acquire()
     try:
         holder.write_text(str(os.getpid()), encoding="utf-8")
         yield
     finally:
-        lock.release()
+        file_lock.release()
 
 
 def _torchrun(name: str, run: Run) -> None:
