@@ -1,4 +1,4 @@
-"""Contrastive objectives: projections z (and labels) in, a scalar loss with gradients out.
+"""Contrastive objectives: projections z (and labels) in, a scalar loss with gradients out. `objective` picks one.
 
 Every loss here is one sum over pairs of rows, with its own weights W and with S = x xᵀ/τ, x = normalise(z):
 
@@ -17,8 +17,35 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import normalize
 
+from satclr.params import Objective
+
 Positives = Literal["any", "all", "jaccard"]
 _BLOCK_ELEMENTS = 2**20  # of S at a time: 4 MiB in float32, the size of a cache
+
+
+def objective(
+    name: Objective, temperature: float, nt_xent_weight: float, targets: Tensor, z: Tensor
+) -> Tensor:
+    """The loss that an arm asks for: w·NT-Xent + (1 - w)·the objective, w = nt_xent_weight.
+
+    z: (2B,D), rows i and i+B the views of tile i; targets: (2B,K), the labels of its rows, which NT-Xent ignores.
+    """
+    if nt_xent_weight:
+        rest = objective(name, temperature, 0.0, targets, z)
+        return nt_xent_weight * nt_xent(z, temperature) + (1 - nt_xent_weight) * rest
+    match name:
+        case "nt_xent":
+            return nt_xent(z, temperature)
+        case "supcon_any":
+            return supcon(z, targets, temperature, "any")
+        case "supcon_all":
+            return supcon(z, targets, temperature, "all")
+        case "jaccard":
+            return supcon(z, targets, temperature, "jaccard")
+        case "mulsupcon":
+            return mulsupcon(z, targets, temperature)
+        case "none":
+            raise ValueError("objective: none has no loss")
 
 
 def nt_xent(z: Tensor, temperature: float) -> Tensor:
@@ -26,7 +53,7 @@ def nt_xent(z: Tensor, temperature: float) -> Tensor:
 
     z: (2B,D) unnormalised projections, rows i and i+B are the views of tile i; temperature > 0.
     Returns the mean over the 2B anchors, a scalar in float32 (float64 for float64 z).
-    Raises ValueError when z is no floating (2B,D) matrix or temperature is not positive.
+    Raises ValueError when z is not a floating (2B,D) matrix or temperature is not positive.
     Source: SimCLR eq. 1, arXiv:2002.05709.
     """
     _check(z, temperature)
@@ -43,7 +70,7 @@ def nt_xent(z: Tensor, temperature: float) -> Tensor:
         block.scatter_(1, partner[:, None], 1 / rows)
         return block
 
-    return _contrast(z, weights, temperature)
+    return _pair_loss(z, weights, temperature)
 
 
 def supcon(z: Tensor, targets: Tensor, temperature: float, positives: Positives) -> Tensor:
@@ -95,7 +122,7 @@ def supcon(z: Tensor, targets: Tensor, temperature: float, positives: Positives)
         total = block.sum(1, keepdim=True)
         return block.div_(torch.where(total > 0, total * count, 1))
 
-    return _contrast(z, weights, temperature)
+    return _pair_loss(z, weights, temperature)
 
 
 def mulsupcon(z: Tensor, targets: Tensor, temperature: float) -> Tensor:
@@ -120,21 +147,21 @@ def mulsupcon(z: Tensor, targets: Tensor, temperature: float) -> Tensor:
         block.diagonal(start).zero_()
         return block
 
-    return _contrast(z, weights, temperature)
+    return _pair_loss(z, weights, temperature)
 
 
 _Weights = Callable[[int, int], Tensor]
 
 
-def _contrast(z: Tensor, weights: _Weights, temperature: float) -> Tensor:
+def _pair_loss(z: Tensor, weights: _Weights, temperature: float) -> Tensor:
     """Σᵢⱼ Wᵢⱼ (lseᵢ − Sᵢⱼ); weights(start, stop) gives rows of W with a zero diagonal, (stop-start, M)."""
     with torch.autocast(z.device.type, enabled=False):
         x = normalize(z.to(_dtype(z)), dim=1)
-        loss: Tensor = _Contrast.apply(x, weights, temperature)
+        loss: Tensor = _PairLoss.apply(x, weights, temperature)
         return loss
 
 
-class _Contrast(torch.autograd.Function):
+class _PairLoss(torch.autograd.Function):
     """The gradient is a by-product of the forward pass: S is computed once and never kept."""
 
     @staticmethod

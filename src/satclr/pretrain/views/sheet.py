@@ -1,12 +1,22 @@
-"""A contact sheet: what each augmentation does to one tile, like Figure 3 of the paper."""
+"""A contact sheet: what each augmentation does to a tile, like Figure 3 of the paper.
 
+In: image files of tiles. Out: one PNG, a sheet per tile below the other.
+
+    satclr views data/sample/Images/*/*_00000.jpg --out views.png
+"""
+
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from satclr.pretrain.views.parameters import Parameters, Settings, draw
+from satclr import files, randomness
+from satclr.data import tiles as store
+from satclr.params import Settings, Views
+from satclr.pretrain.views.parameters import Parameters, draw
 from satclr.pretrain.views.rendering import evaluation_view, render
 
 ROWS = ("crop", "flip", "jitter", "grayscale", "blur", "all")
@@ -14,10 +24,25 @@ _BLACK, _WHITE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 _GAP_PX, _LABEL_PX = 4, 88
 
 
+def write(tiles: Sequence[Path], out: Path, settings: Settings, *, seed: int) -> None:
+    """Draw the sheets of several tiles one below the other. Raises `TileError` for a file that is not a tile."""
+    sheets = []
+    for i, path in enumerate(tiles):
+        tile = torch.from_numpy(store.decode(path, settings.data.tile_px).copy())
+        sheets.append(contact_sheet(tile, settings.views, generator=randomness.generator(seed, "sheet", i)))
+    whole = Image.new("RGB", (max(s.width for s in sheets), sum(s.height for s in sheets)), "white")
+    top = 0
+    for sheet in sheets:
+        whole.paste(sheet, (0, top))
+        top += sheet.height
+    with files.replacing(out) as part:
+        whole.save(part, "PNG")
+
+
 def contact_sheet(
-    tile: Tensor, settings: Settings, *, generator: torch.Generator, columns: int = 8
+    tile: Tensor, settings: Views, *, generator: torch.Generator, columns: int = 8
 ) -> Image.Image:
-    """Draw views of a tile: a labelled row an augmentation, then all together; each row opens with the tile.
+    """Draw views of a tile: a labelled row per augmentation, then all together; each row begins with the tile.
 
     tile uint8 (H,H,3). An augmentation's own row applies it to every view; the last row keeps probabilities.
     Raises ValueError for a tile that is not square.
