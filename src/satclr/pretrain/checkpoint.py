@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,6 +36,9 @@ class State:
     losses: list[float] = field(default_factory=list)  # of the steps of the current epoch
     curve: list[tuple[float, float]] = field(default_factory=list)  # (mean loss, learning rate) of each epoch
 
+    def __str__(self) -> str:
+        return f"after epoch {self.epoch}, step {self.step}"
+
     def finish_epoch(self, rate: float) -> None:
         self.curve.append((math.fsum(self.losses) / self.step, rate))
         self.epoch, self.step, self.losses = self.epoch + 1, 0, []
@@ -46,16 +50,16 @@ class Writer:
     def __init__(
         self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State
     ) -> None:
-        self.folder, self.model, self.optimizer, self.state = folder, model, optimizer, state
-        self._since = time.monotonic()
-        self._cost_s = 0.0  # of the last checkpoint
+        self.save = partial(save, folder, model, optimizer, state)
+        self.state = state
+        self._since, self._cost_s = time.monotonic(), 0.0  # since and of the last checkpoint
 
     def due(self, stop: Stop) -> bool:
         wait_s = max(CHECKPOINT_AFTER_S, COST_RATIO * self._cost_s) if CHECKPOINT_AFTER_S else 0.0
         return stop.requested is not None or time.monotonic() - self._since >= wait_s
 
     def save_if_due(self, stop: Stop) -> None:
-        """Save on process 0; then leave if a signal asked for it. The losses of all steps must be in `state`.
+        """Save on process 0, then leave if a signal asked for it. The losses of all steps must be in `state`.
 
         The other processes do not leave by themselves: process 0 may need them to finish its step.
         """
@@ -63,20 +67,16 @@ class Writer:
             return
         began = time.monotonic()
         if distributed.rank() == 0:
-            save(self.folder, self.model, self.optimizer, self.state)
+            self.save()
             if stop.requested is not None:
-                place = f"epoch {self.state.epoch}, step {self.state.step}"
-                progress.say(f"stopped after {place}; the same command resumes from there")
+                progress.say(f"stopped {self.state}; the same command resumes from there")
                 stop.leave()
         self._since = time.monotonic()
         self._cost_s = self._since - began
 
 
 def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
-    """Replace the last checkpoint.
-
-    Raises `RunError`, and keeps the last one, when a weight or a moment is not finite.
-    """
+    """Replace the last checkpoint; raises `RunError` and keeps it when a weight or a moment is not finite."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     for i, entry in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": v for k, v in entry.items()}
@@ -90,7 +90,7 @@ def require_finite(tensors: Mapping[str, Tensor], state: State) -> None:
         files.require_finite(tensors, "the model")
     except files.FileError as error:
         raise RunError(
-            f"{str(error).partition(';')[0]} after epoch {state.epoch}, step {state.step}. "
+            f"{str(error).partition(';')[0]} {state}. "
             "Lower learning_rate or raise temperature; the last checkpoint is kept"
         ) from None
 
@@ -113,7 +113,7 @@ def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
         optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
         state = State(**json.loads(facts["state"]))
         if min(state.epoch, state.step) < 0:
-            raise ValueError(f"epoch {state.epoch}, step {state.step}")
+            raise ValueError(str(state))
         state.curve = [(float(loss), float(rate)) for loss, rate in state.curve]
         state.losses = [float(loss) for loss in state.losses]
     except (RuntimeError, LookupError, TypeError, ValueError) as error:
@@ -122,7 +122,7 @@ def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
             f"{path} is not a checkpoint of this run ({reason}); delete it to start over"
         ) from None
     if distributed.rank() == 0:
-        progress.say(f"resuming from the checkpoint after epoch {state.epoch}, step {state.step}")
+        progress.say(f"resuming from the checkpoint {state}")
     return state
 
 

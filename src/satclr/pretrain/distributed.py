@@ -107,46 +107,28 @@ def agree(word: bool, *, device: torch.device) -> bool:
 
 
 def synchronize_batch_norm(model: nn.Module) -> None:
-    """Let every BatchNorm normalise by the batch of all processes; parameters and buffers stay the same objects.
+    """Let every BatchNorm inside `model` normalise by the batch of all processes, with the same parameters and buffers.
 
     PyTorch's SyncBatchNorm runs only on GPUs; on a CPU `SyncBatchNorm` below takes its place.
     """
     if processes() == 1:
         return
-    for name, child in model.named_children():
-        if isinstance(child, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 - the base of all three
-            on_gpu = next(child.buffers()).is_cuda
-            twin = nn.SyncBatchNorm.convert_sync_batchnorm(child) if on_gpu else SyncBatchNorm.like(child)
-            setattr(model, name, twin)
-        else:
-            synchronize_batch_norm(child)
+    if next(model.parameters()).is_cuda:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 - the base of all three
+            module.__class__ = SyncBatchNorm
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001
-    """BatchNorm over the rows of all processes, on any device: x (B,C,...) → the same shape."""
-
-    @classmethod
-    def like(cls, norm: nn.modules.batchnorm._BatchNorm) -> SyncBatchNorm:
-        """A twin of `norm` that shares its parameters and buffers."""
-        twin = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-        twin.weight, twin.bias = norm.weight, norm.bias
-        twin.running_mean, twin.running_var = norm.running_mean, norm.running_var
-        twin.num_batches_tracked = norm.num_batches_tracked
-        return twin.train(norm.training)
-
-    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - the base's name
-        if input.ndim < 2:
-            raise ValueError(f"BatchNorm got {input.ndim} dimensions; it needs (B,C,...)")
+    """BatchNorm in training over the rows of all processes, on any device: x (B,C,...) → the same shape."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)
         y, mean, var, count = _Normalize.apply(x, self.weight, self.bias, self.eps)
-        if self.running_mean is not None and self.running_var is not None:
-            tracked = self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-            momentum = 1 / float(tracked) if self.momentum is None else self.momentum
-            self.running_mean.lerp_(mean, momentum)
-            self.running_var.lerp_(var * (count / (count - 1)), momentum)
+        self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+        self.running_mean.lerp_(mean, self.momentum)  # type: ignore[union-attr, arg-type]
+        self.running_var.lerp_(var * (count / (count - 1)), self.momentum)  # type: ignore[union-attr, arg-type]
         out: Tensor = y
         return out
 

@@ -152,18 +152,14 @@ def _load(path: Path) -> tuple[nn.Module, int, dict[str, Any]]:
         raise EncoderError(f"{path} does not name its architecture; write it with `satclr pretrain`")
     state = {key: torch.from_numpy(value) for key, value in arrays.items()}
     with torch.device("meta"):  # a header may name any architecture: no memory before the tensors fit
-        _check_fit(build(facts["arch"])[0], state, source=str(path))
+        _fill(build(facts["arch"])[0], state, source=path)
     model, width = build(facts["arch"])
-    _fill(model, state, source=str(path))
+    _fill(model, state, source=path)
     return model.eval(), width, facts
 
 
 def evaluation_facts(facts: Mapping[str, Any], source: object) -> tuple[Channels, Channels, int]:
-    """Mean, std and crop_px of an encoder's input, from the (parsed) facts of its file.
-
-    Raises `EncoderError` unless they are three finite means, three positive deviations and a side that
-    params.yaml could ask for.
-    """
+    """Mean, std and crop_px of an encoder's input, from its file's facts; raises `EncoderError` for impossible ones."""
     try:
         mean, std = (tuple(float(v) for v in facts[name]) for name in ("mean", "std"))
         crop_px = int(facts["crop_px"])
@@ -233,14 +229,17 @@ def _read(path: Path) -> State:
     try:
         if path.suffix == ".safetensors":
             return {key: torch.from_numpy(value) for key, value in files.load_tensors(path)[0].items()}
-        _refuse_bomb(path)
+        if zipfile.is_zipfile(path):  # torch does not compress: more would be a bomb
+            with zipfile.ZipFile(path) as file:
+                if sum(info.file_size for info in file.infolist()) > path.stat().st_size:
+                    raise ValueError("it unpacks to more than its size")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except files.FileError as error:
         raise EncoderError(f"pretrain.weights: {error}") from None
     except Exception as error:  # noqa: BLE001 - whatever a damaged or hostile file raises
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise EncoderError(
-            f"pretrain.weights: {path} is not a safetensors or weights-only state-dict file "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'})"
+            f"pretrain.weights: {path} is not a safetensors or weights-only state-dict file ({reason})"
         ) from None
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
@@ -249,37 +248,23 @@ def _read(path: Path) -> State:
     return state
 
 
-def _refuse_bomb(path: Path) -> None:
-    """Raise ValueError for a zip that unpacks to more than its size: torch does not compress tensors."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as file:
-            unpacked = sum(info.file_size for info in file.infolist())
-        if unpacked > path.stat().st_size:
-            raise ValueError(f"unpacks to {unpacked:,} bytes, more than its own {path.stat().st_size:,}")
-
-
-def _fill(model: nn.Module, state: State, *, source: str) -> None:
+def _fill(model: nn.Module, state: State, *, source: object) -> None:
     """Load `state` without its head into `model`; everything else must fit exactly and be finite."""
-    given = _check_fit(model, state, source=source)
-    broken = [k for k, v in given.items() if v.is_floating_point() and not v.isfinite().all()]
-    if broken:
-        raise EncoderError(f"weights {source} do not fit the encoder: not finite: {files.some(broken)}")
-    model.load_state_dict(given, strict=False)
-
-
-def _check_fit(model: nn.Module, state: State, *, source: str) -> dict[str, torch.Tensor]:
-    """`state` without a head, if its names and shapes are those of `model`; raises `EncoderError` otherwise."""
-    own = model.state_dict()
-    heads = tuple(f"{name}." for name in HEADS)
+    heads, own = tuple(f"{name}." for name in HEADS), model.state_dict()
     given = {k: v for k, v in state.items() if k in own or not k.startswith(heads)}
-    missing = [k for k in own if k not in given and not k.endswith("num_batches_tracked")]
-    unknown = [k for k in given if k not in own]
-    fits = {k: given[k].shape == own[k].shape for k in own if k in given}
-    wrong = [f"{k} {tuple(given[k].shape)} for {tuple(own[k].shape)}" for k, fit in fits.items() if not fit]
-    for problem, names in (("missing", missing), ("unknown", unknown), ("wrong shape", wrong)):
+    both = own.keys() & given.keys()
+    for problem, names in (
+        ("missing", [k for k in own if k not in given and not k.endswith("num_batches_tracked")]),
+        ("unknown", [k for k in given if k not in own]),
+        (
+            "wrong shape",
+            [f"{k} {tuple(given[k].shape)}" for k in own if k in both and given[k].shape != own[k].shape],
+        ),
+        ("not finite", [k for k, v in given.items() if v.is_floating_point() and not v.isfinite().all()]),
+    ):
         if names:
             raise EncoderError(f"weights {source} do not fit the encoder: {problem}: {files.some(names)}")
-    return given
+    model.load_state_dict(given, strict=False)
 
 
 def _batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:

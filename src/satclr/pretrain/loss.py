@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 from satclr.params import Objective
 
 Positives = Literal["any", "all", "jaccard"]
+POSITIVES: dict[str, Positives] = {"supcon_any": "any", "supcon_all": "all", "jaccard": "jaccard"}
 _BLOCK_ELEMENTS = 2**20  # of S at a time: 4 MiB in float32, the size of a cache
 
 
@@ -30,22 +31,14 @@ def objective(
 
     z: (2B,D), rows i and i+B the views of tile i; targets: (2B,K), the labels of its rows, which NT-Xent ignores.
     """
-    if nt_xent_weight:
-        rest = objective(name, temperature, 0.0, targets, z)
-        return nt_xent_weight * nt_xent(z, temperature) + (1 - nt_xent_weight) * rest
-    match name:
-        case "nt_xent":
-            return nt_xent(z, temperature)
-        case "supcon_any":
-            return supcon(z, targets, temperature, "any")
-        case "supcon_all":
-            return supcon(z, targets, temperature, "all")
-        case "jaccard":
-            return supcon(z, targets, temperature, "jaccard")
-        case "mulsupcon":
-            return mulsupcon(z, targets, temperature)
-        case "none":
-            raise ValueError("objective: none has no loss")
+    if name == "nt_xent":
+        return nt_xent(z, temperature)
+    if name == "mulsupcon":
+        own = mulsupcon(z, targets, temperature)
+    else:
+        own = supcon(z, targets, temperature, POSITIVES[name])
+    w = nt_xent_weight
+    return w * nt_xent(z, temperature) + (1 - w) * own if w else own
 
 
 def nt_xent(z: Tensor, temperature: float) -> Tensor:
@@ -60,7 +53,7 @@ def nt_xent(z: Tensor, temperature: float) -> Tensor:
     rows = len(z)
     if rows % 2:
         raise ValueError(
-            f"nt_xent got z with {rows} rows; it needs an even number, both views of each tile: cat([z1, z2])"
+            f"z has {rows} rows; nt_xent needs an even number, both views of each tile: cat([z1, z2])"
         )
 
     def weights(start: int, stop: int) -> Tensor:
@@ -203,7 +196,7 @@ def _dtype(z: Tensor) -> torch.dtype:
 def _check(z: Tensor, temperature: float) -> None:
     if z.ndim != 2 or len(z) < 2 or not z.is_floating_point():
         raise ValueError(
-            f"z is {z.dtype} of shape {tuple(z.shape)}; it must be floating projections (rows, D), rows >= 2"
+            f"z is {z.dtype} {tuple(z.shape)}; it must be floating projections (rows, D), rows >= 2"
         )
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature is {temperature}; it must be a finite number > 0, such as 0.5")

@@ -17,8 +17,8 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -59,12 +59,9 @@ def run(run: Run, log: Log) -> None:
         if distributed.rank() == 0:
             if finished:
                 progress.say(f"reusing the encoder of an identical pretraining ({key[:12]})")
-            for name, target in (
-                ("encoder.safetensors", run.encoder),
-                ("pretrain.csv", run.results / "pretrain.csv"),
-            ):
+            for target in (run.encoder, run.results / "pretrain.csv"):
                 with files.replacing(target) as part:
-                    shutil.copyfile(folder / name, part)
+                    shutil.copyfile(folder / target.name, part)
         distributed.agree(True, device=device)  # barrier: process 0 has written the files
 
 
@@ -108,19 +105,15 @@ def pretrain(run: Run, folder: Path, log: Log, *, fingerprint: str) -> None:
         return
     rows = [(epoch, *row) for epoch, row in enumerate(curve, 1)]
     files.write_csv(folder / "pretrain.csv", ["epoch", "loss", "learning_rate"], rows)
-    encoders.save(
-        encoder,
-        folder / "encoder.safetensors",
-        arch=config.arch,
-        width=width,
-        mean=mean,
-        std=std,
-        crop_px=crop_px,
-        tile_px=store.stats["tile_px"],
-        precision=computed,
-        fingerprint=fingerprint,
-        weights_sha256=files.sha256(weights) if weights else None,
-    )
+    facts = {
+        "mean": mean,
+        "std": std,
+        "crop_px": crop_px,
+        "tile_px": store.stats["tile_px"],
+        "precision": computed,
+    }
+    facts |= {"fingerprint": fingerprint, "weights_sha256": files.sha256(weights) if weights else None}
+    encoders.save(encoder, folder / "encoder.safetensors", arch=config.arch, width=width, **facts)
     (folder / checkpoint.FILE).unlink(missing_ok=True)
 
 
@@ -143,7 +136,8 @@ def train(
     project_ = partial(project, forward, run=run, statistics=store.statistics(config.normalization))
     loss_of = partial(losses.objective, config.objective, config.temperature, config.nt_xent_weight)
     total, done = steps * config.epochs, steps * state.epoch + state.step
-    with _bar(total, done) as advance, machine.stop.deferred() as stop:
+    bar = nullcontext(_silent) if distributed.rank() else progress.bar("pretrain", total, "steps", start=done)
+    with bar as advance, machine.stop.deferred() as stop:
         for epoch in range(state.epoch, config.epochs):
             started, first = time.monotonic(), state.step
             order = rows[randomness.permutation(len(rows), run.seed, "order", epoch).numpy()]
@@ -175,9 +169,7 @@ def train(
             checkpoints.save_if_due(stop)
             if distributed.rank() == 0:
                 log(state.epoch, {"loss": state.curve[-1][0], "learning_rate": rate, "tiles_per_s": speed})
-    checkpoint.require_finite(
-        encoder.state_dict(), state
-    )  # the last loss was computed before the last update
+    checkpoint.require_finite(encoder.state_dict(), state)  # the last loss precedes the last update
     encoder.eval()
     return state.curve
 
@@ -236,13 +228,8 @@ def _model(
     return model, torch.compile(model) if config.compile else model
 
 
-@contextmanager
-def _bar(total: int, done: int) -> Iterator[Callable[[int], None]]:
-    if distributed.rank() > 0:
-        yield lambda _steps: None
-        return
-    with progress.bar("pretrain", total, "steps", start=done) as advance:
-        yield advance
+def _silent(_steps: int) -> None:
+    """The progress of processes other than 0."""
 
 
 def _read(
