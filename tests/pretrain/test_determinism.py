@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from satclr.evaluation import embed, evaluate, probe
-from satclr.pretrain import encoder, stage as pretrain
-from satclr.data import prepare, tiles
 from satclr import tensorfile
-
-from .conftest import resolve
+from satclr.data import prepare, tiles
+from satclr.evaluation import embed, evaluate, probe
+from satclr.pretrain import encoder
+from satclr.pretrain import stage as pretrain
+from tests.pretrain.conftest import resolve
 
 # Of one and the same encoder, and of what training makes of that: rounding grows with every step.
 FEATURES_ATOL = 1e-5

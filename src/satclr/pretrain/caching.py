@@ -23,6 +23,9 @@ class Part:
     local: slice  # the same among the tiles that this process has read
 
 
+Encode = Callable[[Part], Tensor]  # z (2,b,D): this process's projections of a part
+
+
 def cut(count: int, micro_batch_size: int | None) -> list[Part]:
     """Cut a batch of `count` tiles into micro-batches of at most `micro_batch_size` (None: a single one).
 
@@ -38,15 +41,11 @@ def cut(count: int, micro_batch_size: int | None) -> list[Part]:
 
 
 def backward(
-    model: nn.Module,
-    encode: Callable[[Part], Tensor],
-    parts: Sequence[Part],
-    loss_of: Callable[[Tensor], Tensor],
+    model: nn.Module, encode: Encode, parts: Sequence[Part], loss_of: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """Put the gradient of the batch's loss into `model`; returns the loss, detached.
 
-    `encode` maps a part to z (2,b,D), this process's projections of it, and must return the same z both times;
-    `loss_of` maps z (2B,D) of the whole batch, rows i and i+B views of tile i, to a scalar.
+    `encode` must return the same z both times; `loss_of` maps z (2B,D), rows i and i+B views of tile i, to a scalar.
 
     A single part is encoded and differentiated as usual. Several are encoded without a graph; the loss and its
     gradient by z are computed once; then each part is encoded again and that gradient sent through it. BatchNorm
@@ -70,7 +69,7 @@ def backward(
 
 
 @torch.no_grad()
-def _without_graph(model: nn.Module, encode: Callable[[Part], Tensor], parts: Sequence[Part]) -> Tensor:
+def _without_graph(model: nn.Module, encode: Encode, parts: Sequence[Part]) -> Tensor:
     """Projections (2,B,D) of all parts; BatchNorm's statistics move once."""
     buffers = list(model.buffers())
     before = [buffer.clone() for buffer in buffers]

@@ -106,18 +106,13 @@ def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
     try:
         arrays, facts = files.load_tensors(path)
         tensors = {key: torch.from_numpy(value) for key, value in arrays.items()}
-        model.load_state_dict(
-            {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-        )
+        weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        model.load_state_dict(weights)
         moments = _moments(tensors, list(model.parameters()))
         optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
         state = State(**json.loads(facts["state"]))
-        if min(state.epoch, state.step) < 0:
-            raise ValueError(str(state))
-        state.curve = [(float(loss), float(rate)) for loss, rate in state.curve]
-        state.losses = [float(loss) for loss in state.losses]
     except (RuntimeError, LookupError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).partition("\n")[0]
         raise RunError(
             f"{path} is not a checkpoint of this run ({reason}); delete it to start over"
         ) from None
@@ -133,8 +128,6 @@ def _moments(tensors: Mapping[str, Tensor], parameters: list[Tensor]) -> dict[in
         if key.startswith("optimizer."):
             _, i, name = key.split(".")
             parameter = parameters[int(i)]
-            if value.ndim and value.shape != parameter.shape:
-                raise ValueError(f"{key} has the shape {tuple(value.shape)}, not {tuple(parameter.shape)}")
             if value.shape == parameter.shape:  # in the parameter's memory order, which fused steps rely on
                 value = torch.empty_like(parameter).copy_(value)  # noqa: PLW2901
             moments.setdefault(int(i), {})[name] = value

@@ -51,8 +51,8 @@ def group(device_type: str) -> Iterator[None]:
     if device_type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    backend = "nccl" if device_type == "cuda" else "gloo"
     with _peers("starting"):
+        backend = "nccl" if device else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=TIMEOUT_S), device_id=device)
     try:
         yield

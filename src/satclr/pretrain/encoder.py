@@ -21,12 +21,14 @@ from torch import nn
 from satclr import files, machine, randomness
 from satclr.data import tiles
 from satclr.data.tiles import Channels
+from satclr.params import Settings
 from satclr.pretrain import views
 
 HEADS = ("fc", "classifier", "head", "heads")
 MAX_CROP_PX = 1024  # as params.yaml allows; a file with more would fill the memory
 
 State = Mapping[str, torch.Tensor]
+BatchNorm = nn.modules.batchnorm._BatchNorm  # noqa: SLF001 - the base of all three
 
 
 class EncoderError(ValueError):
@@ -36,8 +38,8 @@ class EncoderError(ValueError):
 def build(arch: str) -> tuple[nn.Module, int]:
     """A torchvision classification model without its head.
 
-    Returns the module, (B,3,S,S) → (B,D), and D. Weights are random, drawn from torch's global
-    generator (see `randomness.seeded`). Raises `EncoderError` for a name that torchvision does not have.
+    Returns the module, (B,3,S,S) → (B,D), and D. Its weights are random, from torch's global generator.
+    Raises `EncoderError` for a name that torchvision does not have.
     """
     _check_arch(arch)
     model = torchvision.models.get_model(arch, weights=None)
@@ -83,33 +85,26 @@ def weights_file(arch: str, weights: str, *, root: Path) -> Path | None:
     if not (root / weights).is_file():
         known = ", ".join(published) or "no published weights"
         raise EncoderError(
-            f"pretrain.weights: {root / weights} does not exist; give none, the path of a file, or one of: {known}"
+            f"pretrain.weights: {root / weights} does not exist; give none, a file, or one of: {known}"
         )
     return root / weights
 
 
-def adapt_batch_norm(
-    encoder: nn.Module,
-    store: tiles.TileStore,
-    *,
-    batch_size: int,
-    crop_px: int,
-    mean: Channels,
-    std: Channels,
-) -> None:
-    """Re-estimate BatchNorm's running statistics on the training tiles, without a gradient.
+def adapt_batch_norm(encoder: nn.Module, store: tiles.TileStore, settings: Settings) -> None:
+    """Re-estimate BatchNorm's running statistics on evaluation views of the training tiles (arXiv:1603.04779).
 
-    They become the mean over batches of evaluation views, in index order (Li et al., "Revisiting Batch Normalization
-    For Practical Domain Adaptation", arXiv:1603.04779). The encoder is left in eval mode.
+    They become the mean over batches, in index order. The encoder is left in eval mode.
     """
+    size, crop_px = settings.pretrain.batch_size, settings.views.crop_px
+    mean, std = store.statistics(settings.pretrain.normalization)
     norms = _batch_norms(encoder)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the plain average over batches
         norm.train()
-    batches = tiles.split_batches(store.rows("train"), batch_size)
-    if len(batches) > 1 and len(batches[-1]) < batch_size:
+    batches = tiles.split_batches(store.rows("train"), size)
+    if len(batches) > 1 and len(batches[-1]) < size:
         batches = batches[:-1]  # a small rest would count as much as a whole batch
     with torch.inference_mode():
         for _, batch in tiles.stream(store, batches, next(encoder.parameters()).device):
@@ -124,11 +119,13 @@ def projection_head(width: int, *, hidden: int | None, out: int, batch_norm: boo
 
     With BatchNorm as in SimCLR's published code, without as in the paper's notebook.
     """
-    hidden = hidden or width
-    layers: list[nn.Module] = [nn.Linear(width, hidden, bias=not batch_norm)]
-    layers += [nn.BatchNorm1d(hidden)] * batch_norm + [nn.ReLU(inplace=True)]
-    layers += [nn.Linear(hidden, out, bias=not batch_norm)] + [nn.BatchNorm1d(out)] * batch_norm
-    return nn.Sequential(*layers)
+    hidden, bias = hidden or width, not batch_norm
+    first = [
+        nn.Linear(width, hidden, bias=bias),
+        *[nn.BatchNorm1d(hidden)] * batch_norm,
+        nn.ReLU(inplace=True),
+    ]
+    return nn.Sequential(*first, nn.Linear(hidden, out, bias=bias), *[nn.BatchNorm1d(out)] * batch_norm)
 
 
 def save(model: nn.Module, path: Path, *, arch: str, width: int, **facts: Any) -> None:
@@ -175,9 +172,8 @@ def evaluation_facts(facts: Mapping[str, Any], source: object) -> tuple[Channels
 class Frozen:
     """An encoder that does not learn, with its evaluation view.
 
-    In eval mode a tile's features depend on that tile alone and no buffer moves. With `batch_norm="batch"`, as in
-    the notebook, BatchNorm normalises by the statistics of the batch, so features depend on its other tiles too.
-    `precision` is a setting: float32, bfloat16 or auto.
+    It is in eval mode: a tile's features depend on that tile alone and no buffer moves. With `batch_norm="batch"`, as
+    in the notebook, BatchNorm normalises by the batch. `precision` is a setting: float32, bfloat16 or auto.
     """
 
     def __init__(self, path: Path, *, precision: str = "float32", batch_norm: str = "frozen") -> None:
@@ -193,8 +189,8 @@ class Frozen:
     @torch.inference_mode()
     def __call__(self, batch: torch.Tensor) -> npt.NDArray[np.float32]:
         """Features (B,D) of tiles (B,H,H,3) uint8."""
-        pixels = batch.to(self.device)
-        x = views.evaluation_view(pixels, crop_px=self.crop_px, mean=self.mean, std=self.std)
+        batch = batch.to(self.device)
+        x = views.evaluation_view(batch, crop_px=self.crop_px, mean=self.mean, std=self.std)
         with machine.autocast(self.device, self.precision):
             h: torch.Tensor = self.model(x)
         features: npt.NDArray[np.float32] = h.float().cpu().numpy()
@@ -203,9 +199,7 @@ class Frozen:
 
 def _check_arch(arch: str) -> None:
     if arch not in torchvision.models.list_models(module=torchvision.models):
-        raise EncoderError(
-            f"unknown encoder arch {arch!r}; torchvision has resnet18, resnet50, squeezenet1_1, ..."
-        )
+        raise EncoderError(f"unknown encoder arch {arch!r}; torchvision has resnet18, resnet50, ...")
     if arch in ("googlenet", "inception_v3"):
         raise EncoderError(f"encoder arch {arch!r} has auxiliary heads; use a ResNet, say")
 
@@ -267,5 +261,5 @@ def _fill(model: nn.Module, state: State, *, source: object) -> None:
     model.load_state_dict(given, strict=False)
 
 
-def _batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]  # noqa: SLF001
+def _batch_norms(model: nn.Module) -> list[BatchNorm]:
+    return [m for m in model.modules() if isinstance(m, BatchNorm)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -44,9 +43,7 @@ class Lars(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        if closure is not None:
-            raise ValueError("LARS takes no closure")
+    def step(self) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for w in group["params"]:
                 if w.grad is None:

@@ -40,6 +40,10 @@ from satclr.project import Run, code_digest
 LOSSES_AT_ONCE = 32  # on a GPU, where reading a loss waits for the device
 
 Log = Callable[[int, Mapping[str, float]], None]
+Forward = Callable[[Tensor], Tensor]
+MeanStd = tuple[tiles.Channels, tiles.Channels]  # of the encoder's input
+At = tuple[int, int]  # epoch, step
+Unread = list[tuple[Tensor, npt.NDArray[np.int64]]]  # losses on the device, and their tiles' rows
 
 
 def run(run: Run, log: Log) -> None:
@@ -85,7 +89,7 @@ def fingerprint(run: Run) -> str:
 
 def pretrain(run: Run, folder: Path, log: Log, *, fingerprint: str) -> None:
     """Train, or resume from the checkpoint in `folder`, and write encoder and loss curve there."""
-    config, crop_px = run.settings.pretrain, run.settings.views.crop_px
+    config = run.settings.pretrain
     computed, reason = machine.precision(config.precision)
     store = tiles.open_store(run.store).learning(config.near_duplicates)
     mean, std = store.statistics(config.normalization)
@@ -94,8 +98,7 @@ def pretrain(run: Run, folder: Path, log: Log, *, fingerprint: str) -> None:
     encoder, width = encoders.initial(config.arch, config.weights, seed=seed, root=run.root)
     encoder.to(machine.device())
     if config.adapt_batch_norm:
-        size = config.batch_size
-        encoders.adapt_batch_norm(encoder, store, batch_size=size, crop_px=crop_px, mean=mean, std=std)
+        encoders.adapt_batch_norm(encoder, store, run.settings)
     curve: list[tuple[float, float]] = []
     if config.objective != "none":
         if distributed.rank() == 0:
@@ -108,11 +111,11 @@ def pretrain(run: Run, folder: Path, log: Log, *, fingerprint: str) -> None:
     facts = {
         "mean": mean,
         "std": std,
-        "crop_px": crop_px,
+        "crop_px": run.settings.views.crop_px,
         "tile_px": store.stats["tile_px"],
-        "precision": computed,
     }
-    facts |= {"fingerprint": fingerprint, "weights_sha256": files.sha256(weights) if weights else None}
+    facts |= {"precision": computed, "fingerprint": fingerprint}
+    facts |= {"weights_sha256": files.sha256(weights) if weights else None}
     encoders.save(encoder, folder / "encoder.safetensors", arch=config.arch, width=width, **facts)
     (folder / checkpoint.FILE).unlink(missing_ok=True)
 
@@ -133,7 +136,7 @@ def train(
     optimizer = optimizers.build(model, config)
     state = checkpoint.resume(folder, model, optimizer)
     checkpoints = checkpoint.Writer(folder, model, optimizer, state)
-    project_ = partial(project, forward, run=run, statistics=store.statistics(config.normalization))
+    project_ = partial(project, forward, run, store.statistics(config.normalization))
     loss_of = partial(losses.objective, config.objective, config.temperature, config.nt_xent_weight)
     total, done = steps * config.epochs, steps * state.epoch + state.step
     bar = nullcontext(_silent) if distributed.rank() else progress.bar("pretrain", total, "steps", start=done)
@@ -143,7 +146,7 @@ def train(
             order = rows[randomness.permutation(len(rows), run.seed, "order", epoch).numpy()]
             batches = tiles.split_batches(order, size)[first:steps]
             own = [np.concatenate([batch[part.own] for part in parts]) for batch in batches]
-            unread: list[tuple[Tensor, npt.NDArray[np.int64]]] = []
+            unread: Unread = []
             for batch, (_, pixels) in zip(batches, tiles.stream(store, own, device), strict=True):
                 at = (epoch, state.step)
                 source = randomness.generator(run.seed, "views", *at)
@@ -175,21 +178,19 @@ def train(
 
 
 def project(
-    forward: Callable[[Tensor], Tensor],
+    forward: Forward,
+    run: Run,
+    mean_std: MeanStd,
     pixels: Tensor,
     drawn: views.Parameters,
-    at: tuple[int, int],
+    at: At,
     part: caching.Part,
-    *,
-    run: Run,
-    statistics: tuple[tiles.Channels, tiles.Channels],
 ) -> Tensor:
     """Render both views of this process's tiles of a micro-batch and encode them: z (2,b,D) in float32.
 
-    pixels (b',H,H,3) uint8 are this process's tiles of the batch, `drawn` the parameters of all its 2B views;
-    `at` is (epoch, step), `statistics` the mean and std of the encoder's input.
+    pixels (b',H,H,3) uint8 are this process's tiles of the batch, `drawn` the parameters of all its 2B views.
     """
-    config, crop_px, (mean, std) = run.settings.pretrain, run.settings.views.crop_px, statistics
+    config, crop_px, (mean, std) = run.settings.pretrain, run.settings.views.crop_px, mean_std
     computed, _ = machine.precision(config.precision)
     dtype = torch.bfloat16 if computed == "bfloat16" else torch.float32
     render = partial(views.render, pixels[part.local], crop_px=crop_px, mean=mean, std=std, dtype=dtype)
@@ -205,9 +206,7 @@ def project(
     return both
 
 
-def _model(
-    encoder: nn.Module, width: int, run: Run, parts: list[caching.Part]
-) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+def _model(encoder: nn.Module, width: int, run: Run, parts: list[caching.Part]) -> tuple[nn.Module, Forward]:
     """Encoder and projection head in training mode, (rows,3,S,S) → z (rows,D); plain, and as it is called."""
     config, device, processes = run.settings.pretrain, machine.device(), distributed.processes()
     if config.compile and processes > 1:
@@ -221,7 +220,7 @@ def _model(
     with randomness.seeded(randomness.derive(run.seed, "projection")):
         head = encoders.projection_head(width, **config.projection.model_dump()).to(device)
     model = nn.Sequential(encoder, head).train()
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last)
     if config.matmul_convolutions and device.type == "cpu":
         speed_up_small_maps(model)
     distributed.synchronize_batch_norm(model)
@@ -232,9 +231,7 @@ def _silent(_steps: int) -> None:
     """The progress of processes other than 0."""
 
 
-def _read(
-    unread: list[tuple[Tensor, npt.NDArray[np.int64]]], state: checkpoint.State, store: tiles.TileStore
-) -> None:
+def _read(unread: Unread, state: checkpoint.State, store: tiles.TileStore) -> None:
     """Move the losses of the latest steps to `state`. Raises `RunError` if one is not finite."""
     values = torch.stack([loss for loss, _ in unread]).tolist()
     for i, (value, (_, batch)) in enumerate(zip(values, unread, strict=True)):

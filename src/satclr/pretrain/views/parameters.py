@@ -1,9 +1,9 @@
-"""What to do to each view: the augmentation family, and one row of drawn parameters a view."""
+"""What to do to each view: the augmentation family, and one row of drawn parameters per view."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ _BLUR_REACH = 4.0  # taps past 4 sigma hold less than 1e-4 of a kernel
 
 @dataclass(frozen=True)
 class Parameters:
-    """What `draw` decided, one row a view; `parameters[a:b]` replays a part of a batch.
+    """What `draw` decided, one row per view; `parameters[a:b]` replays a part of a batch.
 
     boxes (count,4) int64: top, left, height, width in tile pixels. factors (count,4) float32: brightness,
     contrast, saturation, hue in turns. order (count,4) int64: columns of factors in order of application.
@@ -46,26 +46,23 @@ class Parameters:
         return self._each(lambda column: column.to(device, non_blocking=True))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
-        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        columns: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         return type(self)(**{name: change(v) if isinstance(v, Tensor) else v for name, v in columns.items()})
 
 
 def draw(generator: torch.Generator, count: int, settings: Views, *, tile_px: int) -> Parameters:
     """Draw `count` rows of parameters with the distributions of torchvision's transforms.
 
-    A pure function of the (CPU) generator's state; tiles are squares of `tile_px`. Raises ValueError for an empty draw.
+    A pure function of the (CPU) generator's state; tiles are squares of `tile_px`.
     """
-    if count < 1 or tile_px < 1:
-        raise ValueError(f"draw needs count >= 1 and tile_px >= 1, got {count} and {tile_px}")
 
     def uniform(low: float, high: float, *columns: int) -> Tensor:
         u = torch.rand(count, *columns, generator=generator, dtype=torch.float64)
         return u.mul_(high - low).add_(low)
 
     spans = (settings.brightness, settings.contrast, settings.saturation)
-    shifts = [uniform(max(0.0, 1 - span), 1 + span) for span in spans] + [
-        uniform(-settings.hue, settings.hue)
-    ]
+    shifts = [uniform(max(0.0, 1 - span), 1 + span) for span in spans]
+    shifts.append(uniform(-settings.hue, settings.hue))
     return Parameters(
         boxes=_boxes(uniform, settings.scale, settings.ratio, tile_px),
         flip=uniform(0, 1) < settings.flip_p,

@@ -34,15 +34,9 @@ def render(
     tiles uint8 (N,H,W,3) on any device; row j shows tile j % N. Returns channels-last (count,3,S,S),
     S = crop_px, on the tiles' device. mean and std are in [0,1] units. On a CPU the rows are shared among
     torch.get_num_threads() threads; the result does not depend on their number.
-    Raises ValueError for tiles of another type or shape, boxes outside them, a blur larger than the view.
+    Raises ValueError for tiles of another type or shape.
     """
     _check_tiles(tiles)
-    _check_boxes(parameters.boxes, tiles)
-    if parameters.blur_reach_px >= crop_px:
-        raise ValueError(
-            f"the blur reaches {parameters.blur_reach_px} px in views of {crop_px} px: "
-            "draw the parameters with the crop_px of these views"
-        )
     with torch.no_grad(), torch.autocast(tiles.device.type, enabled=False):
         out = torch.empty(len(parameters), crop_px, crop_px, 3, dtype=dtype, device=tiles.device)
         job = _Job.of(tiles, parameters, out, mean, std)
@@ -116,17 +110,6 @@ def _columns(table: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 def _check_tiles(tiles: Tensor) -> None:
     if tiles.dtype != torch.uint8 or tiles.ndim != 4 or tiles.shape[3] != 3 or len(tiles) == 0:
         raise ValueError(f"tiles must be uint8 (N,H,W,3) with N >= 1, got {tiles.dtype} {tuple(tiles.shape)}")
-
-
-def _check_boxes(boxes: Tensor, tiles: Tensor) -> None:
-    if boxes.device.type != "cpu":  # looking would wait for the device
-        return
-    last = (boxes[:, :2] + boxes[:, 2:]).amax(0).tolist()
-    if last[0] > tiles.shape[1] or last[1] > tiles.shape[2]:
-        raise ValueError(
-            f"boxes reach row {last[0]}, column {last[1]} of tiles of {tiles.shape[1]}x{tiles.shape[2]} px: "
-            "draw the parameters with the tile_px of these tiles"
-        )
 
 
 def _normalise(x: Tensor, mean: Triple, std: Triple) -> None:

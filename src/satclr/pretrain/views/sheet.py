@@ -8,7 +8,9 @@ In: image files of tiles. Out: one PNG, a sheet per tile below the other.
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -30,13 +32,8 @@ def write(tiles: Sequence[Path], out: Path, settings: Settings, *, seed: int) ->
     for i, path in enumerate(tiles):
         tile = torch.from_numpy(store.decode(path, settings.data.tile_px).copy())
         sheets.append(contact_sheet(tile, settings.views, generator=randomness.generator(seed, "sheet", i)))
-    whole = Image.new("RGB", (max(s.width for s in sheets), sum(s.height for s in sheets)), "white")
-    top = 0
-    for sheet in sheets:
-        whole.paste(sheet, (0, top))
-        top += sheet.height
     with files.replacing(out) as part:
-        whole.save(part, "PNG")
+        Image.fromarray(np.concatenate([np.asarray(sheet) for sheet in sheets])).save(part, "PNG")
 
 
 def contact_sheet(
@@ -45,10 +42,7 @@ def contact_sheet(
     """Draw views of a tile: a labelled row per augmentation, then all together; each row begins with the tile.
 
     tile uint8 (H,H,3). An augmentation's own row applies it to every view; the last row keeps probabilities.
-    Raises ValueError for a tile that is not square.
     """
-    if tile.ndim != 3 or tile.shape[0] != tile.shape[1]:
-        raise ValueError(f"a contact sheet needs a square tile (H,H,3), got {tuple(tile.shape)}")
     side_px = settings.crop_px
     step_px = side_px + _GAP_PX
     sheet = Image.new("RGB", (_LABEL_PX + (columns + 1) * step_px, _GAP_PX + len(ROWS) * step_px), "white")
@@ -71,14 +65,7 @@ def only(name: str, parameters: Parameters, *, tile_px: int) -> Parameters:
         return parameters
     whole = torch.tensor([0, 0, tile_px, tile_px]).expand_as(parameters.boxes)
 
-    def on(augmentation: str) -> Tensor:
-        return torch.full_like(parameters.flip, name == augmentation)
-
-    return replace(
-        parameters,
-        boxes=parameters.boxes if name == "crop" else whole,
-        flip=on("flip"),
-        jitter=on("jitter"),
-        grayscale=on("grayscale"),
-        blur=on("blur"),
-    )
+    boxes = parameters.boxes if name == "crop" else whole
+    switches = ("flip", "jitter", "grayscale", "blur")
+    on: dict[str, Any] = {switch: torch.full_like(parameters.flip, name == switch) for switch in switches}
+    return replace(parameters, boxes=boxes, **on)
