@@ -25,7 +25,6 @@ from typing import Any
 
 import common
 import numpy as np
-import pretrain as rivals
 import torch
 from common import Row
 from PIL import Image
@@ -34,11 +33,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T  # noqa: N812
 
-from satclr.evaluation import embed, evaluate, probe
+import pretrain as rivals
 from satclr.data import prepare, tiles
-from satclr.pretrain import stage as pretrain
-from satclr.pretrain import encoder as enc
+from satclr.evaluation import embed, evaluate, probe
 from satclr.params import Arm
+from satclr.pretrain import encoder as enc
+from satclr.pretrain import stage as pretrain
 
 TRAIN, VAL, TEST = 0.7, 0.2, 0.1
 ARMS = ("baseline", "simclr")

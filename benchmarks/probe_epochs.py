@@ -16,9 +16,9 @@ from pathlib import Path
 import common
 import torch
 
-from satclr.evaluation import embed, metrics, probe
 from satclr import params
 from satclr.data import prepare, tiles
+from satclr.evaluation import embed, metrics, probe
 from satclr.pretrain import stage as pretrain
 
 SEEDS, EPOCHS = (0, 1, 2), 24

@@ -25,12 +25,12 @@ from loss_memory import loss as loss_of
 from PIL import Image
 from torch import nn
 
-from satclr.evaluation import embed, evaluate, probe
 from satclr import params, randomness
 from satclr.data import prepare, tiles
-from satclr.pretrain import stage as pretrain
-from satclr.pretrain import encoder as enc
+from satclr.evaluation import embed, evaluate, probe
 from satclr.params import Arm
+from satclr.pretrain import encoder as enc
+from satclr.pretrain import stage as pretrain
 
 SEEDS = range(4)
 WAYS = ("plain", "ours")

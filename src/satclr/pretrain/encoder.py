@@ -68,11 +68,10 @@ def initial(arch: str, weights: str, *, seed: int, root: Path) -> tuple[nn.Modul
     """
     with randomness.seeded(seed):
         model, width = build(arch)
-    file = weights_file(arch, weights, root=root)
-    if file is not None:
-        _fill(model, _read(file), source=weights)
-    elif weights != "none":
-        _fill(model, _published(arch, torchvision.models.get_model_weights(arch)[weights]), source=weights)
+    if weights != "none":
+        file = weights_file(arch, weights, root=root)
+        state = _read(file) if file else _published(arch, torchvision.models.get_model_weights(arch)[weights])
+        model.load_state_dict(_fitting(state, model, source=weights), strict=False)
     return model.eval(), width
 
 
@@ -149,9 +148,9 @@ def _load(path: Path) -> tuple[nn.Module, int, dict[str, Any]]:
         raise EncoderError(f"{path} does not name its architecture; write it with `satclr pretrain`")
     state = {key: torch.from_numpy(value) for key, value in arrays.items()}
     with torch.device("meta"):  # a header may name any architecture: no memory before the tensors fit
-        _fill(build(facts["arch"])[0], state, source=path)
+        _fitting(state, build(facts["arch"])[0], source=path)
     model, width = build(facts["arch"])
-    _fill(model, state, source=path)
+    model.load_state_dict(_fitting(state, model, source=path), strict=False)
     return model.eval(), width, facts
 
 
@@ -242,8 +241,8 @@ def _read(path: Path) -> State:
     return state
 
 
-def _fill(model: nn.Module, state: State, *, source: object) -> None:
-    """Load `state` without its head into `model`; everything else must fit exactly and be finite."""
+def _fitting(state: State, model: nn.Module, *, source: object) -> State:
+    """`state` without a head; raises `EncoderError` unless the rest fits `model` exactly and is finite."""
     heads, own = tuple(f"{name}." for name in HEADS), model.state_dict()
     given = {k: v for k, v in state.items() if k in own or not k.startswith(heads)}
     both = own.keys() & given.keys()
@@ -258,7 +257,7 @@ def _fill(model: nn.Module, state: State, *, source: object) -> None:
     ):
         if names:
             raise EncoderError(f"weights {source} do not fit the encoder: {problem}: {files.some(names)}")
-    model.load_state_dict(given, strict=False)
+    return given
 
 
 def _batch_norms(model: nn.Module) -> list[BatchNorm]:
