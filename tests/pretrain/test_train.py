@@ -133,7 +133,7 @@ import sys
 from pathlib import Path
 from satclr.pretrain import train
 from tests.conftest import make_run
-train.run(make_run(Path(sys.argv[1]), pretrain={"epochs": 12}), lambda *_: None)
+train.run(make_run(Path(sys.argv[1]), pretrain={"epochs": 4}), lambda *_: None)
 """
 
 
