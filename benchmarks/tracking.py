@@ -84,17 +84,17 @@ def measured(run: Run) -> dict[str, float]:
         cost["open_s"] += time.thread_time() - start
         return run_id
 
-    with mock.patch.multiple(live._Worker, run=timed_work, _open=timed_open):  # noqa: SLF001
-        with live.live(run, "pretrain", "bench") as shown:
+    timed = mock.patch.multiple(live._Worker, run=timed_work, _open=timed_open)  # noqa: SLF001
+    with timed, live.live(run, "pretrain", "bench") as shown:
 
-            def log(epoch: int, metrics: Mapping[str, float]) -> None:
-                before = time.thread_time()
-                shown(epoch, metrics)
-                cost["log_s"] += time.thread_time() - before
+        def log(epoch: int, metrics: Mapping[str, float]) -> None:
+            before = time.thread_time()
+            shown(epoch, metrics)
+            cost["log_s"] += time.thread_time() - before
 
-            start = time.process_time()
-            train.run(run, log)
-            cost["training_s"] = time.process_time() - start
+        start = time.process_time()
+        train.run(run, log)
+        cost["training_s"] = time.process_time() - start
     return cost
 
 

@@ -50,7 +50,7 @@ def test_two_threads_train_and_encode_the_same_within_the_stated_tolerances(
     for count in (1, 2):
         with threads(count):
             features.append(frozen(batch))
-    np.testing.assert_allclose(*features, atol=FEATURES_ATOL)
+    np.testing.assert_allclose(features[0], features[1], atol=FEATURES_ATOL)
 
 
 @pytest.mark.parametrize("wanted", [True, False])

@@ -215,7 +215,7 @@ def test_a_checkpoint_of_another_model_is_refused(root: Path) -> None:
     path.parent.mkdir(parents=True)
     for content in (b"no checkpoint", b""):
         path.write_bytes(content)
-        with pytest.raises(train.RunError, match=r"is not a checkpoint of this run .* delete it"):
+        with pytest.raises(checkpoint.RunError, match=r"is not a checkpoint of this run .* delete it"):
             pretrained(run)
 
 
@@ -226,7 +226,7 @@ def poison(model: torch.nn.Module) -> None:
 
 def test_a_loss_that_is_not_finite_stops_with_epoch_step_and_tiles(root: Path) -> None:
     run = make_run(root, pretrain={"learning_rate": 1e30, "epochs": 9})
-    with pytest.raises(train.RunError, match=r"epoch \d+, step \d+; its 8 tiles begin with \w+\.jpg"):
+    with pytest.raises(checkpoint.RunError, match=r"epoch \d+, step \d+; its 8 tiles begin with \w+\.jpg"):
         pretrained(run)
     assert not run.encoder.exists()
 
@@ -237,7 +237,7 @@ def test_the_last_good_checkpoint_is_kept(root: Path, monkeypatch: pytest.Monkey
     fresh(run)
     with monkeypatch.context() as patch:
         patch.setattr(caching, "backward", at_step(6, poison))
-        with pytest.raises(train.RunError, match=r"the loss is nan in epoch 2, step 2"):
+        with pytest.raises(checkpoint.RunError, match=r"the loss is nan in epoch 2, step 2"):
             pretrained(run)
     (kept,) = root.rglob(checkpoint.FILE)
     files.load_tensors(kept)  # raises for what is not finite
@@ -257,7 +257,7 @@ def test_weights_that_the_last_step_made_infinite_are_not_written(
             self.param_groups[0]["params"][0].data.mul_(torch.inf)
 
     monkeypatch.setattr(torch.optim.Adam, "step", overflowing)
-    with pytest.raises(train.RunError, match=r"not finite in .* after epoch 1"):
+    with pytest.raises(checkpoint.RunError, match=r"not finite in .* after epoch 1"):
         pretrained(make_run(root, pretrain={"epochs": 1}))
     assert not list(root.rglob("encoder.safetensors"))
 
@@ -308,7 +308,7 @@ def test_micro_batches_take_both_views_of_their_tiles_and_the_draws_of_the_whole
 def test_what_processes_cannot_do_is_one_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net = torch.nn.Linear(2, 2)
     monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(train.RunError, match="3 processes cannot share 2 tiles"):
+    with pytest.raises(checkpoint.RunError, match="3 processes cannot share 2 tiles"):
         train._model(net, 2, make_run(root, pretrain={"micro_batch_size": 2}), caching.cut(8, 2))
-    with pytest.raises(train.RunError, match=r"pretrain\.compile requires one process, not 3"):
+    with pytest.raises(checkpoint.RunError, match=r"pretrain\.compile requires one process, not 3"):
         train._model(net, 2, make_run(root, pretrain={"compile": True}), caching.cut(8, None))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, Self
 
 import torch
@@ -46,8 +46,9 @@ class Parameters:
         return self._each(lambda column: column.to(device, non_blocking=True))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
-        columns: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return type(self)(**{name: change(v) if isinstance(v, Tensor) else v for name, v in columns.items()})
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed: dict[str, Any] = {name: change(v) for name, v in columns.items() if isinstance(v, Tensor)}
+        return replace(self, **changed)
 
 
 def draw(generator: torch.Generator, count: int, settings: Views, *, tile_px: int) -> Parameters:
