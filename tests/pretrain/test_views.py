@@ -1,5 +1,4 @@
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -160,14 +159,6 @@ def test_normalisation_layout_and_dtype() -> None:
     assert torch.equal(half, x.bfloat16())
 
 
-def test_rows_and_their_partners_show_the_same_tile() -> None:
-    tiles = noise(5, 64)
-    p = views.draw(generator(), 5, Family(), tile_px=64)
-    twice = p._each(lambda column: torch.cat([column, column]))
-    x = rendered(tiles, twice, 32)
-    assert torch.allclose(x[:5], x[5:], atol=1e-5)
-
-
 @pytest.mark.parametrize(("tile_px", "crop_px"), [(96, 64), (160, 48), (64, 96)])
 def test_a_row_does_not_depend_on_the_others_rendered_with_it(tile_px: int, crop_px: int) -> None:
     tiles = noise(12, tile_px)
@@ -302,17 +293,6 @@ def test_bad_input_is_named() -> None:
     p = views.draw(generator(), 2, Family(), tile_px=64)
     with pytest.raises(ValueError, match=r"uint8 \(N,H,W,3\).*float32"):
         rendered(noise(1, 64).float(), p, 32)
-
-
-def test_rendering_threads_use_one_thread_each() -> None:
-    before = torch.get_num_threads()
-    rendering._pool.cache_clear()
-    try:
-        pool = rendering._pool(2, os.getpid())
-        assert torch.get_num_threads() == 2
-        assert set(pool.map(lambda _: torch.get_num_threads(), range(8))) == {1}
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_contact_sheet_shows_each_augmentation() -> None:

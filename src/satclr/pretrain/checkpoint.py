@@ -58,13 +58,11 @@ class Writer:
         wait_s = max(CHECKPOINT_AFTER_S, COST_RATIO * self._cost_s) if CHECKPOINT_AFTER_S else 0.0
         return stop.requested is not None or time.monotonic() - self._since >= wait_s
 
-    def save_if_due(self, stop: Stop) -> None:
+    def write(self, stop: Stop) -> None:
         """Save on process 0, then leave if a signal asked for it. The losses of all steps must be in `state`.
 
         The other processes do not leave by themselves: process 0 may need them to finish its step.
         """
-        if not self.due(stop):
-            return
         began = time.monotonic()
         if distributed.rank() == 0:
             self.save()

@@ -161,15 +161,16 @@ def train(
                 optimizer.step()
                 state.step += 1
                 unread.append((loss, batch))
-                last = state.step == steps
-                if last or device.type == "cpu" or len(unread) == LOSSES_AT_ONCE or checkpoints.due(stop):
+                last, due = state.step == steps, checkpoints.due(stop)
+                if last or due or device.type == "cpu" or len(unread) == LOSSES_AT_ONCE:
                     _read(unread, state, store)
                 advance(1)
-                if not last:
-                    checkpoints.save_if_due(stop)
+                if due and not last:
+                    checkpoints.write(stop)
             state.finish_epoch(rate)
             speed = (steps - first) * size / (time.monotonic() - started)
-            checkpoints.save_if_due(stop)
+            if checkpoints.due(stop):
+                checkpoints.write(stop)
             if distributed.rank() == 0:
                 log(state.epoch, {"loss": state.curve[-1][0], "learning_rate": rate, "tiles_per_s": speed})
     checkpoint.require_finite(encoder.state_dict(), state)  # the last loss precedes the last update
