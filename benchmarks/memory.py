@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -63,6 +64,7 @@ def project(root: Path, count: int) -> Path:
     sections = {name: SCALE.get(name, {}) for name in tree["profiles"]["sample"]}
     tree |= {"profile": "bench", "profiles": {"bench": sections}, "run": ["simclr"]}
     (root / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    shutil.copy(common.ROOT / "dvc.yaml", root)
     return root
 
 

@@ -1,4 +1,4 @@
-"""Crop-resize and Gaussian blur as products with banded matrices, one pair a view.
+"""Crop-resize and Gaussian blur as products with banded matrices, one pair per view.
 
 On a CPU a matrix is a few blocks along its diagonal; on a GPU one dense block. Products take and leave axes
 transposed where that saves a copy.
@@ -13,9 +13,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-_BLOCK_PX = (
-    32  # rows of a block: fewer waste no arithmetic on zeros, more keep the processor's pipelines full
-)
+_BLOCK_PX = 32  # rows of a block: fewer multiply fewer zeros, more keep the processor's pipelines full
 _FAR = 1e6  # a distance at which no filter sees anything
 
 
@@ -61,8 +59,7 @@ def resize_weights(start: Tensor, size: Tensor, flip: Tensor, out_px: int, bands
     # A tensor made of a list would be copied to the device, and the copy waited for.
     rows = torch.stack([torch.arange(row, row + bands.height, device=device) for row in bands.rows])
     source = torch.stack([torch.arange(first, first + bands.width, device=device) for first in bands.starts])
-    size = size[:, None, None]
-    start = start[:, None, None]
+    size, start = size[:, None, None], start[:, None, None]
     scale = size / out_px
     index = torch.where(flip[:, None, None] > 0, out_px - 1 - rows, rows)
     shrink = scale.clamp(min=1)
