@@ -81,7 +81,7 @@ def test_tensors_come_back_with_their_facts_and_equal_content_gives_equal_bytes(
     assert loaded["count"].shape == ()
     assert (
         text
-        == {"labels": '["a", "é"]', "arch": "resnet18", "mean": "[0.1, 0.2, 0.3]"}
+        == {"labels": '["a", "é"]', "arch": '"resnet18"', "mean": "[0.1, 0.2, 0.3]"}
         == files.load_facts(tmp_path / "a")
     )
     assert torch.equal(load_file(tmp_path / "a")["weight"], weight)

@@ -130,7 +130,7 @@ def projection_head(width: int, *, hidden: int | None, out: int, batch_norm: boo
 def save(model: nn.Module, path: Path, *, arch: str, width: int, **facts: Any) -> None:
     """Write the encoder's state, and as JSON in the file's metadata what is needed to use it."""
     facts |= {"arch": arch, "feature_dim": width}
-    files.save_tensors(path, model.state_dict(), **{name: json.dumps(value) for name, value in facts.items()})
+    files.save_tensors(path, model.state_dict(), **facts)
 
 
 def load(path: Path) -> tuple[nn.Module, int]:
