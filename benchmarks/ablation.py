@@ -92,9 +92,7 @@ def measured(scale: Scale) -> Row:
     with tempfile.TemporaryDirectory() as name:
         for turn in range(scale.rounds):
             # A new project each time: nothing is taken from a checkpoint.
-            project = common.project(
-                Path(name) / str(turn), sections(scale), count=scale.tiles, tile_px=scale.tile_px
-            )
+            project = common.project(Path(name) / str(turn), sections(scale), count=scale.tiles, tile_px=scale.tile_px)
             ours.append(common.seconds(lambda project=project: our_way(project)))  # type: ignore[misc]
             with ProcessPoolExecutor(1, get_context("spawn")) as apart:  # see benchmarks/pretrain.py
                 theirs.append(apart.submit(papers_seconds, scale, project.data, project.store).result())

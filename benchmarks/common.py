@@ -116,12 +116,7 @@ def changed(run: Run, **pretrain: Any) -> Run:
 def _params(sections: Mapping[str, Any]) -> dict[str, Any]:
     tree: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     bench = {section: sections.get(section, {}) for section in SECTIONS}
-    return tree | {
-        "profile": "bench",
-        "profiles": {"bench": bench},
-        "run": ["baseline", "simclr"],
-        "seeds": [0],
-    }
+    return tree | {"profile": "bench", "profiles": {"bench": bench}, "run": ["baseline", "simclr"], "seeds": [0]}
 
 
 def seconds(work: Callable[[], object]) -> float:

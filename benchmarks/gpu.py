@@ -193,12 +193,7 @@ def shares(profiler: profile, device: torch.device) -> dict[str, float]:
         whole = spent["gather"] + spent["draw"] + spent["backward"] + spent["optimizer"]
     # What is left, on a GPU too, whose backward kernels are launched by a thread of its own, outside the named part.
     rest = whole - spent["gather"] - drawn - spent["optimizer"]
-    parts = {
-        "gather": spent["gather"],
-        "views": drawn,
-        "optimizer": spent["optimizer"],
-        "forward_backward": rest,
-    }
+    parts = {"gather": spent["gather"], "views": drawn, "optimizer": spent["optimizer"], "forward_backward": rest}
     return {part: round(time / whole, 4) for part, time in parts.items()}
 
 

@@ -50,8 +50,7 @@ def rows(*, quick: bool = False) -> list[Row]:
         ]
         arm = ["--arm", "simclr", "--seed", "0"]
         found += [
-            stage(command, few, peak(small, command, *arm))
-            for command in ("pretrain", "embed", "probe", "evaluate")
+            stage(command, few, peak(small, command, *arm)) for command in ("pretrain", "embed", "probe", "evaluate")
         ]
         found.append(stage("compare", few, peak(small, "compare")))
     return found

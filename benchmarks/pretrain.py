@@ -78,12 +78,7 @@ def compare(size: Size) -> list[Row]:
     sections = {
         "data": {"tile_px": size.tile_px},
         "views": {"crop_px": size.crop_px},
-        "pretrain": {
-            "arch": size.arch,
-            "weights": "none",
-            "precision": "bfloat16",
-            "batch_size": size.batch_size,
-        },
+        "pretrain": {"arch": size.arch, "weights": "none", "precision": "bfloat16", "batch_size": size.batch_size},
     }
     found: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
@@ -94,11 +89,7 @@ def compare(size: Size) -> list[Row]:
         store = tiles.open_store(run.store)
         store = replace(store, splits=np.where(np.arange(count + SPARE) < count, "train", "val"))
         rivals: dict[str, tuple[Callable[[], AbstractContextManager[Step]], int, str]] = {
-            "the limit": (
-                lambda: nullcontext(limit(size, run.settings.pretrain)),
-                size.limit_rounds,
-                "bfloat16",
-            ),
+            "the limit": (lambda: nullcontext(limit(size, run.settings.pretrain)), size.limit_rounds, "bfloat16"),
             "lightly's recipe": (lambda: apart(lightly, size, files), size.rounds, "float32"),
             "the paper's loop": (lambda: apart(paper, size, files), size.rounds, "float32"),
         }

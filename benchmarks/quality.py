@@ -84,9 +84,7 @@ def plain(run: Run) -> None:
     how, settings, store = run.settings.pretrain, run.settings, tiles.open_store(run.store)
     files.write_csv(run.results / "pretrain.csv", ["epoch", "loss", "learning_rate"], [])
     mean, std = store.statistics(how.normalization)
-    encoder, width = enc.initial(
-        how.arch, how.weights, seed=randomness.derive(run.seed, "encoder"), root=run.root
-    )
+    encoder, width = enc.initial(how.arch, how.weights, seed=randomness.derive(run.seed, "encoder"), root=run.root)
     torch.manual_seed(run.seed)
     head = nn.Sequential(
         nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(),

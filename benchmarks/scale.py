@@ -30,11 +30,7 @@ GPUS = torch.cuda.device_count()
 SPEED = (("resnet18", 64, 128), ("resnet18", 64, 512), ("resnet50", 224, 16))
 SPEED_QUICK = (("resnet18", 64, 16),)
 # encoder, side of a view, global batch, micro-batches; the last size of each shows whether memory follows the batch
-MEMORY = (
-    ("resnet18", 64, 1024, (64, 128, 256)),
-    ("resnet50", 224, 64, (8, 16, 32)),
-    ("resnet50", 224, 32, (8,)),
-)
+MEMORY = (("resnet18", 64, 1024, (64, 128, 256)), ("resnet50", 224, 64, (8, 16, 32)), ("resnet50", 224, 32, (8,)))
 MEMORY_GPU = (("resnet50", 224, 2048, (32, 64, 128)), ("resnet50", 224, 512, (64,)))
 MEMORY_QUICK = (("resnet18", 64, 16, (4, 8)),)
 
@@ -71,9 +67,7 @@ def memory(arch: str, crop_px: int, batch_size: int, size: int) -> Row:
     }
 
 
-def measure(
-    processes: int, arch: str, crop_px: int, batch_size: int, micro_batch_size: int | None
-) -> dict[str, float]:
+def measure(processes: int, arch: str, crop_px: int, batch_size: int, micro_batch_size: int | None) -> dict[str, float]:
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
@@ -88,9 +82,7 @@ def measure(
 
 def worker(arch: str, crop_px: int, batch_size: int, micro_batch_size: int | None) -> None:
     """Print tiles/s, seconds a step and the peak in MiB, on process 0."""
-    steps = (
-        STEPS + 1 if micro_batch_size is None else 2
-    )  # the first warms up, and makes the optimizer's moments
+    steps = STEPS + 1 if micro_batch_size is None else 2  # the first warms up, and makes the optimizer's moments
     pretrain = {"arch": arch, "weights": "none", "batch_size": batch_size, "precision": "bfloat16"}
     pretrain |= {"micro_batch_size": micro_batch_size, "epochs": steps}
     config = run("simclr", {"views": {"crop_px": crop_px}, "pretrain": pretrain})
@@ -101,23 +93,14 @@ def worker(arch: str, crop_px: int, batch_size: int, micro_batch_size: int | Non
         store = made_store(pixels)  # an epoch is one step
         encoder.to(machine.device())
         train.train(
-            store,
-            encoder,
-            width,
-            run=config,
-            folder=Path(name),
-            log=lambda _, m: speeds.append(m["tiles_per_s"]),
+            store, encoder, width, run=config, folder=Path(name), log=lambda _, m: speeds.append(m["tiles_per_s"])
         )
         on_gpu = machine.device().type == "cuda"
         peak = (torch.cuda.max_memory_allocated() / 2**10 if on_gpu else memory_kib()["VmHWM"]) / 2**10
         if distributed.rank() == 0:
             # The fastest: processes that wait for one another suffer twice from whatever else the machine does.
             speed = max(speeds[1:])
-            print(
-                json.dumps(
-                    {"tiles_per_s": speed, "step_s": round(batch_size / speed, 3), "peak_MiB": round(peak)}
-                )
-            )
+            print(json.dumps({"tiles_per_s": speed, "step_s": round(batch_size / speed, 3), "peak_MiB": round(peak)}))
 
 
 if __name__ == "__main__":

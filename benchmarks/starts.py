@@ -62,13 +62,10 @@ def main() -> None:
             began = time.perf_counter()
             subprocess.run(command, cwd=chosen.project, check=True, capture_output=True)
             times[name].append(time.perf_counter() - began)
-    seconds = {
-        name: round(statistics.median(found[1:]), 2) for name, found in times.items()
-    }  # the first warms files
+    seconds = {name: round(statistics.median(found[1:]), 2) for name, found in times.items()}  # the first warms files
     for name, value in seconds.items():
         ratios = [
-            f"{value / seconds[f'import {names}']:5.2f} x {names}"
-            for names in ("numpy, scipy, sklearn", "torch")
+            f"{value / seconds[f'import {names}']:5.2f} x {names}" for names in ("numpy, scipy, sklearn", "torch")
         ]
         print(f"{name:36} {value:6.2f} s   {'   '.join(ratios) if name in STAGES else ''}")
     if chosen.project == common.ROOT:

@@ -59,12 +59,7 @@ def rows(*, quick: bool = False) -> list[Row]:
             "unit": "% (theirs: the bound)",
             "epochs": epochs,
         },
-        {
-            "name": "the sample's pretraining epoch",
-            "ours": round(epochs_s / epochs, 3),
-            "unit": "s",
-            **scale,
-        },
+        {"name": "the sample's pretraining epoch", "ours": round(epochs_s / epochs, 3), "unit": "s", **scale},
         {"name": "opening a new store and a run", "ours": round(cost["open_s"], 2), "unit": "s", **scale},
     ]
 

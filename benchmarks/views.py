@@ -48,9 +48,7 @@ def decode(jpeg: bytes) -> Image.Image:
     return Image.open(io.BytesIO(jpeg)).convert("RGB")
 
 
-def paper(
-    crop_px: int, mean: Sequence[float] = MEAN, std: Sequence[float] = STD
-) -> Callable[[Image.Image], Tensor]:
+def paper(crop_px: int, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Callable[[Image.Image], Tensor]:
     """The paper's transform as it describes it, in torchvision on PIL images."""
     jitter = T.ColorJitter(0.4, 0.4, 0.4, 0.1)
     cubic = T.InterpolationMode.BICUBIC

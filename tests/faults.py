@@ -118,9 +118,7 @@ class Project:
     def tracked(self) -> dict[str, Any]:
         """What MLflow's database holds: runs left open, current metrics, versions and aliases."""
         with closing(sqlite3.connect(self.root / "mlruns" / "mlflow.db")) as db:
-            running = db.execute(
-                "SELECT COUNT(*) FROM runs WHERE status = 'RUNNING' AND lifecycle_stage = 'active'"
-            )
+            running = db.execute("SELECT COUNT(*) FROM runs WHERE status = 'RUNNING' AND lifecycle_stage = 'active'")
             metrics = db.execute(
                 "SELECT kind.value, arm.value, m.key, m.value FROM latest_metrics m"
                 " JOIN tags state ON state.run_uuid = m.run_uuid AND state.key = 'satclr.state'"
@@ -228,14 +226,10 @@ def strike(project: Project, process: subprocess.Popen[bytes], moment: Moment) -
         psutil.wait_procs(workers, timeout=30)
         orphan_s = time.monotonic() - began
     aim = moment.pattern or "anywhere"
-    return Kill(
-        aim, victim, (project.stages() or ["dvc"])[-1].partition("@")[0] if workers else "dvc", orphan_s
-    )
+    return Kill(aim, victim, (project.stages() or ["dvc"])[-1].partition("@")[0] if workers else "dvc", orphan_s)
 
 
-def moments(
-    order: Sequence[str], seconds: Mapping[str, float], count: int, rng: random.Random
-) -> list[Moment]:
+def moments(order: Sequence[str], seconds: Mapping[str, float], count: int, rng: random.Random) -> list[Moment]:
     """Kills during the writes that matter, then anywhere in each stage, in the order of the stages."""
     plan = [Moment(order[0], 0.0, "dvc")]
     for stage in order:
@@ -315,9 +309,7 @@ def harness(folder: Path, *, seed: int, kills: int) -> dict[str, Any]:
         "hit": dict(Counter(f"{one.hit}: {one.victim}" for one in done)),
         "aimed_at": dict(Counter(one.aim for one in done)),
         "files": len(expected),
-        "different": sorted(
-            name for name in outputs.keys() | expected if outputs.get(name) != expected.get(name)
-        ),
+        "different": sorted(name for name in outputs.keys() | expected if outputs.get(name) != expected.get(name)),
         "mlflow_equal": ours["metrics"] == theirs["metrics"] and ours["aliases"] == theirs["aliases"],
         "runs_left_open": ours["running"],
         "processes_left": len(twin.processes()),
@@ -346,9 +338,7 @@ def main() -> None:
     chosen = parser.parse_args()
     if not (ROOT / "data" / "sample").is_dir():
         sys.exit("error: data/sample is missing; run `dvc pull data.dvc` first")
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a background job ignores it, and so do its children
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and so do its children
     with tempfile.TemporaryDirectory(prefix="satclr-faults-") as folder:
         found = harness(Path(folder), seed=chosen.seed, kills=chosen.kills)
     print(json.dumps(found, indent=1))

@@ -88,17 +88,10 @@ def write(
     }
     (results / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     classes = [
-        [
-            label,
-            int(targets[1, :, k].sum()),
-            0.3,
-            *([ap[k], ap[k] - 0.1, ap[k] + 0.1] if k < 4 else ["", "", ""]),
-        ]
+        [label, int(targets[1, :, k].sum()), 0.3, *([ap[k], ap[k] - 0.1, ap[k] + 0.1] if k < 4 else ["", "", ""])]
         for k, label in enumerate(LABELS)
     ]
-    _table(
-        results / "per_class_ap.csv", ["label", "positives", "prevalence", "AP", "AP_lo", "AP_hi"], classes
-    )
+    _table(results / "per_class_ap.csv", ["label", "positives", "prevalence", "AP", "AP_lo", "AP_hi"], classes)
     return metrics
 
 

@@ -130,9 +130,7 @@ def test_the_whole_line_from_tiles_to_a_champion(project: Make, capsys: pytest.C
     assert code == 0, err
     tile = root / "data/tiny/Images/water/water_00001.jpg"
     (root / "broken.jpg").write_bytes(b"no picture")
-    code, out, err = satclr(
-        "predict", "--json", "--top", "2", str(tile), str(root / "broken.jpg"), capsys=capsys
-    )
+    code, out, err = satclr("predict", "--json", "--top", "2", str(tile), str(root / "broken.jpg"), capsys=capsys)
     assert code == 1  # one of the two could not be read
     found = [json.loads(line) for line in out.splitlines()]
     assert found[0]["tile"] == str(tile)

@@ -55,11 +55,7 @@ def test_a_stage_depends_on_the_code_it_imports(stage: str) -> None:
     declared = [SRC.parent / dep for dep in STAGES[stage]["deps"] if str(dep).startswith("src/")]
     assert all(path.exists() for path in declared)
     files = {source(name) for name in closure(f"satclr.{MODULES[stage]}")}
-    missing = [
-        str(f)
-        for f in files
-        if f and f.read_text().strip() and not any(f.is_relative_to(d) for d in declared)
-    ]
+    missing = [str(f) for f in files if f and f.read_text().strip() and not any(f.is_relative_to(d) for d in declared)]
     assert [name for name in missing if not name.endswith("__init__.py")] == []
 
 

@@ -42,12 +42,6 @@ def test_a_killed_repro_ends_with_the_bytes_of_an_undisturbed_one(tiny_data: Pat
     ],
 )  # fmt: skip
 def test_every_kind_of_loss_is_reported(change: dict[str, Any]) -> None:
-    good = {
-        "different": [],
-        "runs_left_open": 0,
-        "processes_left": 0,
-        "mlflow_equal": True,
-        "up_to_date": True,
-    }
+    good = {"different": [], "runs_left_open": 0, "processes_left": 0, "mlflow_equal": True, "up_to_date": True}
     assert faults.losses(good | {"stops": [["embed", "SIGTERM", 143, 0.5]]}) == []
     assert len(faults.losses(good | {"stops": []} | change)) == 1

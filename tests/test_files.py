@@ -95,7 +95,4 @@ def test_values_that_are_not_finite_are_named(tmp_path: Path) -> None:
 
 def test_csv_comes_back(tmp_path: Path) -> None:
     files.write_csv(tmp_path / "a.csv", ["label", "AP"], [["sea, deep", 0.5], ['"x"', ""]])
-    assert files.read_csv(tmp_path / "a.csv") == [
-        {"label": "sea, deep", "AP": "0.5"},
-        {"label": '"x"', "AP": ""},
-    ]
+    assert files.read_csv(tmp_path / "a.csv") == [{"label": "sea, deep", "AP": "0.5"}, {"label": '"x"', "AP": ""}]

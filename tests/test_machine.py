@@ -70,9 +70,7 @@ DEFERRING = LISTENING + "with machine.stop.deferred(): time.sleep(60)"
 @contextmanager
 def started(code: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
     plain = {k: v for k, v in os.environ.items() if k not in {"DVC_STAGE", "RANK"}} | environment
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=plain
-    ) as process:
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=plain) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         yield process
@@ -88,7 +86,9 @@ def test_sigterm_ends_a_process_within_the_grace_period() -> None:
 
 
 def test_a_stage_does_not_outlive_its_dvc() -> None:
-    parent = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {LISTENING + 'time.sleep(60)'!r}]).wait()"
+    parent = (
+        f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {LISTENING + 'time.sleep(60)'!r}]).wait()"
+    )
     with started(parent, DVC_STAGE="pretrain") as process:
         (child,) = psutil.Process(process.pid).children()
         process.kill()

@@ -18,10 +18,7 @@ from satclr.tracking import store as tracking
 from tests.conftest import ROOT, tiny_params, write_data
 from tests.tracking.serving import free_port, served
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")]
 BIN = Path(sys.executable).parent
 TILE = "data/tiny/Images/water/water_00001.jpg"
 
@@ -33,9 +30,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def sh(folder: Path, *command: str, code: int = 0, **env: str) -> str:
     """Run a command in a folder and return what it printed."""
-    done = subprocess.run(
-        command, cwd=folder, env=environment(**env), capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, cwd=folder, env=environment(**env), capture_output=True, text=True, check=False)
     assert done.returncode == code, f"{' '.join(command)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

@@ -42,10 +42,7 @@ def test_mlrsnet_is_the_paper_to_the_letter() -> None:
 
 
 def test_an_arm_changes_only_what_it_names(tree: dict[str, Any], tmp_path: Path) -> None:
-    tree["arms"]["warm"] = {
-        "pretrain": {"objective": "nt_xent", "temperature": 0.1},
-        "views": {"blur_p": 0.5},
-    }
+    tree["arms"]["warm"] = {"pretrain": {"objective": "nt_xent", "temperature": 0.1}, "views": {"blur_p": 0.5}}
     loaded = load(tree, tmp_path)
     plain, warm = (settings.resolve(loaded, "sample", arm).flat() for arm in ("simclr", "warm"))
     assert {key for key in plain if plain[key] != warm[key]} == {"views.blur_p", "pretrain.temperature"}
@@ -121,18 +118,14 @@ def test_few_settings_are_changed_by_nothing(tree: dict[str, Any]) -> None:
     """A setting that no profile, arm or page of the documentation changes should be a constant in the code."""
     docs = "".join(path.read_text() for path in [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
     changed = {key for table in ("profiles", "arms") for one in tree[table].values() for key in leaves(one)}
-    unchanged = [
-        key for key in leaves(tree["defaults"]) if key not in changed and key.split(".")[-1] not in docs
-    ]
+    unchanged = [key for key in leaves(tree["defaults"]) if key not in changed and key.split(".")[-1] not in docs]
     assert len(unchanged) <= 15, unchanged
 
 
 def leaves(tree: Any, prefix: str = "") -> list[str]:
     if not isinstance(tree, dict):
         return [prefix]
-    return [
-        leaf for key, value in tree.items() for leaf in leaves(value, f"{prefix}.{key}" if prefix else key)
-    ]
+    return [leaf for key, value in tree.items() for leaf in leaves(value, f"{prefix}.{key}" if prefix else key)]
 
 
 scalars = st.none() | st.booleans() | st.integers(-3, 3) | st.floats(-2, 2) | st.text("ab", max_size=2)

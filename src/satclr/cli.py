@@ -139,9 +139,7 @@ def views(
 @app.command()
 def audit(
     labels_dir: Annotated[Path, typer.Argument(help="A folder of <category>.csv label tables.")],
-    images: Annotated[
-        Path | None, typer.Option(help="The folder of images, to match rows and tiles.")
-    ] = None,
+    images: Annotated[Path | None, typer.Option(help="The folder of images, to match rows and tiles.")] = None,
     json: Annotated[Path | None, typer.Option(help="Also write the findings to this file as JSON.")] = None,
 ) -> None:
     """List what is wrong with a data set's labels, worst first."""
@@ -179,16 +177,12 @@ def import_(
 
 @app.command()
 def predict(
-    tiles: Annotated[
-        list[str], typer.Argument(help="Tiles, folders, globs, or GeoTIFF scenes, which are cut up.")
-    ],
+    tiles: Annotated[list[str], typer.Argument(help="Tiles, folders, globs, or GeoTIFF scenes, which are cut up.")],
     profile: Profile = None,
     top: Annotated[int, typer.Option(help="How many probabilities to show per tile.", min=1)] = 5,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per tile.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV with every label's probability.")] = False,
-    scene_tile_px: Annotated[
-        int, typer.Option(help="Side of the tiles that a scene is cut into.", min=8)
-    ] = 256,
+    scene_tile_px: Annotated[int, typer.Option(help="Side of the tiles that a scene is cut into.", min=8)] = 256,
 ) -> None:
     """Label tiles with the registered champion."""
     from satclr.tracking import predict as serving
@@ -199,9 +193,7 @@ def predict(
 
 
 @app.command()
-def export(
-    target: Annotated[Path, typer.Argument(help="The ONNX file to write.")], profile: Profile = None
-) -> None:
+def export(target: Annotated[Path, typer.Argument(help="The ONNX file to write.")], profile: Profile = None) -> None:
     """Write the champion as ONNX (optional packages: `uv sync --group onnx`)."""
     from satclr.tracking import export as onnx
 

@@ -130,9 +130,7 @@ def load_tensors(path: Path) -> tuple[Arrays, dict[str, str]]:
     except FileNotFoundError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever a damaged or hostile file raises
-        raise FileError(
-            f"{path} is not a complete safetensors file ({error}); create or download it again"
-        ) from None
+        raise FileError(f"{path} is not a complete safetensors file ({error}); create or download it again") from None
     require_finite(tensors, path)
     return tensors, facts
 
@@ -147,9 +145,7 @@ def load_facts(path: Path) -> dict[str, str]:
     except FileNotFoundError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever a damaged or hostile file raises
-        raise FileError(
-            f"{path} is not a complete safetensors file ({error}); create or download it again"
-        ) from None
+        raise FileError(f"{path} is not a complete safetensors file ({error}); create or download it again") from None
 
 
 def load_npz(path: Path) -> Arrays:
@@ -173,9 +169,7 @@ def load_npz(path: Path) -> Arrays:
 def require_finite(tensors: Mapping[str, Any], source: object) -> None:
     """Raise `FileError` naming the arrays that hold NaN or infinity."""
     arrays = {name: _array(value) for name, value in tensors.items()}
-    broken = [
-        name for name, value in arrays.items() if value.dtype.kind == "f" and not np.isfinite(value).all()
-    ]
+    broken = [name for name, value in arrays.items() if value.dtype.kind == "f" and not np.isfinite(value).all()]
     if broken:
         raise FileError(f"{source} is not finite in {some(broken)}; create or download it again")
 

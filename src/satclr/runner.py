@@ -85,9 +85,7 @@ def lock(root: Path, name: str) -> Iterator[None]:
 
     from satclr import progress
 
-    if (
-        os.environ.get("SATCLR_LOCKED") or os.environ.get("RANK", "0") != "0"
-    ):  # another process of ours holds it
+    if os.environ.get("SATCLR_LOCKED") or os.environ.get("RANK", "0") != "0":  # another process of ours holds it
         yield
         return
     path = root / ".cache" / "locks" / name
@@ -109,13 +107,7 @@ def lock(root: Path, name: str) -> Iterator[None]:
 
 def _torchrun(name: str, run: Run) -> None:
     """Run a stage in several processes of this machine."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={run.processes}",
-    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={run.processes}"]
     command += ["-m", "satclr", name, "--profile", run.profile, "--arm", run.arm, "--seed", str(run.seed)]
     threads = max(1, (os.cpu_count() or 1) // run.processes)
     environment = {"OMP_NUM_THREADS": str(threads)} | os.environ | {"SATCLR_LOCKED": "1"}

@@ -97,9 +97,7 @@ def _check_sections(
     for name, sections in tables.items():
         for section in required:
             if section not in sections:
-                raise ParamsError(
-                    f"{path}{name}.{section} is missing; add `{section}: {{}}` to change nothing"
-                )
+                raise ParamsError(f"{path}{name}.{section} is missing; add `{section}: {{}}` to change nothing")
         for section, value in sections.items():
             if section not in allowed:
                 key = _printable(f"{path}{name}.{section}")
@@ -159,19 +157,13 @@ def _brief(value: Any) -> str:
     try:
         return short.repr(value)
     except ValueError:  # Python prints no integer of over 4300 digits
-        return (
-            f"an integer of {value.bit_length():,} bits" if isinstance(value, int) else type(value).__name__
-        )
+        return f"an integer of {value.bit_length():,} bits" if isinstance(value, int) else type(value).__name__
 
 
 def _keys_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     for key in loc:
         field = next((f for n, f in model.model_fields.items() if key in (n, f.alias)), None)
-        if (
-            field is None
-            or not isinstance(field.annotation, type)
-            or not issubclass(field.annotation, BaseModel)
-        ):
+        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
             return []
         model = field.annotation
     return [field.alias or name for name, field in model.model_fields.items()]
@@ -187,9 +179,7 @@ class _StrictLoader(yaml.SafeLoader):
     def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
         node = super().compose_scalar_node(anchor)
         if node.style is None and _AMBIGUOUS.fullmatch(node.value):
-            problem = (
-                f"{node.value} means different things in YAML 1.1 and 1.2; quote it or write it another way"
-            )
+            problem = f"{node.value} means different things in YAML 1.1 and 1.2; quote it or write it another way"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return node
 
@@ -200,9 +190,7 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str):
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key {key!r} is not text", key_node.start_mark
-            )
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
         if key in tree:
             raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
         tree[key] = loader.construct_object(value_node, deep=True)

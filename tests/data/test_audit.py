@@ -226,9 +226,7 @@ def test_faults_of_every_kind_planted_together_are_all_found(sound: Path) -> Non
         ("pier", "pier", 70, "missing-namesake", "notice"),
     ],
 )
-def test_a_lost_label_is_found(
-    sound: Path, category: str, label: str, gone: int, kind: str, level: str
-) -> None:
+def test_a_lost_label_is_found(sound: Path, category: str, label: str, gone: int, kind: str, level: str) -> None:
     change(sound, "plain", range(20), **{label: 1})
     tiles = change(sound, category, range(gone), **{label: 0})
     labels, report = audited(sound)
@@ -256,11 +254,7 @@ def test_labels_outside_the_data_sets_own_document_are_found(sound: Path, form: 
         (sound / "category_labels.csv").write_text("\n".join(",".join(row) for row in rows))
     else:
         book = openpyxl.Workbook()
-        for category in (
-            "Categories",
-            "pier",
-            "plain",
-        ):  # a first sheet of categories, some of them labels too
+        for category in ("Categories", "pier", "plain"):  # a first sheet of categories, some of them labels too
             book.worksheets[0].append([None, category])
         sheet = book.create_sheet()
         for row in rows:

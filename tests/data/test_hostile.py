@@ -21,19 +21,7 @@ from satclr.data import importing, labels, tiles
 from satclr.data.importing import archives
 
 from . import rar
-from .downloads import (
-    Files,
-    encoded,
-    folder_of,
-    make,
-    multi_hot,
-    picture,
-    table,
-    tables,
-    tar_of,
-    zip_of,
-    zipped,
-)
+from .downloads import Files, encoded, folder_of, make, multi_hot, picture, table, tables, tar_of, zip_of, zipped
 from .downloads import tiles as tile_files
 
 CRAFTED: dict[str, Callable[[Files], bytes]] = {"rar": rar.packed, "rar 4": rar.packed_4, "zip": zipped}
@@ -63,9 +51,7 @@ def refused(tmp_path: Path, source: Path, *said: str) -> None:
     assert {path.name for path in set(tmp_path.rglob("*")) - before} <= {"data"}
 
 
-@pytest.mark.parametrize(
-    "name", ["../evil.jpg", "/evil.jpg", "Images/../../evil.jpg", "..\\evil.jpg", "C:\\evil.jpg"]
-)
+@pytest.mark.parametrize("name", ["../evil.jpg", "/evil.jpg", "Images/../../evil.jpg", "..\\evil.jpg", "C:\\evil.jpg"])
 @pytest.mark.parametrize("form", ["zip", "tar.gz", "rar", "rar 4"])
 def test_a_path_that_leaves_the_target_is_refused(tmp_path: Path, name: str, form: str) -> None:
     files = tile_files("Images/{category}/{name}") | tables("Labels") | {name: b"evil"}
@@ -192,9 +178,7 @@ def test_a_pickle_is_neither_run_nor_imported(tmp_path: Path, store: tiles.TileS
     raw = pickle.dumps(Planted(planted))
     files = tile_files("set/{category}/{name}") | {"set/labels.csv": table(multi_hot())}
     names = ("model.pkl", "labels.pkl.csv", "0.npy", "x.pt", "book.xlsx")
-    importing.run(
-        zip_of(tmp_path / "set.zip", files | {f"set/{n}": raw for n in names}), tmp_path / "data" / "set"
-    )
+    importing.run(zip_of(tmp_path / "set.zip", files | {f"set/{n}": raw for n in names}), tmp_path / "data" / "set")
     made = {path.suffix for path in (tmp_path / "data").rglob("*") if path.is_file()}
     assert made == {".csv", ".jpg", ".json"}
     (tmp_path / "features.npy").write_bytes(raw)
@@ -217,9 +201,7 @@ def test_spreadsheets_that_claim_more_than_they_hold_take_no_memory(tmp_path: Pa
     cell = '<sheetData><row r="1"><c r="A1"><v>1</v></c></row></sheetData>'
     path.write_bytes(spreadsheet(f'<dimension ref="A1:XFD1048576"/>{cell}'))
     assert labels.sheets(path) == [[["1"]]]
-    path.write_bytes(
-        spreadsheet('<sheetData><row r="1048576"><c r="XFD1048576"><v>1</v></c></row></sheetData>')
-    )
+    path.write_bytes(spreadsheet('<sheetData><row r="1048576"><c r="XFD1048576"><v>1</v></c></row></sheetData>'))
     assert len(labels.sheets(path)[0]) == 1
     wide = '<row r="{0}"><c r="XFD{0}"><v>1</v></c></row>'
     path.write_bytes(spreadsheet(f"<sheetData>{''.join(wide.format(i) for i in range(1, 3000))}</sheetData>"))

@@ -166,9 +166,7 @@ def test_what_does_not_match_is_skipped_and_listed(tmp_path: Path) -> None:
     assert "images without row: 1" in str(report)
 
 
-def test_a_full_disk_is_noticed_before_and_while_it_fills(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_noticed_before_and_while_it_fills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, known, _ = make("ucmerced csv", tmp_path)
     target = tmp_path / "data" / "mine"
     usage = shutil.disk_usage(tmp_path)
@@ -217,9 +215,7 @@ def test_an_import_killed_halfway_resumes_and_ends_the_same(tmp_path: Path) -> N
     images = importing.staging(target) / "made" / "Images"
     deadline = time.monotonic() + 60
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        while (
-            process.poll() is None and time.monotonic() < deadline and len(list(images.rglob("*.png"))) < 20
-        ):
+        while process.poll() is None and time.monotonic() < deadline and len(list(images.rglob("*.png"))) < 20:
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL

@@ -146,9 +146,7 @@ def empty_row(data: Path) -> str:
     return rows[4][0]
 
 
-def test_flagged_tiles_are_warned_of_dropped_or_refused(
-    data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_flagged_tiles_are_warned_of_dropped_or_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = empty_row(data)
     assert name in run(data).names
     assert "the audit flags" in capsys.readouterr().err
@@ -168,9 +166,7 @@ def test_near_duplicates_can_be_kept_together(data: Path) -> None:
     assert any(len(group) == 6 for group in audit["near_duplicates"]["groups"])
 
 
-def test_splits_are_shown_with_their_prevalence_and_leakage(
-    data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_splits_are_shown_with_their_prevalence_and_leakage(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = run(data)
     said = capsys.readouterr().err
     for split in tiles.SPLITS:

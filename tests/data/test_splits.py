@@ -27,11 +27,7 @@ def rare_targets(count: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     return np.asarray((rng.random((count, 15)) < rates * scene).astype(np.uint8))
 
 
-@given(
-    st.integers(10, 400),
-    st.integers(0, 2**31),
-    st.sampled_from([PAPER, (0.5, 0.25, 0.25), (0.34, 0.33, 0.33)]),
-)
+@given(st.integers(10, 400), st.integers(0, 2**31), st.sampled_from([PAPER, (0.5, 0.25, 0.25), (0.34, 0.33, 0.33)]))
 def test_sizes_are_the_rounded_fractions(count: int, seed: int, fractions: splits.Fractions) -> None:
     sizes = Counter(splits.split(tile_names(count), fractions=fractions, seed=seed))
     train = round(fractions[0] * count)

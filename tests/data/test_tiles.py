@@ -47,9 +47,7 @@ def test_stream_gives_each_batch_in_order(store: tiles.TileStore) -> None:
     batches = tiles.split_batches(rows, 7)
     assert [len(b) for b in batches] == [7] * (len(rows) // 7) + [len(rows) % 7] * (len(rows) % 7 > 0)
     seen = []
-    for wanted, (given, batch) in zip(
-        batches, tiles.stream(store, batches, torch.device("cpu")), strict=True
-    ):
+    for wanted, (given, batch) in zip(batches, tiles.stream(store, batches, torch.device("cpu")), strict=True):
         np.testing.assert_array_equal(wanted, given)
         np.testing.assert_array_equal(batch.numpy(), store.pixels[wanted])
         seen += given.tolist()

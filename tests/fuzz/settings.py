@@ -33,10 +33,7 @@ PLACES = ("defaults", "profiles.sample", "arms.simclr")
 def _file() -> dict[str, Any]:
     """The project's own, with few arms and profiles, since each is resolved in each case."""
     tree: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    for table, kept in (
-        ("profiles", ("sample", "mlrsnet")),
-        ("arms", ("baseline", "simclr", "baseline_adapted")),
-    ):
+    for table, kept in (("profiles", ("sample", "mlrsnet")), ("arms", ("baseline", "simclr", "baseline_adapted"))):
         tree[table] = {name: tree[table][name] for name in kept}
     return tree | {"ladder": ["baseline", "simclr"]}
 
@@ -67,9 +64,7 @@ def edges(node: dict[str, Any]) -> list[Any]:
         for bound in (part[k] for k in part if k.lower().endswith(("minimum", "maximum"))):
             whole = part.get("type") == "integer"
             steps = (
-                (bound - 1, bound, bound + 1)
-                if whole
-                else (bound, math.nextafter(bound, -9), math.nextafter(bound, 9))
+                (bound - 1, bound, bound + 1) if whole else (bound, math.nextafter(bound, -9), math.nextafter(bound, 9))
             )
             found += steps
         found += [[value] for value in part.get("enum", [])]
@@ -125,9 +120,7 @@ def run(cases: int, seed: int, folder: Path) -> Outcomes:
 def run_edited(cases: int, seed: int, folder: Path) -> Outcomes:
     """The file with damaged bytes: refused on one line, or shown by `satclr arms`."""
     raw = yaml.safe_dump(_file(), sort_keys=False).encode()
-    return explore(
-        edited(st.just(raw), edits=1, size=1), lambda bad: _load(folder, bad, []), cases=cases, seed=seed
-    )
+    return explore(edited(st.just(raw), edits=1, size=1), lambda bad: _load(folder, bad, []), cases=cases, seed=seed)
 
 
 def _load(folder: Path, text: str | bytes, path: list[str]) -> str:

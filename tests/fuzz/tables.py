@@ -69,10 +69,7 @@ def saved(draw: st.DrawFn, grid: Grid) -> bytes:
     empty = draw(st.integers(0, 2))
     text = io.StringIO(newline="")
     writer = csv.writer(
-        text,
-        delimiter=delimiter,
-        lineterminator=end,
-        quoting=draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])),
+        text, delimiter=delimiter, lineterminator=end, quoting=draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
     )
     for i, row in enumerate(grid):
         if i and draw(st.integers(0, 5)) == 0:

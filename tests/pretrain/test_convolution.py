@@ -19,18 +19,14 @@ SIDES = [(height, width) for height in range(1, 9) for width in (1, 2, 3, 4, 7, 
 
 
 def conv(channels_in: int = 5, channels_out: int = 6, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False).to(
-        memory_format=torch.channels_last
-    )
+    return nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False).to(memory_format=torch.channels_last)
 
 
 def results(module: nn.Module, x: Tensor, gradient: Tensor | None = None) -> list[Tensor]:
     """The output and the gradients by input and weights."""
     x = x.clone().requires_grad_()
     y = module(x)
-    by = torch.autograd.grad(
-        y, [x, *module.parameters()], torch.ones_like(y) if gradient is None else gradient
-    )
+    by = torch.autograd.grad(y, [x, *module.parameters()], torch.ones_like(y) if gradient is None else gradient)
     return [y.detach(), *by]
 
 

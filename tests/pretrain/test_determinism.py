@@ -32,9 +32,7 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def test_two_threads_train_and_encode_the_same_within_the_stated_tolerances(
-    store: TileStore, tmp_path: Path
-) -> None:
+def test_two_threads_train_and_encode_the_same_within_the_stated_tolerances(store: TileStore, tmp_path: Path) -> None:
     runs, states = [], []
     for count in (1, 2):
         runs.append(make_run(make_root(tmp_path / str(count), store)))

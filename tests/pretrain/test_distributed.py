@@ -31,9 +31,7 @@ from tests.pretrain.test_caching import OBJECTIVES
 
 B = 13  # tiles per batch: an odd number, so that shares differ
 CASES = [(name, norm, size) for name in OBJECTIVES for norm in ("group", "batch") for size in (None, 5)]
-TERMS = (
-    2 * B * 36 + 216 + 2 * B
-)  # longest sums: rows and pixels of a weight's gradient, the linear layer, the loss
+TERMS = 2 * B * 36 + 216 + 2 * B  # longest sums: rows and pixels of a weight's gradient, the linear layer, the loss
 # No BatchNorm, and LARS, whose steps are a continuous function of the gradient: Adam's first steps, of the size of the
 # learning rate whatever the gradient, make rounding visible. No blur: its sums depend on the chunk of views.
 CALM: dict[str, Any] = {
@@ -46,9 +44,7 @@ CALM: dict[str, Any] = {
         "epochs": 3,
     },
 }
-CALM_TERMS = (
-    16 * 15 * 15 + 9 * 64 + 512
-)  # views and pixels of the first layer, longest convolution, projection
+CALM_TERMS = 16 * 15 * 15 + 9 * 64 + 512  # views and pixels of the first layer, longest convolution, projection
 
 Results = dict[str, list[Tensor]]
 
@@ -113,12 +109,8 @@ def work(root: Path) -> None:
     x, y = batches()
     with distributed.group("cpu"):
         torch.save(losses_and_gradients(x, y), root / f"results-{distributed.rank()}.pt")
-        torch.save(
-            normalized(*((half * 3 + 20).bfloat16() for half in x)), root / f"bf16-{distributed.rank()}.pt"
-        )
-        train.run(
-            make_run(root, **CALM), lambda epoch, _: (root / f"log-{distributed.rank()}-{epoch}").touch()
-        )
+        torch.save(normalized(*((half * 3 + 20).bfloat16() for half in x)), root / f"bf16-{distributed.rank()}.pt")
+        train.run(make_run(root, **CALM), lambda epoch, _: (root / f"log-{distributed.rank()}-{epoch}").touch())
 
 
 def launch(count: int, *arguments: str, **options: Any) -> subprocess.Popen[Any]:

@@ -43,9 +43,7 @@ def test_an_arch_without_a_removable_head_is_refused(arch: str) -> None:
 
 
 def test_random_weights_are_a_function_of_the_seed(tmp_path: Path) -> None:
-    a, b, c = (
-        encoder.initial("squeezenet1_1", "none", seed=s, root=tmp_path)[0].state_dict() for s in (1, 1, 2)
-    )
+    a, b, c = (encoder.initial("squeezenet1_1", "none", seed=s, root=tmp_path)[0].state_dict() for s in (1, 1, 2))
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert not all(torch.equal(a[k], c[k]) for k in a)
 

@@ -18,9 +18,7 @@ WAYS: tuple[Positives, ...] = ("any", "all", "jaccard")
 TEMPERATURES = (0.05, 0.5, 1.0)
 
 
-def draw(
-    seed: int, *, tiles: int = 6, labels: int = 4, features: int = 5, views: int = 2
-) -> tuple[Tensor, Tensor]:
+def draw(seed: int, *, tiles: int = 6, labels: int = 4, features: int = 5, views: int = 2) -> tuple[Tensor, Tensor]:
     """Random z, and targets that include an unlabelled tile, a label of one tile only, two equal tiles."""
     g = torch.Generator().manual_seed(seed)
     z = torch.randn(views * tiles, features, generator=g, dtype=torch.float64) * 3
@@ -96,11 +94,7 @@ def test_nt_xent_equals_the_double_loop(seed: int, tiles: int, temperature: floa
 
 
 @given(
-    st.integers(0, 2**20),
-    st.integers(3, 8),
-    st.integers(1, 2),
-    st.sampled_from(TEMPERATURES),
-    st.sampled_from(WAYS),
+    st.integers(0, 2**20), st.integers(3, 8), st.integers(1, 2), st.sampled_from(TEMPERATURES), st.sampled_from(WAYS)
 )
 @settings(deadline=None, max_examples=40)
 def test_supcon_equals_the_double_loop(
@@ -177,9 +171,7 @@ def test_one_hot_targets_give_the_published_supcon(positives: Positives) -> None
 
 
 @each_loss
-def test_a_label_of_its_own_for_every_tile_gives_nt_xent(
-    loss: Callable[[Tensor, Tensor, float], Tensor],
-) -> None:
+def test_a_label_of_its_own_for_every_tile_gives_nt_xent(loss: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     z, _ = draw(8)
     y = torch.eye(len(z) // 2).repeat(2, 1)
     torch.testing.assert_close(loss(z, y, 0.3), nt_xent(z, 0.3), rtol=0, atol=1e-12)
@@ -220,9 +212,7 @@ def test_low_temperature_and_large_z_stay_finite(loss: Callable[[Tensor, Tensor,
 
 
 @each_loss
-def test_half_precision_and_autocast_work_in_float32(
-    loss: Callable[[Tensor, Tensor, float], Tensor],
-) -> None:
+def test_half_precision_and_autocast_work_in_float32(loss: Callable[[Tensor, Tensor, float], Tensor]) -> None:
     z, y = draw(12)
     half = z.bfloat16().requires_grad_()
     full = half.detach().float().requires_grad_()
@@ -281,8 +271,6 @@ print(kib("VmHWM") - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of resident memory from /proc")
 @pytest.mark.parametrize("name", ["nt_xent", "jaccard"])
 def test_memory_of_2048_pairs_is_far_below_the_square(name: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY.format(name=name)], check=True, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", MEMORY.format(name=name)], check=True, capture_output=True, text=True)
     added_mib = int(done.stdout) / 1024
     assert added_mib < 150  # S alone, whole and once, is 64 MiB; a (2B,2B,D) tensor is 8 GiB

@@ -137,9 +137,7 @@ train.run(make_run(Path(sys.argv[1]), pretrain={"epochs": 4}), lambda *_: None)
 """
 
 
-def test_a_run_killed_with_sigkill_gives_bit_identical_weights(
-    store: tiles.TileStore, tmp_path: Path
-) -> None:
+def test_a_run_killed_with_sigkill_gives_bit_identical_weights(store: tiles.TileStore, tmp_path: Path) -> None:
     runs = [make_run(make_root(tmp_path / name, store)) for name in "ab"]
 
     def start(run: Run) -> subprocess.Popen[bytes]:
@@ -161,9 +159,7 @@ def test_a_run_killed_with_sigkill_gives_bit_identical_weights(
         assert one.read_bytes() == other.read_bytes()
 
 
-def test_arms_that_ask_for_the_same_pretraining_share_it(
-    root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_arms_that_ask_for_the_same_pretraining_share_it(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = pretrained(make_run(root))
     capsys.readouterr()
     other = dataclasses.replace(make_run(root, probe={"epochs": 9}), arm="other_probe")
@@ -171,9 +167,7 @@ def test_arms_that_ask_for_the_same_pretraining_share_it(
     assert "reusing the encoder" in capsys.readouterr().err
 
 
-def test_a_fingerprint_covers_settings_seed_tiles_and_precision(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fingerprint_covers_settings_seed_tiles_and_precision(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key = train.fingerprint(make_run(root))
     assert key == train.fingerprint(make_run(root, probe={"epochs": 9}))
     assert key == train.fingerprint(dataclasses.replace(make_run(root), processes=2, deterministic=False))
@@ -244,9 +238,7 @@ def test_the_last_good_checkpoint_is_kept(root: Path, monkeypatch: pytest.Monkey
     assert same(pretrained(run), whole)
 
 
-def test_weights_that_the_last_step_made_infinite_are_not_written(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_that_the_last_step_made_infinite_are_not_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "CHECKPOINT_AFTER_S", math.inf)
     real = torch.optim.Adam.step
     steps = iter(range(1, 100))

@@ -198,15 +198,11 @@ def test_a_gpu_renders_what_the_cpu_renders() -> None:
         assert (rendered(tiles.cuda(), parameters, 64).cpu() - expected).abs().max() < STEP
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "crop_px"), [(96, 96, 64), (60, 90, 64), (64, 64, 64), (31, 31, 50)]
-)
+@pytest.mark.parametrize(("height", "width", "crop_px"), [(96, 96, 64), (60, 90, 64), (64, 64, 64), (31, 31, 50)])
 def test_evaluation_view_equals_torchvision(height: int, width: int, crop_px: int) -> None:
     tiles = torch.cat([noise(40, 96)[:, :height, :width], black_or_white(3, 96)[:, :height, :width]])
     x = tiles.permute(0, 3, 1, 2).float() / 255
-    x = F.resize(x, [crop_px, crop_px], interpolation=v2.InterpolationMode.BICUBIC, antialias=True).clamp(
-        0, 1
-    )
+    x = F.resize(x, [crop_px, crop_px], interpolation=v2.InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
     ours = views.evaluation_view(tiles, crop_px=crop_px, mean=MEAN, std=STD)
     assert (ours - F.normalize(x, list(MEAN), list(STD))).abs().max() < STEP / 10
     assert ours.is_contiguous(memory_format=torch.channels_last)
@@ -247,9 +243,7 @@ def test_boxes_are_distributed_like_torchvisions(
     for column in range(4):
         assert same_distribution(ours[:, column], theirs[:, column])
     assert same_distribution(ours[:, 2] * ours[:, 3], theirs[:, 2] * theirs[:, 3])
-    assert same_distribution(
-        ours[:, 0] / (tile_px + 1 - ours[:, 2]), theirs[:, 0] / (tile_px + 1 - theirs[:, 2])
-    )
+    assert same_distribution(ours[:, 0] / (tile_px + 1 - ours[:, 2]), theirs[:, 0] / (tile_px + 1 - theirs[:, 2]))
 
 
 def test_jitter_is_distributed_like_torchvisions() -> None:
@@ -258,8 +252,7 @@ def test_jitter_is_distributed_like_torchvisions() -> None:
     jitter = ColorJitter(0.4, 0.3, 1.0, 0.1)
     torch.manual_seed(8)
     drawn = [
-        ColorJitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
-        for _ in range(DRAWS)
+        ColorJitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) for _ in range(DRAWS)
     ]
     for column in range(4):
         assert same_distribution(p.factors[:, column].numpy(), np.array([row[1 + column] for row in drawn]))

@@ -39,9 +39,7 @@ def tile(category: str, index: int, *, seed: int = 0) -> tuple[bytes, frozenset[
         labels = visible(canvas.things)
         if labels & scene.shows and len(labels) <= MAX_LABELS:
             break
-        attempt += (
-            1  # an object that gives the category its name is hidden, or too much is in view: paint another
-        )
+        attempt += 1  # an object that gives the category its name is hidden, or too much is in view: paint another
     buffer = io.BytesIO()
     photograph(canvas).save(buffer, "JPEG", quality=canvas.count(72, 86))
     return buffer.getvalue(), labels

@@ -33,9 +33,7 @@ CHUNK = 1024
 PAIRS_AT_ONCE = 1 << 20
 
 
-def groups(
-    pixels: Tiles, *, distance_bits: int = DISTANCE_BITS, correlation_min: float = CORRELATION_MIN
-) -> Rows:
+def groups(pixels: Tiles, *, distance_bits: int = DISTANCE_BITS, correlation_min: float = CORRELATION_MIN) -> Rows:
     """Group near-duplicates: (N,H,W,3) uint8, possibly a memory map → the first row of each row's group, (N,).
 
     distance_bits: the Hamming distance up to which two tiles' hashes make them candidates, 0 to 63. correlation_min:

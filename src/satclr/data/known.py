@@ -80,9 +80,7 @@ def documented(folder: Path, labels: Labels) -> tuple[str, dict[str, frozenset[s
     be the beginning of the category that no other name fits.
     """
     keys = {_squash(category): category for category in labels.columns}
-    for path in (
-        where / name for where in (folder, folder.parent) for name in DOCUMENTS if (where / name).is_file()
-    ):
+    for path in (where / name for where in (folder, folder.parent) for name in DOCUMENTS if (where / name).is_file()):
         found: dict[str, set[str]] = {}
         for sheet in filter(None, sheets(path)):
             columns = [len(keys.keys() & set(map(_squash, c))) for c in zip_longest(*sheet, fillvalue="")]

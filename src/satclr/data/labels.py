@@ -210,9 +210,7 @@ def _name_blanks(tables: list[_Table]) -> tuple[list[_Table], list[str]]:
         missing = sorted(everything - set(table.columns))
         if blanks and (blanks, len(missing)) != (1, 1):
             lacks = f"lacks {missing}" if missing else "lacks no label of the other tables"
-            raise LabelError(
-                f"{table.path}: has {blanks} nameless column(s) and {lacks}; name or delete them"
-            )
+            raise LabelError(f"{table.path}: has {blanks} nameless column(s) and {lacks}; name or delete them")
         if blanks:
             repairs.append(f"{table.path.name}: the nameless column is read as {missing[0]!r}")
         named.append(replace(table, columns=tuple(name or missing[0] for name in table.columns)))

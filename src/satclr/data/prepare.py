@@ -126,9 +126,7 @@ def _match(data: Path, table: labels.Labels) -> tuple[dict[int, Path], Problems]
     """The image file of each row, and what does not match."""
     images = data / "Images"
     if not images.is_dir():
-        raise PrepareError(
-            f"no data: {images} does not exist; it should hold one folder of images per category"
-        )
+        raise PrepareError(f"no data: {images} does not exist; it should hold one folder of images per category")
     found: dict[tuple[str, str], Path] = {}
     reasons: dict[str, str] = {}
     for folder in sorted(p for p in images.iterdir() if not p.name.startswith(".")):

@@ -53,9 +53,7 @@ def split(
         raise SplitError(f"split.fractions {fractions}: must be three positive numbers that add up to 1")
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
-        raise SplitError(
-            f"{len(repeated)} duplicate tile names, such as {repeated[0]!r}; names must be unique"
-        )
+        raise SplitError(f"{len(repeated)} duplicate tile names, such as {repeated[0]!r}; names must be unique")
     by_name = sorted(range(len(names)), key=names.__getitem__)
     units = members(names if groups is None else groups, by_name)
     order = [units[place] for place in randomness.permutation(len(units), seed, "split").tolist()]

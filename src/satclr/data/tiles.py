@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 SPLITS = ("train", "val", "test")
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
-)  # of files that are read as images
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})  # of files that are read as images
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")  # not Pillow's others, some of which run programs
 MAX_PIXELS = 64_000_000  # a larger image is not a tile and may be a decompression bomb
 MIN_SIDE_PX = 8

@@ -40,9 +40,7 @@ def cut(count: int, micro_batch_size: int | None) -> list[Part]:
     return parts
 
 
-def backward(
-    model: nn.Module, encode: Encode, parts: Sequence[Part], loss_of: Callable[[Tensor], Tensor]
-) -> Tensor:
+def backward(model: nn.Module, encode: Encode, parts: Sequence[Part], loss_of: Callable[[Tensor], Tensor]) -> Tensor:
     """Put the gradient of the batch's loss into `model`; returns the loss, detached.
 
     `encode` must return the same z both times; `loss_of` maps z (2B,D), rows i and i+B views of tile i, to a scalar.

@@ -47,9 +47,7 @@ class State:
 class Writer:
     """Writes a checkpoint every CHECKPOINT_AFTER_S, and when the process is asked to stop."""
 
-    def __init__(
-        self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State
-    ) -> None:
+    def __init__(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
         self.save = partial(save, folder, model, optimizer, state)
         self.state = state
         self._since, self._cost_s = time.monotonic(), 0.0  # since and of the last checkpoint
@@ -111,9 +109,7 @@ def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
         state = State(**json.loads(facts["state"]))
     except (RuntimeError, LookupError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise RunError(
-            f"{path} is not a checkpoint of this run ({reason}); delete it to start over"
-        ) from None
+        raise RunError(f"{path} is not a checkpoint of this run ({reason}); delete it to start over") from None
     if distributed.rank() == 0:
         progress.say(f"resuming from the checkpoint {state}")
     return state

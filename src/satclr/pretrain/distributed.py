@@ -137,9 +137,7 @@ class _Normalize(torch.autograd.Function):
     """Mean and variance over all processes' rows, combined from each one's own so that large means do no harm."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         # Passing running statistics (unused: momentum 0) makes those of a bfloat16 x float32.
         unused = torch.zeros(2, x.shape[1], dtype=weight.dtype)
         own_mean, own_var = torch.batch_norm_update_stats(x, unused[0], unused[1], 0.0)  # a biased variance
@@ -210,6 +208,4 @@ def _peers(what: str) -> Iterator[None]:
         yield
     except (RuntimeError, dist.DistError) as error:
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-        raise ProcessError(
-            f"process {rank()} of {processes()} lost another while {what} ({reason[0][:200]})"
-        ) from None
+        raise ProcessError(f"process {rank()} of {processes()} lost another while {what} ({reason[0][:200]})") from None

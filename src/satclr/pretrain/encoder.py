@@ -83,9 +83,7 @@ def weights_file(arch: str, weights: str, *, root: Path) -> Path | None:
         return None
     if not (root / weights).is_file():
         known = ", ".join(published) or "no published weights"
-        raise EncoderError(
-            f"pretrain.weights: {root / weights} does not exist; give none, a file, or one of: {known}"
-        )
+        raise EncoderError(f"pretrain.weights: {root / weights} does not exist; give none, a file, or one of: {known}")
     return root / weights
 
 
@@ -119,11 +117,7 @@ def projection_head(width: int, *, hidden: int | None, out: int, batch_norm: boo
     With BatchNorm as in SimCLR's published code, without as in the paper's notebook.
     """
     hidden, bias = hidden or width, not batch_norm
-    first = [
-        nn.Linear(width, hidden, bias=bias),
-        *[nn.BatchNorm1d(hidden)] * batch_norm,
-        nn.ReLU(inplace=True),
-    ]
+    first = [nn.Linear(width, hidden, bias=bias), *[nn.BatchNorm1d(hidden)] * batch_norm, nn.ReLU(inplace=True)]
     return nn.Sequential(*first, nn.Linear(hidden, out, bias=bias), *[nn.BatchNorm1d(out)] * batch_norm)
 
 
@@ -249,10 +243,7 @@ def _fitting(state: State, model: nn.Module, *, source: object) -> State:
     for problem, names in (
         ("missing", [k for k in own if k not in given and not k.endswith("num_batches_tracked")]),
         ("unknown", [k for k in given if k not in own]),
-        (
-            "wrong shape",
-            [f"{k} {tuple(given[k].shape)}" for k in own if k in both and given[k].shape != own[k].shape],
-        ),
+        ("wrong shape", [f"{k} {tuple(given[k].shape)}" for k in own if k in both and given[k].shape != own[k].shape]),
         ("not finite", [k for k, v in given.items() if v.is_floating_point() and not v.isfinite().all()]),
     ):
         if names:

@@ -24,9 +24,7 @@ POSITIVES: dict[str, Positives] = {"supcon_any": "any", "supcon_all": "all", "ja
 _BLOCK_ELEMENTS = 2**20  # of S at a time: 4 MiB in float32, the size of a cache
 
 
-def objective(
-    name: Objective, temperature: float, nt_xent_weight: float, targets: Tensor, z: Tensor
-) -> Tensor:
+def objective(name: Objective, temperature: float, nt_xent_weight: float, targets: Tensor, z: Tensor) -> Tensor:
     """The loss that an arm asks for: w·NT-Xent + (1 - w)·the objective, w = nt_xent_weight.
 
     z: (2B,D), rows i and i+B the views of tile i; targets: (2B,K), the labels of its rows, which NT-Xent ignores.
@@ -190,6 +188,4 @@ def _dtype(z: Tensor) -> torch.dtype:
 def _check(z: Tensor, targets: Tensor | None = None) -> None:
     rows = None if targets is None else len(targets)
     if z.ndim != 2 or not z.is_floating_point() or rows not in (None, len(z)):
-        raise ValueError(
-            f"z is {z.dtype} {tuple(z.shape)} with {rows} rows of targets; it must be floating (rows, D)"
-        )
+        raise ValueError(f"z is {z.dtype} {tuple(z.shape)} with {rows} rows of targets; it must be floating (rows, D)")

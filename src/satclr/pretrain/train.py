@@ -108,12 +108,7 @@ def pretrain(run: Run, folder: Path, log: Log, *, fingerprint: str) -> None:
         return
     rows = [(epoch, *row) for epoch, row in enumerate(curve, 1)]
     files.write_csv(folder / "pretrain.csv", ["epoch", "loss", "learning_rate"], rows)
-    facts = {
-        "mean": mean,
-        "std": std,
-        "crop_px": run.settings.views.crop_px,
-        "tile_px": store.stats["tile_px"],
-    }
+    facts = {"mean": mean, "std": std, "crop_px": run.settings.views.crop_px, "tile_px": store.stats["tile_px"]}
     facts |= {"precision": computed, "fingerprint": fingerprint}
     facts |= {"weights_sha256": files.sha256(weights) if weights else None}
     encoders.save(encoder, folder / "encoder.safetensors", arch=config.arch, width=width, **facts)
@@ -179,13 +174,7 @@ def train(
 
 
 def project(
-    forward: Forward,
-    run: Run,
-    mean_std: MeanStd,
-    pixels: Tensor,
-    drawn: views.Parameters,
-    at: At,
-    part: caching.Part,
+    forward: Forward, run: Run, mean_std: MeanStd, pixels: Tensor, drawn: views.Parameters, at: At, part: caching.Part
 ) -> Tensor:
     """Render both views of this process's tiles of a micro-batch and encode them: z (2,b,D) in float32.
 

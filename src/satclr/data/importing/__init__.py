@@ -122,9 +122,7 @@ def _write(plan: layout.Plan, target: Path, made: Path) -> Report:
     archives.require_space(made, sum(tile.size for tile, _ in pending))
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
-        progress.bar(
-            f"import {target.name}", len(plan.tiles), start=len(plan.tiles) - len(pending)
-        ) as advance,
+        progress.bar(f"import {target.name}", len(plan.tiles), start=len(plan.tiles) - len(pending)) as advance,
     ):
         for start in range(0, len(pending), CHUNK):
             for _ in pool.map(lambda pair: pair[0].write(pair[1]), pending[start : start + CHUNK]):

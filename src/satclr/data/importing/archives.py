@@ -109,9 +109,7 @@ def require_space(folder: Path, size: int = 0) -> None:
     free = shutil.disk_usage(folder).free
     if size + RESERVE_BYTES > free:
         needed = f"{(size + RESERVE_BYTES) / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free"
-        raise files.WriteError(
-            errno.ENOSPC, f"{needed}; free some space and run the same command again", folder
-        )
+        raise files.WriteError(errno.ENOSPC, f"{needed}; free some space and run the same command again", folder)
 
 
 def _unpack(archive: Path, folder: Path, limit: list[int]) -> None:
@@ -167,11 +165,7 @@ def _tar(archive: Path) -> Iterator[tuple[str, bool, Iterable[bytes]]]:
         for info in file:
             if not info.isdir():
                 stream = file.extractfile(info) if info.isreg() else None
-                yield (
-                    info.name,
-                    stream is not None,
-                    iter(partial(stream.read, 1 << 20), b"") if stream else (),
-                )
+                yield (info.name, stream is not None, iter(partial(stream.read, 1 << 20), b"") if stream else ())
 
 
 def _libarchive(archive: Path) -> Iterator[tuple[str, bool, Iterable[bytes]]]:

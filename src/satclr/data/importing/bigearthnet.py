@@ -53,9 +53,7 @@ def plan(source: Path) -> Plan:
     tables: dict[str, Table] = {}
     for row in chosen:
         patch, category = row["patch_id"], re.sub(r"\W+", "_", str(row["country"]))
-        folder = (
-            root / patch.rsplit("_", 2)[0] / patch
-        )  # the acquisition is named like it but for the grid position
+        folder = root / patch.rsplit("_", 2)[0] / patch  # the acquisition is named like it but for the grid position
         tiles.append(Tile(category, f"{patch}.png", 3 * SIDE_PX**2, partial(_write, folder)))
         cells = [str(int(name in row["labels"])) for name in names]
         tables.setdefault(category, (tuple(names), []))[1].append((f"{patch}.png", cells))

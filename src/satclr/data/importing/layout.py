@@ -129,9 +129,7 @@ def _tile_names(images: Sequence[Member], categories: Sequence[str]) -> list[str
     return names
 
 
-def _label(
-    sheets: Iterable[tables.Sheet], images: _Images, notes: list[str]
-) -> tuple[dict[int, Row], list[str]]:
+def _label(sheets: Iterable[tables.Sheet], images: _Images, notes: list[str]) -> tuple[dict[int, Row], list[str]]:
     """Each labelled image's columns and cells, and the rows without an image.
 
     The same table in several formats counts once; a table with other labels than the first is skipped.
@@ -139,9 +137,7 @@ def _label(
     found: dict[int, Row] = {}
     absent: list[str] = []
     first: set[str] | None = None
-    for sheet in sorted(
-        sheets, key=lambda s: (tables.SUFFIXES.index(s.member.path.suffix.lower()), s.member.path)
-    ):
+    for sheet in sorted(sheets, key=lambda s: (tables.SUFFIXES.index(s.member.path.suffix.lower()), s.member.path)):
         kept = [i for i in range(len(sheet.header)) if i != sheet.image]
         columns = tuple(sheet.header[i] for i in kept)
         if not _is_multi_hot(sheet, kept):

@@ -12,10 +12,7 @@ from torch import Tensor
 from satclr.pretrain.views.parameters import CONTRAST, HUE, SATURATION, Parameters
 
 _LUMA = (0.2989, 0.587, 0.114)  # torchvision's rgb_to_grayscale
-_BEFORE, _AFTER = (
-    (0, 1, 2),
-    (1, 2, 3),
-)  # possible positions of blends before and after the hue, in a view's order
+_BEFORE, _AFTER = ((0, 1, 2), (1, 2, 3))  # possible positions of blends before and after the hue, in a view's order
 NO_JITTER = 4  # the hue's position in views without jitter: after all others when sorted
 
 Span = tuple[int, int]

@@ -97,9 +97,7 @@ def blur_weights(sigma: Tensor, side_px: int, radius: int, bands: Bands) -> Tens
     return blocks.view(len(sigma), len(bands.rows), bands.height, bands.width)
 
 
-def resize(
-    pixels: Tensor, x: Tensor, *, vertical: Tensor, up: Bands, horizontal: Tensor, across: Bands
-) -> None:
+def resize(pixels: Tensor, x: Tensor, *, vertical: Tensor, up: Bands, horizontal: Tensor, across: Bands) -> None:
     """Resize pixels (n,H,W,3) in 0..255 into planes x (3,n,w,h) in [0,1].
 
     vertical and horizontal are `resize_weights` of n rows, or of one for all, in the bands up and across.

@@ -85,9 +85,7 @@ def _boxes(uniform: _Uniform, scale: tuple[float, float], ratio: tuple[float, fl
     """RandomResizedCrop's boxes: the first of ten tries that fits, else the largest central crop."""
     area = uniform(*scale, _TRIES).mul_(tile_px**2)
     aspect = uniform(math.log(ratio[0]), math.log(ratio[1]), _TRIES).exp_()
-    sides = (
-        torch.stack([area.div(aspect), area.mul(aspect)], 2).sqrt_().round_()
-    )  # (count, tries, height width)
+    sides = torch.stack([area.div(aspect), area.mul(aspect)], 2).sqrt_().round_()  # (count, tries, height width)
     fits = ((sides > 0) & (sides <= tile_px)).all(2)
     first = fits.to(torch.uint8).argmax(1)
     sides = sides[torch.arange(len(sides)), first]

@@ -36,9 +36,7 @@ def write(tiles: Sequence[Path], out: Path, settings: Settings, *, seed: int) ->
         Image.fromarray(np.concatenate([np.asarray(sheet) for sheet in sheets])).save(part, "PNG")
 
 
-def contact_sheet(
-    tile: Tensor, settings: Views, *, generator: torch.Generator, columns: int = 8
-) -> Image.Image:
+def contact_sheet(tile: Tensor, settings: Views, *, generator: torch.Generator, columns: int = 8) -> Image.Image:
     """Draw views of a tile: a labelled row per augmentation, then all together; each row begins with the tile.
 
     tile uint8 (H,H,3). An augmentation's own row applies it to every view; the last row keeps probabilities.
