@@ -25,6 +25,7 @@ from typing import Any
 
 import common
 import numpy as np
+import pretrain as rivals
 import torch
 from common import Row
 from PIL import Image
@@ -33,7 +34,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T  # noqa: N812
 
-import pretrain as rivals
 from satclr.data import prepare, tiles
 from satclr.evaluation import embed, evaluate, probe
 from satclr.pretrain import encoder as enc

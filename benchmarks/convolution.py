@@ -12,11 +12,11 @@ import statistics
 import sys
 
 import common
+import pretrain
 import torch
 from common import Row
 from torch import nn
 
-import pretrain
 from satclr.pretrain.convolution import SmallMapConv2d
 
 FULL = (

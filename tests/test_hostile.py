@@ -20,13 +20,14 @@ import pytest
 import safetensors.torch
 import torch
 from safetensors.torch import save_file
-
-from satclr.pretrain import encoder, stage as pretrain
-from satclr.data import importing, labels, tiles
-from satclr.tracking import register
-from satclr import tensorfile, tracking
-from satclr.data.importing import SourceError, archives
 from satclr.pretrain.stage import checkpoint
+
+from satclr import tensorfile, tracking
+from satclr.data import importing, labels, tiles
+from satclr.data.importing import SourceError, archives
+from satclr.pretrain import encoder
+from satclr.pretrain import stage as pretrain
+from satclr.tracking import register
 from satclr.tracking.register import gate, sources
 from satclr.tracking.ui import _command
 
