@@ -171,6 +171,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pa
         tree = tiny_params()
         change(tree)
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+        shutil.copyfile(ROOT / "dvc.yaml", tmp_path / "dvc.yaml")
         if data:
             write_data(tmp_path / "data" / "tiny")
         monkeypatch.chdir(tmp_path)
