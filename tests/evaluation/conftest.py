@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ def run_of(store: tiles.TileStore, tmp_path: Path) -> MakeRun:
         run = make_run(tmp_path, arm, seed, **{"evaluate": {"sweep": {"epochs": 3}}} | changes)
         run.models.mkdir(parents=True, exist_ok=True)
         np.save(run.features, mixed.astype(np.float32))
-        files.save_tensors(run.encoder, {"x": np.zeros(1)}, **{k: json.dumps(v) for k, v in facts.items()})
+        files.save_tensors(run.encoder, {"x": np.zeros(1)}, **facts)
         return run
 
     return make

@@ -28,9 +28,7 @@ def test_a_tile_is_corrupted_alike_in_any_batch(name: str, strength: int) -> Non
     whole = corruptions.corrupt(x, name, strength=strength, keys=KEYS)
     assert torch.equal(x, before)
     assert (whole.shape, whole.dtype) == (x.shape, torch.uint8)
-    alone = [
-        corruptions.corrupt(x[i : i + 1], name, strength=strength, keys=KEYS[i : i + 1]) for i in (4, 0, 2)
-    ]
+    alone = [corruptions.corrupt(x[i : i + 1], name, strength=strength, keys=KEYS[i : i + 1]) for i in (4, 0, 2)]
     # interpolation may order its sums by batch size: one grey level
     assert (torch.cat(alone).int() - whole[[4, 0, 2]].int()).abs().max() <= 1
     assert torch.equal(whole, corruptions.corrupt(x, name, strength=strength, keys=KEYS))
@@ -40,10 +38,7 @@ def test_a_tile_is_corrupted_alike_in_any_batch(name: str, strength: int) -> Non
 def test_more_strength_is_further_from_the_tile(name: str) -> None:
     x = tiles(count=40)
     keys = [str(i) for i in range(40)]
-    gaps = [
-        (corruptions.corrupt(x, name, strength=s, keys=keys).float() - x).abs().mean().item()
-        for s in (1, 2, 3)
-    ]
+    gaps = [(corruptions.corrupt(x, name, strength=s, keys=keys).float() - x).abs().mean().item() for s in (1, 2, 3)]
     assert 0 < gaps[0] < gaps[1] < gaps[2]
 
 

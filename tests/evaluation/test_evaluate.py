@@ -137,9 +137,7 @@ def test_a_label_without_test_positives_is_reported_and_left_out_or_zero(
         (lambda run: np.save(run.features, np.zeros((3, 8), np.float32)), "has .*3 tiles"),
     ],
 )
-def test_missing_or_foreign_inputs_are_refused(
-    run_of: MakeRun, change: Callable[[Run], None], says: str
-) -> None:
+def test_missing_or_foreign_inputs_are_refused(run_of: MakeRun, change: Callable[[Run], None], says: str) -> None:
     run = run_of()
     probe.run(run, lambda *_: None)
     change(run)

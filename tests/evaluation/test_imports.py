@@ -5,17 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-HEAVY = (
-    "torch",
-    "torchvision",
-    "torch._dynamo",
-    "sympy",
-    "sklearn",
-    "umap",
-    "matplotlib",
-    "plotly",
-    "mlflow",
-)
+HEAVY = ("torch", "torchvision", "torch._dynamo", "sympy", "sklearn", "umap", "matplotlib", "plotly", "mlflow")
 
 STEP = """
 import numpy as np, torch

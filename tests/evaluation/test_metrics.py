@@ -111,9 +111,7 @@ def test_many_resamples_cross_their_blocks_unchanged() -> None:
 
 
 def test_redrawn_seeds_equal_a_loop_over_drawn_seeds_and_repeated_tiles() -> None:
-    arms = [
-        np.stack([draw(10 * a + s, (25, 4), levels=9)[0] for s in range(n)]) for a, n in enumerate((3, 2))
-    ]
+    arms = [np.stack([draw(10 * a + s, (25, 4), levels=9)[0] for s in range(n)]) for a, n in enumerate((3, 2))]
     _, targets = draw(4, (25, 4))
     each = metrics.paired_bootstrap_over_seeds(arms, targets, resamples=30, seed=5)
     assert each.shape == (30, 2, 4)
@@ -130,9 +128,7 @@ def test_redrawn_seeds_spread_as_the_binomial_says() -> None:
     targets = np.arange(40)[:, None] % 2 == [[0, 1]]
     perfect, constant = targets * 1.0, np.full((40, 2), 0.5)
     arm = np.stack([perfect, constant])
-    values = metrics.nan_mean(
-        metrics.paired_bootstrap_over_seeds([arm, arm], targets, resamples=4000, seed=0)
-    )
+    values = metrics.nan_mean(metrics.paired_bootstrap_over_seeds([arm, arm], targets, resamples=4000, seed=0))
     both_perfect = (values == 1).mean(0)
     np.testing.assert_allclose(both_perfect, 1 / 4, atol=0.03)
     assert (values == 1).all(1).mean() == pytest.approx(1 / 16, abs=0.02)  # arms draw apart
@@ -164,9 +160,7 @@ def test_tuned_thresholds_reach_the_best_f1_there_is(seed: int, shape: tuple[int
         if not targets[:, k].any():
             assert threshold == np.inf
             continue
-        f1 = {
-            c: sk.f1_score(targets[:, k], scores[:, k] >= c) for c in np.unique(scores[:, k])[::-1].tolist()
-        }
+        f1 = {c: sk.f1_score(targets[:, k], scores[:, k] >= c) for c in np.unique(scores[:, k])[::-1].tolist()}
         best = max(f1.values())
         assert threshold == next(c for c, value in f1.items() if value > best - 1e-12)
 
@@ -175,10 +169,7 @@ def test_tuned_thresholds_reach_the_best_f1_there_is(seed: int, shape: tuple[int
 @settings(deadline=None, max_examples=30)
 def test_precision_recall_and_f1_are_scikit_learns(seed: int, shape: tuple[int, int]) -> None:
     scores, targets = draw(seed, shape)
-    yes, some = (
-        scores >= np.random.default_rng(seed).choice([-0.2, 0.0, 0.3, np.inf], shape[1]),
-        targets.any(0),
-    )
+    yes, some = (scores >= np.random.default_rng(seed).choice([-0.2, 0.0, 0.3, np.inf], shape[1]), targets.any(0))
     ours = metrics.precision_recall_f1(yes, targets)
     for values, theirs in zip(ours, (sk.precision_score, sk.recall_score, sk.f1_score), strict=True):
         for k in np.flatnonzero(some):

@@ -85,9 +85,7 @@ def test_features_are_the_encoders_and_depend_on_the_batch_only_where_asked(
 def test_features_that_are_not_finite_are_refused(run_of: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     run = with_encoder(run_of("baseline"))
     before = run.features.read_bytes()
-    monkeypatch.setattr(
-        encoder.Frozen, "__call__", lambda self, batch: np.full((len(batch), self.width), np.nan)
-    )
+    monkeypatch.setattr(encoder.Frozen, "__call__", lambda self, batch: np.full((len(batch), self.width), np.nan))
     with pytest.raises(encoder.EncoderError, match="not finite"):
         embed.run(run, log)
     assert run.features.read_bytes() == before

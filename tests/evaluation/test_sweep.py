@@ -17,9 +17,7 @@ Floats = npt.NDArray[np.float32]
 Targets = npt.NDArray[np.uint8]
 
 
-def data(
-    rng: np.random.Generator, tiles: int = 90, width: int = 12, labels: int = 4
-) -> tuple[Floats, Targets]:
+def data(rng: np.random.Generator, tiles: int = 90, width: int = 12, labels: int = 4) -> tuple[Floats, Targets]:
     x = rng.normal(size=(tiles, width)).astype(np.float32)
     truth = rng.normal(size=(width, labels))
     return x, (x @ truth + rng.normal(size=(tiles, labels)) > 0.5).astype(np.uint8)
@@ -36,10 +34,7 @@ def alone(x: Floats, y: Targets, rate: float, decay: float, *, steps: int, batch
     layer = torch.nn.Linear(x.shape[1], y.shape[1])
     torch.nn.init.zeros_(layer.weight)
     torch.nn.init.zeros_(layer.bias)
-    groups = [
-        {"params": [layer.weight], "weight_decay": decay},
-        {"params": [layer.bias], "weight_decay": 0.0},
-    ]
+    groups = [{"params": [layer.weight], "weight_decay": decay}, {"params": [layer.bias], "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step in range(steps):
@@ -63,7 +58,8 @@ def test_each_probe_of_the_stack_is_what_it_would_be_alone(
     monkeypatch.setattr(sweep, "BLOCK", block)
     x, y = data(rng)
     weight, bias = sweep.fit(x, y, configs=CONFIGS, steps=17, batch_size=32, seed=3)
-    assert (weight.shape, bias.shape, weight.dtype) == ((3, 4, 12), (3, 4), np.float32)
+    assert (weight.shape, bias.shape) == ((3, 4, 12), (3, 4))
+    assert weight.dtype == bias.dtype == np.float32
     for c, (rate, decay) in enumerate(CONFIGS):
         expected = alone(x, y, rate, decay, steps=17, batch_size=32)
         found = np.concatenate([weight[c], bias[c][:, None]], 1)
@@ -76,10 +72,7 @@ def test_the_best_on_validation_is_chosen_and_scores_as_it_validated(rng: np.ran
     x, y = data(rng, tiles=200)
     train, val = (x[:120], y[:120]), (x[120:], y[120:])
     chosen = sweep.best(train, val, configs=CONFIGS, steps=20, batch_size=32, seed=0)
-    each = [
-        sweep.best(train, val, configs=[config], steps=20, batch_size=32, seed=0).val_mAP
-        for config in CONFIGS
-    ]
+    each = [sweep.best(train, val, configs=[config], steps=20, batch_size=32, seed=0).val_mAP for config in CONFIGS]
     assert chosen.val_mAP == pytest.approx(max(each), abs=1e-3)
     assert (chosen.learning_rate, chosen.weight_decay) in CONFIGS
     ap = metrics.average_precision(chosen.scores(val[0]), val[1])

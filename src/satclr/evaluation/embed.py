@@ -56,9 +56,7 @@ def load_encoder(run: Run) -> Frozen:
 def split_batches(store: tiles.TileStore, split: str, run: Run) -> list[npt.NDArray[np.int64]]:
     """The rows of each batch of a split, in index order."""
     probe = run.settings.probe
-    return tiles.split_batches(
-        store.rows(split), BATCH_SIZE if probe.batch_norm == "frozen" else probe.batch_size
-    )
+    return tiles.split_batches(store.rows(split), BATCH_SIZE if probe.batch_norm == "frozen" else probe.batch_size)
 
 
 def _fill(

@@ -18,12 +18,7 @@ Features = npt.NDArray[np.floating[Any]]
 
 
 def scores(
-    queries: Features,
-    features: Features,
-    targets: npt.NDArray[np.integer[Any]],
-    *,
-    k: int,
-    temperature: float,
+    queries: Features, features: Features, targets: npt.NDArray[np.integer[Any]], *, k: int, temperature: float
 ) -> npt.NDArray[np.float32]:
     """The share of its k nearest neighbours that have a label, each weighted exp(cosine / temperature): (M,K).
 
@@ -34,9 +29,7 @@ def scores(
     result = np.empty((len(queries), labels.shape[1]), np.float32)
     for start in range(0, len(queries), BLOCK):
         for i, row in enumerate(_unit(queries[start : start + BLOCK]) @ known.T, start):
-            near = np.flatnonzero(
-                row >= np.partition(row, -k)[-k]
-            )  # the k nearest, and ties with the last of them
+            near = np.flatnonzero(row >= np.partition(row, -k)[-k])  # the k nearest, and ties with the last of them
             near = near[np.argsort(-row[near], kind="stable")[:k]]
             weight = np.exp((row[near] - row[near[0]]) / temperature)
             result[i] = weight @ labels[near] / weight.sum()

@@ -36,8 +36,7 @@ class LinearProbe:
         """Write the probe as safetensors, and all but its tensors as JSON in the metadata."""
         facts = self.encoder | {"labels": self.labels, "thresholds": self.thresholds.tolist()}
         facts |= {name: getattr(self, name) for name in ("temperature", "best_epoch", "val_mAP")}
-        text = {name: json.dumps(value, ensure_ascii=False) for name, value in facts.items()}
-        files.save_tensors(path, {"weight": self.weight, "bias": self.bias}, **text)
+        files.save_tensors(path, {"weight": self.weight, "bias": self.bias}, **facts)
 
     @classmethod
     def load(cls, path: Path, *, labels: Sequence[str] | None = None) -> Self:
@@ -62,22 +61,14 @@ class LinearProbe:
                 encoder=facts,
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise files.FileError(
-                f"{path} is not a linear probe ({error!r}); run `satclr probe` again"
-            ) from None
+            raise files.FileError(f"{path} is not a linear probe ({error!r}); run `satclr probe` again") from None
         count = len(set(probe.labels))
         shapes = (probe.weight.shape[:1], probe.bias.shape, probe.thresholds.shape, (len(probe.labels),))
         if probe.weight.ndim != 2 or set(shapes) != {(count,)}:
-            sizes = (
-                f"weight {probe.weight.shape}, bias {probe.bias.shape}, thresholds {probe.thresholds.shape}"
-            )
-            raise files.FileError(
-                f"{path}: {sizes} do not fit {count} distinct labels; run `satclr probe` again"
-            )
+            sizes = f"weight {probe.weight.shape}, bias {probe.bias.shape}, thresholds {probe.thresholds.shape}"
+            raise files.FileError(f"{path}: {sizes} do not fit {count} distinct labels; run `satclr probe` again")
         if labels is not None and probe.labels != list(labels):
-            raise files.FileError(
-                f"{path} has {count} labels that are not the tile store's; run `satclr probe` again"
-            )
+            raise files.FileError(f"{path} has {count} labels that are not the tile store's; run `satclr probe` again")
         return probe
 
     def logits(self, features: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:

@@ -108,9 +108,7 @@ def new_layer(width: int, labels: int, *, seed: int) -> nn.Linear:
         return nn.Linear(width, labels)
 
 
-def decisions(
-    logits: npt.NDArray[np.float64], targets: npt.NDArray[np.uint8]
-) -> tuple[npt.NDArray[np.float64], float]:
+def decisions(logits: npt.NDArray[np.float64], targets: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float64], float]:
     """Thresholds (K,) of probabilities, and the temperature, from logits and targets (N,K) of validation tiles.
 
     The threshold of a label without positives is NEVER, above any probability.

@@ -49,12 +49,7 @@ def run(run: Run, _log: Log) -> None:
 
 
 def _mean_ap(
-    run: Run,
-    store: tiles.TileStore,
-    encoder: Frozen,
-    probe: LinearProbe,
-    corruption: str = "",
-    strength: int = 0,
+    run: Run, store: tiles.TileStore, encoder: Frozen, probe: LinearProbe, corruption: str = "", strength: int = 0
 ) -> float:
     """Macro mAP of the test tiles, corrupted or not."""
     logits = []

@@ -55,12 +55,9 @@ def standardize(train: npt.NDArray[Any], *others: npt.NDArray[Any]) -> list[npt.
     return parts
 
 
-def best(train: Split, val: Split, *, configs: Sequence[Config] = GRID, **options: int) -> Best:
-    """Train a stack on `train` and keep the best by macro mAP on `val`, the earlier of `configs` on a tie.
-
-    `options` are `fit`'s: steps, batch_size, seed.
-    """
-    weight, bias = fit(*train, configs=configs, **options)
+def best(train: Split, val: Split, *, steps: int, batch_size: int, seed: int, configs: Sequence[Config] = GRID) -> Best:
+    """Train a stack on `train` and keep the best by macro mAP on `val`, the earlier of `configs` on a tie."""
+    weight, bias = fit(*train, configs=configs, steps=steps, batch_size=batch_size, seed=seed)
     x, targets = val
     logits = x @ weight.reshape(-1, x.shape[1]).T + bias.ravel()  # (M,C·K)
     ap = metrics.average_precision(logits, np.tile(targets, len(configs)))

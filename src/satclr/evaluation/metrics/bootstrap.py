@@ -17,17 +17,13 @@ Counts = NDArray[np.int32]
 BLOCK = 64  # resamples at a time: the counts of 10,000 tiles then stay in a cache
 
 
-def paired_bootstrap(
-    scores_by_arm: Sequence[ArrayLike], targets: ArrayLike, *, resamples: int, seed: int
-) -> Floats:
+def paired_bootstrap(scores_by_arm: Sequence[ArrayLike], targets: ArrayLike, *, resamples: int, seed: int) -> Floats:
     """Macro mAP of every arm on the same resamples: (resamples, arms); a contrast is a difference of columns.
 
     Arguments and errors as `paired_bootstrap_average_precision`'s. A label that loses all its positives in a
     resample is left out of that resample's mean.
     """
-    return nan_mean(
-        paired_bootstrap_average_precision(scores_by_arm, targets, resamples=resamples, seed=seed)
-    )
+    return nan_mean(paired_bootstrap_average_precision(scores_by_arm, targets, resamples=resamples, seed=seed))
 
 
 def paired_bootstrap_average_precision(

@@ -80,9 +80,7 @@ def checked(scores: ArrayLike, targets: ArrayLike) -> tuple[Floats, Bools]:
     """Scores as float64 and targets as bool, both (N,K); raises ValueError on other shapes and non-finite scores."""
     s, t = np.asarray(scores, dtype=np.float64), np.asarray(targets)
     if s.ndim != 2 or s.shape != t.shape or not s.size:
-        raise ValueError(
-            f"scores have shape {s.shape} and targets {t.shape}; both must be (tiles, labels), not empty"
-        )
+        raise ValueError(f"scores have shape {s.shape} and targets {t.shape}; both must be (tiles, labels), not empty")
     if not np.isfinite(s).all():
         raise ValueError(f"{np.sum(~np.isfinite(s))} of {s.size} scores are not finite")
     return s, t.astype(bool)
