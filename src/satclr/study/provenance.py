@@ -1,0 +1,50 @@
+"""Where numbers come from: the commit, the versions, every setting."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from satclr.project import Run
+
+PACKAGES = ("satclr", "torch", "torchvision", "numpy", "scikit-learn", "umap-learn", "mlflow", "dvc")
+
+
+def commit(root: Path) -> tuple[str | None, bool]:
+    """The commit checked out in `root`, and whether tracked files differ from it; (None, False) outside git.
+
+    dvc.lock is ignored: it changes while DVC runs.
+    """
+    head = _git(root, "rev-parse", "HEAD")
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
+    return head or None, bool(changes)
+
+
+def settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """Every setting as (section.key, its value in each run)."""
+    flat = [run.settings.flat() for run in runs]
+    return [(key, [f[key] for f in flat]) for key in flat[0]]
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the installed packages that numbers depend on."""
+    installed = {name: version for name in PACKAGES if (version := _version(name))}
+    return {"python": platform.python_version(), **installed}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    except OSError:  # git is not installed
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
