@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 
 from satclr import machine
-from satclr.data import prepare, tiles
+from satclr.data import tiles
 from satclr.params import Params
 from satclr.project import Run
 from satclr.settings import merge
@@ -145,20 +145,23 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def store(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tiles.TileStore:
+    from satclr.data import prepare
+
     out = tmp_path_factory.mktemp("build")
     prepare.run(tiny_data, out, make_run().settings.data)
     return tiles.open_store(out)
 
 
 @pytest.fixture(scope="session")
-def measured(store: tiles.TileStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project folder with the models, results and comparison of two arms, from the stages themselves."""
-    from . import measured
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project folder with the store, models, results and comparison of three arms, all made up."""
+    from satclr.study import compare
 
-    root = tmp_path_factory.mktemp("measured")
-    measured.models(store, root)
-    measured.evaluation(store, root)
-    return root
+    from .study import measured
+
+    project = measured.project(tmp_path_factory.mktemp("measured"))
+    compare.run(project)
+    return project.root
 
 
 @pytest.fixture

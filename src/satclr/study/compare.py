@@ -24,6 +24,7 @@ PAPER = {"baseline": 0.6361, "simclr": 0.9133}
 CURVES = {"val_mAP": "validation mAP", "train_loss": "training loss", "val_loss": "validation loss"}
 CURVE_COLUMNS = ("arm", "seed", "epoch", "train_loss", "val_loss", "val_mAP")
 LABEL_COLUMNS = ("arm", "label", "AP", "AP_lo", "AP_hi", "delta_AP", "delta_AP_lo", "delta_AP_hi")
+TABLE_WIDTH = 120  # of the widest table; narrower terminals wrap its lines
 
 Row = tuple[str, ...]
 
@@ -39,7 +40,7 @@ def run(project: Project) -> dict[str, Any]:
     """
     arms = {seeds[0].arm: [Results(run) for run in seeds] for seeds in project.arms()}
     _check_same_test(arms)
-    _warn_of_changed_weights(arms)
+    warn_of_changed_weights(arms)
     samples, aps = contrasts.resample(arms), contrasts.average_precision(arms)
     differences = contrasts.label_differences(aps, samples)
     report = {"profile": project.profile, **contrasts.numbers(arms, samples), "paper": PAPER}
@@ -87,7 +88,7 @@ def arm_table(report: Mapping[str, Any]) -> list[Row]:
     """The report as rows: arm, test mAP (± deviation over seeds), interval, difference to the reference."""
     reference = next(iter(report["arms"]))
     against = {c["arm"]: c for c in report["contrasts"] if c["against"] == reference}
-    rows: list[Row] = [("arm", "test mAP", "95% interval", "val mAP", f"against {reference}", "95% interval", "p")]
+    rows: list[Row] = [("arm", "test mAP", "95% interval", "val mAP", f"against\n{reference}", "95% interval", "p")]
     for name, arm in report["arms"].items():
         sd = f" ± {arm['test_mAP_sd']:.4f}" if arm["test_mAP_sd"] is not None else ""
         row: Row = (name, f"{arm['test_mAP']:.4f}{sd}", _interval(arm["test_mAP_ci95"]), f"{arm['val_mAP']:.4f}")
@@ -132,11 +133,11 @@ def _print(*tables: Sequence[Row]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(markup=False, highlight=False)
+    console = Console(markup=False, highlight=False, width=TABLE_WIDTH)
     for i, (header, *rows) in enumerate(filter(None, tables)):
         if i:
             console.print()
-        shown = Table(*header, box=None, pad_edge=False, header_style="bold")
+        shown = Table(*header, box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
         for row in rows:
             shown.add_row(*row)
         console.print(shown)
@@ -149,7 +150,7 @@ def _check_same_test(arms: Arms) -> None:
             raise CompareError(f"{other.run.key} was tested on other tiles or labels than {first.run.key}; run `dvc repro`")
 
 
-def _warn_of_changed_weights(arms: Arms) -> None:
+def warn_of_changed_weights(arms: Arms) -> None:
     """One line for each encoder that started from a file whose content has changed since."""
     for run, path in ((r.run, r.changed_weights()) for seeds in arms.values() for r in seeds):
         if path is not None:

@@ -19,15 +19,15 @@ import numpy.typing as npt
 
 from satclr import files
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000", "#B8A800")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#1b1f24", "#B8A800")
 STYLES = ("-", "--", "-.", ":")
 WIDTH_IN, DPI = 5.0, 150
 FONT_PT = 10.0
 ROW_IN, DOT_IN = 0.2, 0.1  # height of a row of text, and of each further arm in it
 NAME_LENGTH = 26  # longer names are cut
 SMALLEST_SPAN = 0.01  # of an axis, so that tick labels stay short
-INK, GRID = "#1b1f24", "#d9dde2"  # replaced by the page's own in SVG
-SVG_COLOURS = {INK: "var(--ink)", GRID: "var(--line)"}
+INK, GRID = "#1b1f24", "#d9dde2"
+PAGE_COLOURS = {INK: "var(--ink)", GRID: "var(--line)"}  # in SVG, for light and dark
 
 Floats = npt.NDArray[np.float64]
 Curves = Mapping[str, Sequence[Sequence[float]]]  # arm → seeds → value per epoch
@@ -76,16 +76,17 @@ def arms(entries: Mapping[str, Mapping[str, Any]], palette: Palette) -> Any:
 def ladder(steps: Sequence[Mapping[str, Any]], palette: Palette, *, paper: Mapping[str, float]) -> Any:
     """The rungs from top to bottom: test mAP above, the change from the rung before below.
 
-    paper: its own mAPs, drawn as dotted lines.
+    paper: the paper's own mAPs, drawn as dotted lines.
     """
-    fig, (level, change) = _figure(1.2 + 0.64 * len(steps), axes=2)
+    fig, (level, change) = _figure(1.5 + 0.64 * len(steps), axes=2)
     names = [step["arm"] for step in steps]
     _rows(level, names, "test mAP")
     _rows(change, names, "change from the rung above")
     ends = {step["arm"]: [(i, step["test_mAP"], *step["ci95"])] for i, step in enumerate(steps)}
     _dots(level, ends, palette, include=paper.values())
     for value in paper.values():
-        level.axvline(value, color=INK, linestyle=":", linewidth=1)
+        line = level.axvline(value, color=INK, linestyle=":", linewidth=1)
+    fig.legend([line], ["the paper, on MLRSNet"], loc="outside upper left", frameon=False, labelcolor=INK)
     _values(level, [f"{step['test_mAP']:.4f}" for step in steps])
     changes = {
         step["arm"]: [(i, step["delta_mAP"], *step["delta_ci95"])]
@@ -97,9 +98,14 @@ def ladder(steps: Sequence[Mapping[str, Any]], palette: Palette, *, paper: Mappi
     return fig
 
 
-def by_label(labels: Sequence[str], values: Mapping[str, Floats], palette: Palette, *, xlabel: str) -> Any:
-    """A dot with its interval for each label and arm; values: (K,3) of each arm, its columns value, low, high."""
-    fig, ax = _figure(0.6 + len(labels) * _row_height(values))
+def by_label(
+    labels: Sequence[str], values: Mapping[str, Floats], palette: Palette, *, xlabel: str, lanes: int = 1
+) -> Any:
+    """A dot with its interval for each label and arm; values: (K,3) of each arm, its columns value, low, high.
+
+    Rows have room for `lanes` arms or more, so that two figures can have rows of the same height.
+    """
+    fig, ax = _figure(0.6 + len(labels) * _row_height(max(lanes, len(values))))
     _rows(ax, labels, xlabel)
     count = len(values)
     points = {
@@ -133,7 +139,7 @@ def label_efficiency(rows: Mapping[str, Sequence[Mapping[str, Any]]], palette: P
 def robustness(results: Mapping[str, Mapping[str, Any]], palette: Palette) -> Any:
     """mAP under each corruption, a mean over strengths; the clean value is a dotted line."""
     names = list(next(iter(results.values()))["corruptions"])
-    fig, ax = _figure(0.6 + len(names) * _row_height(results))
+    fig, ax = _figure(0.6 + len(names) * _row_height(len(results)))
     height = 0.8 / len(results)
     for i, (arm, result) in enumerate(results.items()):
         means = [float(np.mean(list(result["corruptions"][name].values()))) for name in names]
@@ -171,7 +177,7 @@ def svg(fig: Any) -> str:
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # unused, and not unique on a page
-    for colour, variable in SVG_COLOURS.items():
+    for colour, variable in PAGE_COLOURS.items():
         text = text.replace(colour, variable)
     return text
 
@@ -189,8 +195,8 @@ def _figure(height_in: float, *, axes: int = 1) -> tuple[Any, Any]:
         return fig, fig.subplots(axes)
 
 
-def _row_height(arms: Iterable[str]) -> float:
-    return ROW_IN + DOT_IN * (len(list(arms)) - 1)
+def _row_height(arms: int) -> float:
+    return ROW_IN + DOT_IN * (arms - 1)
 
 
 def _rows(ax: Any, names: Sequence[str], xlabel: str) -> None:
@@ -204,7 +210,7 @@ def _rows(ax: Any, names: Sequence[str], xlabel: str) -> None:
 def _values(ax: Any, texts: Sequence[str]) -> None:
     """The rows' numbers, right of the axes."""
     for row, text in enumerate(texts):
-        ax.text(1.02, row, text, transform=ax.get_yaxis_transform(), va="center")
+        ax.text(1.02, row, text, transform=ax.get_yaxis_transform(), va="center", color=INK)
 
 
 def _dots(
@@ -235,7 +241,8 @@ def _range(ax: Any, axis: str, values: Sequence[float]) -> None:
 def _ticks(axis: Any, *, integer: bool = False) -> None:
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-    axis.set_major_locator(MaxNLocator(4, integer=integer, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    few = 4 if axis.axis_name == "x" else 5
+    axis.set_major_locator(MaxNLocator(few, integer=integer, min_n_ticks=1 if integer else 2, steps=[1, 2, 5, 10]))
     axis.set_major_formatter(StrMethodFormatter("{x:.6g}"))
 
 
@@ -248,9 +255,9 @@ def _legend(fig: Any, names: Sequence[str], palette: Palette) -> None:
     width_pt = 45 + 0.62 * FONT_PT * max(map(len, shown))
     columns = max(1, min(len(names), int(72 * WIDTH_IN // width_pt)))
     fig.set_figheight(fig.get_figheight() + ROW_IN * (math.ceil(len(names) / columns) + 0.5))
-    legend = fig.legend(lines, shown, loc="outside upper left", ncols=columns, frameon=False, fontsize=FONT_PT)
-    for text in legend.get_texts():
-        text.set_color(INK)
+    fig.legend(
+        lines, shown, loc="outside upper left", ncols=columns, frameon=False, fontsize=FONT_PT, labelcolor=INK
+    )
 
 
 def _short(name: str) -> str:
