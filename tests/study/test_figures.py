@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from satclr.study import figures
+
+ARMS = [f"arm_{i}_with_a_long_name" for i in range(8)] + ["an_arm_whose_name_is_longer_than_a_figure_has_room_for"]
+LABELS = ["a label that is longer than any figure has room for", *(f"label {i}" for i in range(59))]
+PALETTE = figures.Palette(ARMS)
+PAPER = {"baseline": 0.6361, "simclr": 0.9133}
+
+
+def entry(value: float, spread: float) -> dict[str, Any]:
+    return {"test_mAP": value, "test_mAP_ci95": [value - spread, value + spread]}
+
+
+def steps(*values: float) -> list[dict[str, Any]]:
+    first, *others = [{"arm": a, "test_mAP": v, "ci95": [v, v]} for a, v in zip(ARMS, values, strict=False)]
+    return [first, *(step | {"against": "", "delta_mAP": -1e-5, "delta_ci95": [-2e-5, 0]} for step in others)]
+
+
+def rows(count: int, *values: float) -> Any:
+    return np.tile(values, (count, 1))
+
+
+ODD = {
+    "equal": lambda: figures.curves({"arm_0_with_a_long_name": [[0.55] * 9]}, PALETTE, ylabel="validation mAP"),
+    "0 and 0.55": lambda: figures.curves({ARMS[0]: [[0, 0.55, 0.55]]}, PALETTE, ylabel="validation mAP"),
+    "narrow": lambda: figures.curves({ARMS[0]: [np.linspace(0.55, 0.5501, 9)]}, PALETTE, ylabel="validation mAP"),
+    "wide": lambda: figures.curves({ARMS[0]: [[-1234567.8, 9e12]]}, PALETTE, ylabel="training loss"),
+    "one epoch": lambda: figures.curves({a: [[0.1], [0.9]] for a in ARMS}, PALETTE, ylabel="validation mAP"),
+    "500 epochs": lambda: figures.curves({a: [np.arange(500)] for a in ARMS}, PALETTE, ylabel="training loss"),
+    "not finite": lambda: figures.curves({ARMS[0]: [[np.nan, np.inf, 1]]}, PALETTE, ylabel="training loss"),
+    "arms": lambda: figures.arms({a: entry(0.55 + i * 1e-4, 1e-5) for i, a in enumerate(ARMS)}, PALETTE),
+    "one arm": lambda: figures.arms({ARMS[8]: entry(1.0, 0.0)}, PALETTE),
+    "ladder": lambda: figures.ladder(steps(0.0, 1.0, 0.5), PALETTE, paper=PAPER),
+    "narrow ladder": lambda: figures.ladder(steps(*[0.6361] * 9), PALETTE, paper=PAPER),
+    "60 labels": lambda: figures.by_label(LABELS, {a: rows(60, 0, 0, 1) for a in ARMS}, PALETTE, xlabel="test AP"),
+    "differences": lambda: figures.by_label(LABELS[:2], {ARMS[0]: rows(2, -1e-4, -0.01, 0)}, PALETTE, xlabel="gain"),
+    "few labels": lambda: figures.label_efficiency(
+        {a: [{"fraction": f, "tiles": 109161, "test_mAP": 1, "sd": None} for f in (0.01, 0.011, 1)] for a in ARMS}, PALETTE
+    ),
+    "robustness": lambda: figures.robustness(
+        {a: {"clean_mAP": 0.9, "corruptions": {str(i): {"1": 0.0} for i in range(10)}} for a in ARMS}, PALETTE
+    ),
+    "prevalence": lambda: figures.prevalence({label: 10**6 for label in LABELS}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_labels_are_legible_whatever_the_values(name: str) -> None:
+    fig = ODD[name]()
+    fig.draw_without_rendering()
+    shown = [text for legend in fig.legends for text in legend.get_texts()]
+    for ax in fig.axes:
+        shown += [*ax.texts, ax.xaxis.label, ax.yaxis.label, ax.xaxis.offsetText, ax.yaxis.offsetText]
+        for axis in (ax.xaxis, ax.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            ticks = zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=True)
+            inside = [label for place, label in ticks if low <= place <= high]
+            assert inside
+            shown += inside
+        assert ax.bbox.width > 0.3 * fig.bbox.width
+    boxes = [(text.get_text(), text.get_window_extent()) for text in shown if text.get_text()]
+    for text, box in boxes:
+        assert box.x0 >= -1 and box.x1 <= fig.bbox.x1 + 1 and box.y0 >= -1 and box.y1 <= fig.bbox.y1 + 1, text  # noqa: PT018
+    overlaps = [(a, b) for (a, p), (b, q) in combinations(boxes, 2) if p.padded(-1).overlaps(q.padded(-1))]
+    assert overlaps == []
+
+
+def test_the_same_numbers_give_the_same_bytes_and_follow_the_page(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        figures.save(ODD["ladder"](), tmp_path / name)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    text = figures.svg(ODD["ladder"]())
+    assert text == figures.svg(ODD["ladder"]())
+    assert "fill: var(--ink)" in text
+    assert text.startswith("<svg") and ' id="text' not in text  # noqa: PT018
