@@ -90,7 +90,9 @@ def test_results_on_other_tiles_or_missing_are_not_compared(tmp_path: Path) -> N
         compare.run(project)
 
 
-@pytest.mark.parametrize(("name", "content"), [("metrics.json", "{"), ("probe.csv", "epoch\nx\n"), ("scores.npz", "PK")])
+@pytest.mark.parametrize(
+    ("name", "content"), [("metrics.json", "{"), ("probe.csv", "epoch\nx\n"), ("scores.npz", "PK")]
+)
 def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str) -> None:
     project = measured.project(tmp_path, {"baseline": 0.5})
     (project.run("baseline").results / name).write_text(content)
@@ -109,4 +111,7 @@ def test_changed_weights_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().err == ""
     start.write_text("after")
     compare.warn_of_changed_weights({"baseline": [Results(run)]})
-    assert "baseline-s0 was pretrained from start.safetensors, which has changed since" in capsys.readouterr().err
+    assert (
+        "baseline-s0 was pretrained from start.safetensors, which has changed since"
+        in capsys.readouterr().err
+    )

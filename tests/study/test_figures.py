@@ -9,7 +9,9 @@ import pytest
 
 from satclr.study import figures
 
-ARMS = [f"arm_{i}_with_a_long_name" for i in range(8)] + ["an_arm_whose_name_is_longer_than_a_figure_has_room_for"]
+ARMS = [f"arm_{i}_with_a_long_name" for i in range(8)] + [
+    "an_arm_whose_name_is_longer_than_a_figure_has_room_for"
+]
 LABELS = ["a label that is longer than any figure has room for", *(f"label {i}" for i in range(59))]
 PALETTE = figures.Palette(ARMS)
 PAPER = {"baseline": 0.6361, "simclr": 0.9133}

@@ -30,7 +30,9 @@ def store(measured: Path) -> tiles.TileStore:
 def test_the_page_is_one_file_that_loads_nothing(written: Path) -> None:
     html = written.read_text()
     assert len(html) < 15e6
-    own = html.replace(max(re.findall(r"<script>(.*?)</script>", html, re.DOTALL), key=len), "")  # without Plotly
+    own = html.replace(
+        max(re.findall(r"<script>(.*?)</script>", html, re.DOTALL), key=len), ""
+    )  # without Plotly
     assert not re.search(r"""\s(src|href)=["'](?!data:|#)""", own)
     assert not re.search(r"@import|url\((?!\$\{sheet|#)", own)
 
@@ -57,7 +59,9 @@ def test_a_repeated_report_is_bit_identical(written: Path, measured: Path) -> No
     assert page.run(Project(measured)).read_bytes() == before
 
 
-def test_mistakes_are_the_highest_without_and_the_lowest_with_the_label(measured: Path, store: tiles.TileStore) -> None:
+def test_mistakes_are_the_highest_without_and_the_lowest_with_the_label(
+    measured: Path, store: tiles.TileStore
+) -> None:
     results = Results(Project(measured).run("simclr"))
     test = results.scores("test")
     hardest = sections.hardest(results, store)
@@ -105,8 +109,16 @@ def rename_arm(root: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "error", "message"),
     [
-        (lambda root: (root / "reports/tiny/compare.json").unlink(), ProjectError, r"compare\.json does not exist"),
-        (lambda root: (root / "results/tiny/simclr-s0/probe.csv").unlink(), ProjectError, r"probe\.csv does not exist"),
+        (
+            lambda root: (root / "reports/tiny/compare.json").unlink(),
+            ProjectError,
+            r"compare\.json does not exist",
+        ),
+        (
+            lambda root: (root / "results/tiny/simclr-s0/probe.csv").unlink(),
+            ProjectError,
+            r"probe\.csv does not exist",
+        ),
         (rename_arm, page.ReportError, "run `satclr compare` again"),
     ],
 )
@@ -129,7 +141,13 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         pytest.skip("no Chromium with chromedriver on this machine")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    quiet = ("disable-quic", "no-first-run", "disable-background-networking", "disable-component-update", "disable-sync")
+    quiet = (
+        "disable-quic",
+        "no-first-run",
+        "disable-background-networking",
+        "disable-component-update",
+        "disable-sync",
+    )
     profile = f"user-data-dir={tmp_path_factory.mktemp('chromium')}"
     for argument in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", profile, *quiet):
         options.add_argument(f"--{argument}")
@@ -191,7 +209,9 @@ def opened(browser: Any, path: Path, *, width_px: int = 1280, scheme: str = "lig
 
 
 @pytest.mark.parametrize(("width_px", "scheme"), [(1280, "light"), (390, "dark")])
-def test_a_browser_shows_the_page_and_prints_it(written: Path, browser: Any, width_px: int, scheme: str) -> None:
+def test_a_browser_shows_the_page_and_prints_it(
+    written: Path, browser: Any, width_px: int, scheme: str
+) -> None:
     opened(browser, written, width_px=width_px, scheme=scheme)
     assert browser.get_log("browser") == []
     drawn = "return [...document.querySelectorAll('.chart')].map(e => e.querySelector('svg').getBoundingClientRect().width)"
@@ -206,7 +226,10 @@ def test_a_browser_shows_the_page_and_prints_it(written: Path, browser: Any, wid
     const wide = [...document.querySelectorAll(".chart svg")].map(e => e.clientWidth);
     return [getComputedStyle(document.body).backgroundColor, text, Math.max(...wide) <= 700];
     """
-    screen = {"light": ["rgb(255, 255, 255)", "rgb(27, 31, 36)"], "dark": ["rgb(20, 23, 27)", "rgb(232, 234, 237)"]}
+    screen = {
+        "light": ["rgb(255, 255, 255)", "rgb(27, 31, 36)"],
+        "dark": ["rgb(20, 23, 27)", "rgb(232, 234, 237)"],
+    }
     assert browser.execute_script(look)[:2] == screen[scheme]
     browser.execute_script("dispatchEvent(new Event('beforeprint'))")
     assert browser.execute_script(look) == ["rgb(255, 255, 255)", "rgb(0, 0, 0)", True]
@@ -215,7 +238,9 @@ def test_a_browser_shows_the_page_and_prints_it(written: Path, browser: Any, wid
     assert browser.execute_script(look)[:2] == screen[scheme]
 
 
-def test_pointing_at_a_map_shows_the_tile(written: Path, measured: Path, store: tiles.TileStore, browser: Any) -> None:
+def test_pointing_at_a_map_shows_the_tile(
+    written: Path, measured: Path, store: tiles.TileStore, browser: Any
+) -> None:
     opened(browser, written)
     text, height, background = browser.execute_script("""
         const map = document.querySelector("[data-arm]");

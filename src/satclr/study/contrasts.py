@@ -70,7 +70,7 @@ def numbers(arms: Arms, samples: Floats) -> dict[str, Any]:
 
 
 def _resampled_mean(seeds: Sequence[Results], ap: Floats) -> Floats:
-    """mAP on each resample (R,) of ap (R,K)."""
+    """Mean over labels on each resample, (R,), of ap (R,K)."""
     if seeds[0].run.settings.evaluate.undefined_ap == "zero":
         ap = np.where(seeds[0].scores("test").targets.any(axis=0), ap, 0)
     return metrics.nan_mean(ap)
@@ -84,9 +84,7 @@ def _arm(seeds: Sequence[Results], samples: Floats) -> dict[str, Any]:
         "test_mAP_sd": _deviation(scores),
         "val_mAP": float(np.mean([r.metrics["val_mAP"] for r in seeds])),
         "label_efficiency": _label_efficiency(seeds),
-        "seeds": {
-            str(r.run.seed): {k: v for k, v in r.metrics.items() if k not in IDENTITY} for r in seeds
-        },
+        "seeds": {str(r.run.seed): {k: v for k, v in r.metrics.items() if k not in IDENTITY} for r in seeds},
     }
 
 
@@ -122,30 +120,30 @@ def _mean_tree(trees: Sequence[Any]) -> Any:
     return float(np.mean(trees))
 
 
-def label_intervals(samples: Floats) -> Floats:
+def by_label(aps: Mapping[str, Floats], samples: Floats) -> dict[str, Floats]:
+    """Each arm's labels as (K,6): AP, low, high; AP minus the first arm's, low, high (paired 95% intervals).
+
+    aps: (K,) of each arm; samples: (R,A,K). nan where a label has no AP, and in the first arm's differences.
+    """
+    reference = next(iter(aps.values()))
+    tables = {}
+    for a, (name, ap) in enumerate(aps.items()):
+        own, paired = _intervals(samples[:, a]), _intervals(samples[:, a] - samples[:, 0])
+        tables[name] = np.column_stack([ap, own, ap - reference, paired])
+        if a == 0:
+            tables[name][:, 3:] = np.nan
+    return tables
+
+
+def _intervals(samples: Floats) -> Floats:
     """The 95% interval of each label, (K,2), from its resamples (R,K) that hold a positive; nan without any."""
     columns = [column[~np.isnan(column)] for column in samples.T]
     return np.array([metrics.interval(column) if len(column) else (np.nan, np.nan) for column in columns])
 
 
-def label_differences(aps: Mapping[str, Floats], samples: Floats) -> dict[str, Floats]:
-    """AP of each later arm minus the first arm's, label by label, with its paired 95% interval: (K,3).
-
-    aps: (K,) of each arm; samples: (R,A,K). Columns: difference, low, high; nan where a label has no AP.
-    """
-    first, *others = aps
-    return {
-        name: np.column_stack([aps[name] - aps[first], label_intervals(samples[:, a] - samples[:, 0])])
-        for a, name in enumerate(others, 1)
-    }
-
-
-def better_and_worse(differences: Floats) -> dict[str, int]:
-    """How many labels' intervals lie above zero, and how many below; differences (K,3)."""
-    return {
-        "labels_better": int((differences[:, 1] > 0).sum()),
-        "labels_worse": int((differences[:, 2] < 0).sum()),
-    }
+def better_and_worse(labels: Floats) -> dict[str, int]:
+    """How many labels' differences lie above zero with their interval, and how many below; of `by_label`."""
+    return {"labels_better": int((labels[:, 4] > 0).sum()), "labels_worse": int((labels[:, 5] < 0).sum())}
 
 
 def ladder(report: Mapping[str, Any], rungs: Sequence[str]) -> list[dict[str, Any]]:
@@ -175,15 +173,10 @@ def leakage(report: Mapping[str, Any], arms: Arms) -> list[dict[str, Any]]:
             if others[0].run.settings != wanted:
                 continue
             delta, ci95, p_value = _contrast(report, by_tile, by_group)
-            rows.append({
-                "by_tile": by_tile,
-                "by_group": by_group,
-                "test_mAP": [report["arms"][name]["test_mAP"] for name in (by_tile, by_group)],
-                "delta_mAP": delta,
-                "ci95": ci95,
-                "p_value": p_value,
-                "train_tiles": [r[0].metrics["train_tiles"] for r in (seeds, others)],
-            })  # fmt: skip
+            row = {"by_tile": by_tile, "by_group": by_group}
+            row["test_mAP"] = [report["arms"][name]["test_mAP"] for name in (by_tile, by_group)]
+            row |= {"delta_mAP": delta, "ci95": ci95, "p_value": p_value}
+            rows.append(row | {"train_tiles": [r[0].metrics["train_tiles"] for r in (seeds, others)]})
     return rows
 
 

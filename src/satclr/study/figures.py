@@ -42,7 +42,7 @@ class Palette:
     def colour(self, arm: str) -> str:
         return COLOURS[self._place[arm] % len(COLOURS)]
 
-    def style(self, arm: str) -> str:
+    def style(self, arm: str) -> Any:
         return STYLES[self._place[arm] // len(COLOURS) % len(STYLES)]
 
 
@@ -55,7 +55,9 @@ def curves(values: Curves, palette: Palette, *, ylabel: str) -> Any:
         marker = "o" if len(epochs) == 1 else ""
         ax.plot(epochs, table.mean(0), palette.style(arm), color=palette.colour(arm), marker=marker)
         if len(table) > 1:
-            ax.fill_between(epochs, table.min(0), table.max(0), color=palette.colour(arm), alpha=0.2, linewidth=0)
+            ax.fill_between(
+                epochs, table.min(0), table.max(0), color=palette.colour(arm), alpha=0.2, linewidth=0
+            )
     _ticks(ax.xaxis, integer=True)
     _range(ax, "y", [value for seeds in values.values() for line in seeds for value in line])
     ax.set(xlabel="epoch", ylabel=ylabel)
@@ -66,10 +68,8 @@ def curves(values: Curves, palette: Palette, *, ylabel: str) -> Any:
 def arms(entries: Mapping[str, Mapping[str, Any]], palette: Palette) -> Any:
     """Test mAP of each arm with its 95% interval."""
     fig, ax = _figure(0.6 + 0.32 * len(entries))
-    points = {name: [(i, entry["test_mAP"], *entry["test_mAP_ci95"])] for i, (name, entry) in enumerate(entries.items())}
-    _rows(ax, list(entries), "test mAP")
-    _dots(ax, points, palette)
-    _values(ax, [f"{entry['test_mAP']:.4f}" for entry in entries.values()])
+    rows = [(name, entry["test_mAP"], *entry["test_mAP_ci95"]) for name, entry in entries.items()]
+    _panel(ax, rows, palette, xlabel="test mAP")
     return fig
 
 
@@ -79,21 +79,13 @@ def ladder(steps: Sequence[Mapping[str, Any]], palette: Palette, *, paper: Mappi
     paper: the paper's own mAPs, drawn as dotted lines.
     """
     fig, (level, change) = _figure(1.5 + 0.64 * len(steps), axes=2)
-    names = [step["arm"] for step in steps]
-    _rows(level, names, "test mAP")
-    _rows(change, names, "change from the rung above")
-    ends = {step["arm"]: [(i, step["test_mAP"], *step["ci95"])] for i, step in enumerate(steps)}
-    _dots(level, ends, palette, include=paper.values())
+    rows = [(step["arm"], step["test_mAP"], *step["ci95"]) for step in steps]
+    _panel(level, rows, palette, xlabel="test mAP", include=paper.values())
     for value in paper.values():
         line = level.axvline(value, color=INK, linestyle=":", linewidth=1)
     fig.legend([line], ["the paper, on MLRSNet"], loc="outside upper left", frameon=False, labelcolor=INK)
-    _values(level, [f"{step['test_mAP']:.4f}" for step in steps])
-    changes = {
-        step["arm"]: [(i, step["delta_mAP"], *step["delta_ci95"])]
-        for i, step in enumerate(steps) if "against" in step
-    }  # fmt: skip
-    _dots(change, changes, palette, include=[0])
-    _values(change, [f"{step['delta_mAP']:+.4f}" if "against" in step else "" for step in steps])
+    rows = [(step["arm"], step["delta_mAP"], *step["delta_ci95"]) for step in steps[1:]]
+    _panel(change, rows, palette, xlabel="change from the rung above", sign="+", include=[0])
     change.axvline(0, color=INK, linewidth=0.8)
     return fig
 
@@ -207,20 +199,21 @@ def _rows(ax: Any, names: Sequence[str], xlabel: str) -> None:
     _ticks(ax.xaxis)
 
 
-def _values(ax: Any, texts: Sequence[str]) -> None:
-    """The rows' numbers, right of the axes."""
-    for row, text in enumerate(texts):
-        ax.text(1.02, row, text, transform=ax.get_yaxis_transform(), va="center", color=INK)
+def _panel(
+    ax: Any, rows: Sequence[tuple[str, float, float, float]], palette: Palette, *,
+    xlabel: str, sign: str = "", include: Iterable[float] = (),
+) -> None:  # fmt: skip
+    """Rows of (arm, value, low, high): a dot with its interval, and the value right of the axes."""
+    _rows(ax, [arm for arm, *_ in rows], xlabel)
+    _dots(ax, {arm: [(i, *row)] for i, (arm, *row) in enumerate(rows)}, palette, include=include)
+    for i, (_, value, *_) in enumerate(rows):
+        ax.text(1.02, i, f"{value:{sign}.4f}", transform=ax.get_yaxis_transform(), va="center", color=INK)
 
 
 def _dots(
-    ax: Any,
-    points: Mapping[str, Sequence[Sequence[float]]],
-    palette: Palette,
-    *,
-    size: float = 6,
-    include: Iterable[float] = (),
-) -> None:
+    ax: Any, points: Mapping[str, Sequence[Sequence[float]]], palette: Palette, *,
+    size: float = 6, include: Iterable[float] = (),
+) -> None:  # fmt: skip
     """Dots with intervals; points: for each arm (row, value, low, high)."""
     for arm, rows in points.items():
         y, x, low, high = np.array(rows, float).T
@@ -242,7 +235,9 @@ def _ticks(axis: Any, *, integer: bool = False) -> None:
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     few = 4 if axis.axis_name == "x" else 5
-    axis.set_major_locator(MaxNLocator(few, integer=integer, min_n_ticks=1 if integer else 2, steps=[1, 2, 5, 10]))
+    axis.set_major_locator(
+        MaxNLocator(few, integer=integer, min_n_ticks=1 if integer else 2, steps=[1, 2, 5, 10])
+    )
     axis.set_major_formatter(StrMethodFormatter("{x:.6g}"))
 
 
@@ -250,7 +245,10 @@ def _legend(fig: Any, names: Sequence[str], palette: Palette) -> None:
     """The arms above the axes, in as many columns as their names leave room for."""
     from matplotlib.lines import Line2D
 
-    lines = [Line2D([], [], color=palette.colour(name), linestyle=palette.style(name), linewidth=2) for name in names]
+    lines = [
+        Line2D([], [], color=palette.colour(name), linestyle=palette.style(name), linewidth=2)
+        for name in names
+    ]
     shown = [_short(name) for name in names]
     width_pt = 45 + 0.62 * FONT_PT * max(map(len, shown))
     columns = max(1, min(len(names), int(72 * WIDTH_IN // width_pt)))

@@ -31,15 +31,8 @@ def settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
 
 def versions() -> dict[str, str]:
     """The versions of Python and of the installed packages that numbers depend on."""
-    installed = {name: version for name in PACKAGES if (version := _version(name))}
-    return {"python": platform.python_version(), **installed}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    installed = {package.name: package.version for package in metadata.distributions()}
+    return {"python": platform.python_version()} | {n: installed[n] for n in PACKAGES if n in installed}
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -87,7 +87,6 @@ def _render(project: Project, report: dict[str, Any], arms: Mapping[str, Sequenc
         script=(folder / "page.js").read_text(encoding="utf-8"),
         plotly=get_plotlyjs(),
         colours={name: figures.PAGE_COLOURS.get(colour := palette.colour(name), colour) for name in arms},
-        chosen=_chosen(entries),
         means={name: _means(entry) for name, entry in entries.items()},
         answer=verdict,
         best=best,
@@ -109,16 +108,8 @@ def _means(entry: Mapping[str, Any]) -> dict[str, float]:
     """Each number of an arm, the mean over its seeds."""
     seeds = list(entry["seeds"].values())
     keys = [k for k, v in seeds[0].items() if isinstance(v, int | float) and not isinstance(v, bool)]
-    return {k: float(np.mean([s[k] for s in seeds])) for k in keys if all(s.get(k) is not None for s in seeds)}
-
-
-def _chosen(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """What the sweep chose for each arm's first seed, in words."""
-    first = {name: next(iter(entry["seeds"].values())).get("sweep") for name, entry in entries.items()}
     return {
-        name: f"learning rate {sweep['learning_rate']:g}, weight decay {sweep['weight_decay']:g}"
-        for name, sweep in first.items()
-        if sweep
+        k: float(np.mean([s[k] for s in seeds])) for k in keys if all(s.get(k) is not None for s in seeds)
     }
 
 
