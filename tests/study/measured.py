@@ -26,7 +26,7 @@ def project(
     skills: Mapping[str, float] = SKILLS,
     *,
     seeds: Sequence[int] = (0,),
-    ladder: Sequence[str] = SKILLS,
+    ladder: Sequence[str] = tuple(SKILLS),
 ) -> Project:
     """A project that runs the arms of `skills`; the higher the skill, the better its scores rank."""
     tree = tiny_params() | {"run": list(skills), "seeds": list(seeds), "ladder": list(ladder)}
@@ -67,7 +67,7 @@ def write_store(folder: Path) -> None:
     }
     audit |= {
         "labels_per_tile": {"min": 0, "mean": 1.2, "max": 3},
-        "label_counts": {name: 40 for name in LABELS},
+        "label_counts": dict.fromkeys(LABELS, 40),
     }
     audit |= {"near_duplicates": {"groups": [], "groups_across_splits": 0}}
     files.write_json(folder / "audit.json", audit | {"split": {"sizes": TILES, "prevalence": shares}})

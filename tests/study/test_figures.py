@@ -33,24 +33,18 @@ def rows(count: int, *values: float) -> Any:
 ODD = {
     "equal": lambda: figures.curves({"arm_0_with_a_long_name": [[0.55] * 9]}, PALETTE, ylabel="validation mAP"),
     "0 and 0.55": lambda: figures.curves({ARMS[0]: [[0, 0.55, 0.55]]}, PALETTE, ylabel="validation mAP"),
-    "narrow": lambda: figures.curves({ARMS[0]: [np.linspace(0.55, 0.5501, 9)]}, PALETTE, ylabel="validation mAP"),
+    "narrow": lambda: figures.curves({ARMS[0]: [np.linspace(0.55, 0.5501, 9).tolist()]}, PALETTE, ylabel="validation mAP"),
     "wide": lambda: figures.curves({ARMS[0]: [[-1234567.8, 9e12]]}, PALETTE, ylabel="training loss"),
     "one epoch": lambda: figures.curves({a: [[0.1], [0.9]] for a in ARMS}, PALETTE, ylabel="validation mAP"),
-    "500 epochs": lambda: figures.curves({a: [np.arange(500)] for a in ARMS}, PALETTE, ylabel="training loss"),
+    "500 epochs": lambda: figures.curves({a: [range(500)] for a in ARMS}, PALETTE, ylabel="training loss"),
     "not finite": lambda: figures.curves({ARMS[0]: [[np.nan, np.inf, 1]]}, PALETTE, ylabel="training loss"),
     "arms": lambda: figures.arms({a: entry(0.55 + i * 1e-4, 1e-5) for i, a in enumerate(ARMS)}, PALETTE),
     "one arm": lambda: figures.arms({ARMS[8]: entry(1.0, 0.0)}, PALETTE),
     "ladder": lambda: figures.ladder(steps(0.0, 1.0, 0.5), PALETTE, paper=PAPER),
     "narrow ladder": lambda: figures.ladder(steps(*[0.6361] * 9), PALETTE, paper=PAPER),
-    "60 labels": lambda: figures.by_label(LABELS, {a: rows(60, 0, 0, 1) for a in ARMS}, PALETTE, xlabel="test AP"),
-    "differences": lambda: figures.by_label(LABELS[:2], {ARMS[0]: rows(2, -1e-4, -0.01, 0)}, PALETTE, xlabel="gain"),
-    "few labels": lambda: figures.label_efficiency(
-        {a: [{"fraction": f, "tiles": 109161, "test_mAP": 1, "sd": None} for f in (0.01, 0.011, 1)] for a in ARMS}, PALETTE
-    ),
-    "robustness": lambda: figures.robustness(
-        {a: {"clean_mAP": 0.9, "corruptions": {str(i): {"1": 0.0} for i in range(10)}} for a in ARMS}, PALETTE
-    ),
-    "prevalence": lambda: figures.prevalence({label: 10**6 for label in LABELS}),
+    "60 labels": lambda: figures.dots(LABELS, {a: rows(60, 0, 0, 1) for a in ARMS}, PALETTE, xlabel="test AP"),
+    "differences": lambda: figures.dots(LABELS[:2], {ARMS[0]: rows(2, -1e-4, -0.01, 0)}, PALETTE, xlabel="gain"),
+    "prevalence": lambda: figures.prevalence(dict.fromkeys(LABELS, 10**6)),
 }  # fmt: skip
 
 

@@ -58,12 +58,8 @@ def run(project: Project) -> dict[str, Any]:
     for name in others:
         differences = by_label[name][:, 3:]
         order = [k for k in np.argsort(-differences[:, 0], kind="stable") if not np.isnan(differences[k, 0])]
-        drawn[f"per_class_{name}"] = figures.by_label(
-            [labels[k] for k in order],
-            {name: differences[order]},
-            palette,
-            xlabel=f"difference in test AP to {reference}",
-        )
+        rows, xlabel = [labels[k] for k in order], f"difference in test AP to {reference}"
+        drawn[f"per_class_{name}"] = figures.dots(rows, {name: differences[order]}, palette, xlabel=xlabel)
     if report["ladder"]:
         drawn["ladder"] = figures.ladder(report["ladder"], palette, paper=PAPER)
     for name, figure in drawn.items():

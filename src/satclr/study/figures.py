@@ -90,16 +90,16 @@ def ladder(steps: Sequence[Mapping[str, Any]], palette: Palette, *, paper: Mappi
     return fig
 
 
-def by_label(
-    labels: Sequence[str], values: Mapping[str, Floats], palette: Palette, *, xlabel: str, lanes: int = 1
+def dots(
+    names: Sequence[str], values: Mapping[str, Floats], palette: Palette, *, xlabel: str, lanes: int = 1
 ) -> Any:
-    """A dot with its interval for each label and arm; values: (K,3) of each arm, its columns value, low, high.
+    """A dot with its interval for each name and arm; values: (names,3) of each arm: value, low, high.
 
     Rows have room for `lanes` arms or more, so that two figures can have rows of the same height.
     """
-    fig, ax = _figure(0.6 + len(labels) * _row_height(max(lanes, len(values))))
-    _rows(ax, labels, xlabel)
     count = len(values)
+    fig, ax = _figure(0.6 + len(names) * (ROW_IN + DOT_IN * (max(lanes, count) - 1)))
+    _rows(ax, names, xlabel)
     points = {
         arm: [(k + 0.64 * ((i + 0.5) / count - 0.5), *row) for k, row in enumerate(table.tolist())]
         for i, (arm, table) in enumerate(values.items())
@@ -108,38 +108,6 @@ def by_label(
     if min(table.min(initial=0) for table in values.values()) < 0:
         ax.axvline(0, color=INK, linewidth=0.8)
     _legend(fig, list(values), palette)
-    return fig
-
-
-def label_efficiency(rows: Mapping[str, Sequence[Mapping[str, Any]]], palette: Palette) -> Any:
-    """Test mAP of the best probe by share of training labels, with one standard deviation over subsets."""
-    fig, ax = _figure(3.0)
-    shares = next(iter(rows.values()))
-    for arm, points in rows.items():
-        y, sd = [p["test_mAP"] for p in points], [p["sd"] or 0 for p in points]
-        line = {"color": palette.colour(arm), "linestyle": palette.style(arm)}
-        ax.errorbar(range(len(points)), y, sd, marker="o", markersize=5, elinewidth=1.5, **line)
-    ax.set_xticks(range(len(shares)), [f"{100 * p['fraction']:g}%\n{p['tiles']:,} tiles" for p in shares])
-    ax.set_xlim(-0.4, len(shares) - 0.6)
-    ends = [p["test_mAP"] + s * (p["sd"] or 0) for points in rows.values() for p in points for s in (-1, 1)]
-    _range(ax, "y", ends)
-    ax.set(xlabel="training labels", ylabel="test mAP")
-    _legend(fig, list(rows), palette)
-    return fig
-
-
-def robustness(results: Mapping[str, Mapping[str, Any]], palette: Palette) -> Any:
-    """mAP under each corruption, a mean over strengths; the clean value is a dotted line."""
-    names = list(next(iter(results.values()))["corruptions"])
-    fig, ax = _figure(0.6 + len(names) * _row_height(len(results)))
-    height = 0.8 / len(results)
-    for i, (arm, result) in enumerate(results.items()):
-        means = [float(np.mean(list(result["corruptions"][name].values()))) for name in names]
-        rows = np.arange(len(names)) + height * (i + 0.5) - 0.4
-        ax.barh(rows, means, height, color=palette.colour(arm))
-        ax.axvline(result["clean_mAP"], color=palette.colour(arm), linestyle=":", linewidth=1.5)
-    _rows(ax, names, "test mAP")
-    _legend(fig, list(results), palette)
     return fig
 
 
@@ -185,10 +153,6 @@ def _figure(height_in: float, *, axes: int = 1) -> tuple[Any, Any]:
     }):  # fmt: skip
         fig = Figure((WIDTH_IN, height_in), layout="constrained")
         return fig, fig.subplots(axes)
-
-
-def _row_height(arms: int) -> float:
-    return ROW_IN + DOT_IN * (arms - 1)
 
 
 def _rows(ax: Any, names: Sequence[str], xlabel: str) -> None:

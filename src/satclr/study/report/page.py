@@ -121,22 +121,22 @@ def _charts(
     palette: figures.Palette,
 ) -> dict[str, str]:
     """Every figure of the page as SVG, by name."""
-    entries = report["arms"]
-    names = [row["label"] for row in labels]
+    entries, names = report["arms"], [row["label"] for row in labels]
     drawn = compare.training_curves(arms, palette)
     drawn["arms"] = figures.arms(entries, palette)
-    drawn["labels"] = figures.by_label(names, sections.intervals(labels, "AP"), palette, xlabel="test AP")
+    drawn["labels"] = figures.dots(names, sections.intervals(labels, "AP"), palette, xlabel="test AP")
     if len(entries) > 1:
-        values = sections.intervals(labels, "delta_AP")
-        xlabel = f"difference in test AP to {next(iter(entries))}"
-        drawn["differences"] = figures.by_label(names, values, palette, xlabel=xlabel, lanes=len(entries))
+        values, xlabel = (
+            sections.intervals(labels, "delta_AP"),
+            f"difference in test AP to {next(iter(entries))}",
+        )
+        drawn["differences"] = figures.dots(names, values, palette, xlabel=xlabel, lanes=len(entries))
     if report["ladder"]:
         drawn["ladder"] = figures.ladder(report["ladder"], palette, paper=report["paper"])
-    few = {name: entry["label_efficiency"] for name, entry in entries.items()}
-    if all(few.values()):
-        drawn["label_efficiency"] = figures.label_efficiency(few, palette)
-    if all("robustness" in entry for entry in entries.values()):
-        measured = {name: entry["robustness"] for name, entry in entries.items()}
-        drawn["robustness"] = figures.robustness(measured, palette)
+    for name, rows in (("label_efficiency", sections.few_labels), ("robustness", sections.strengths)):
+        values = {arm: rows(entry) for arm, entry in entries.items()}
+        if all(values.values()):
+            tables = {arm: np.array(list(table.values())) for arm, table in values.items()}
+            drawn[name] = figures.dots(list(next(iter(values.values()))), tables, palette, xlabel="test mAP")
     drawn["prevalence"] = figures.prevalence(label_counts)
     return {name: figures.svg(figure) for name, figure in drawn.items()}

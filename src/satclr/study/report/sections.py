@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from satclr.data import tiles
-from satclr.study.report import pictures
 from satclr.study.results import Results
 
 EXAMPLE_PX, MAP_PX, CORRUPTION_PX = 128, 44, 128
@@ -50,6 +53,25 @@ def intervals(labels: Sequence[Mapping[str, Any]], key: str) -> dict[str, Floats
     return {arm: np.array([[float(row["arms"][arm][k]) for k in keys] for row in labels]) for arm in arms}
 
 
+def few_labels(entry: Mapping[str, Any]) -> dict[str, tuple[float, float, float]]:
+    """Test mAP by share of training labels, one standard deviation below, above; of one arm in compare.json."""
+    return {
+        f"{100 * p['fraction']:g}%, {p['tiles']:,} tiles": (
+            p["test_mAP"], p["test_mAP"] - (p["sd"] or 0), p["test_mAP"] + (p["sd"] or 0)
+        )
+        for p in entry["label_efficiency"]
+    }  # fmt: skip
+
+
+def strengths(entry: Mapping[str, Any]) -> dict[str, tuple[float, float, float]]:
+    """Test mAP under each corruption: mean, lowest, highest over its strengths; of one arm in compare.json."""
+    if "robustness" not in entry:
+        return {}
+    tested = {"untouched": {"0": entry["robustness"]["clean_mAP"]}, **entry["robustness"]["corruptions"]}
+    values = {name: list(each.values()) for name, each in tested.items()}
+    return {name: (float(np.mean(v)), min(v), max(v)) for name, v in values.items()}
+
+
 def hardest(results: Results, store: tiles.TileStore) -> list[dict[str, Any]]:
     """The labels of lowest AP, with the highest scores without the label and the lowest with it."""
     row_of = {name: i for i, name in enumerate(store.names)}
@@ -62,7 +84,7 @@ def hardest(results: Results, store: tiles.TileStore) -> list[dict[str, Any]]:
             {
                 "tile": names[i],
                 "score": float(scores[i, k]),
-                "picture": pictures.uri(store.pixels[row_of[names[i]]], side_px=EXAMPLE_PX),
+                "picture": uri(store.pixels[row_of[names[i]]], side_px=EXAMPLE_PX),
             }
             for i in order[:EXAMPLES]
         ]
@@ -109,10 +131,10 @@ def corrupted(
 
     row = max((trusted or store.rows("test").tolist())[:CANDIDATES], key=worth_showing)
     tile, key = torch.from_numpy(store.pixels[[row]]), [store.names[row]]
-    shown = [{"name": "untouched", "pictures": [pictures.uri(tile[0].numpy(), side_px=CORRUPTION_PX)]}]
+    shown = [{"name": "untouched", "pictures": [uri(tile[0].numpy(), side_px=CORRUPTION_PX)]}]
     for name, strengths in tested.items():
         each = [corruptions.corrupt(tile, name, strength=int(s), keys=key)[0].numpy() for s in strengths]
-        uris = [pictures.uri(pixels, side_px=CORRUPTION_PX) for pixels in each]
+        uris = [uri(pixels, side_px=CORRUPTION_PX) for pixels in each]
         shown.append({"name": name, "pictures": uris})
     return shown
 
@@ -127,7 +149,7 @@ def maps(
     names = next(iter(trees.values()))["tiles"]
     row_of = {name: i for i, name in enumerate(store.names)}
     rows = [row_of[name] for name in names]
-    picture, columns = pictures.sheet(store.pixels[rows], side_px=MAP_PX)
+    picture, columns = sheet(store.pixels[rows], side_px=MAP_PX)
     categories = sorted({store.categories[row] for row in rows})
     return {
         "numbers": {name: entry["maps"] for name, entry in entries.items()},
@@ -145,3 +167,24 @@ def maps(
             "side_px": MAP_PX,
         },
     }
+
+
+def uri(tile: npt.NDArray[np.uint8], *, side_px: int) -> str:
+    """One tile (H,H,3) as a data URI of side `side_px`."""
+    return _uri(Image.fromarray(tile).resize((side_px, side_px), Image.Resampling.LANCZOS))
+
+
+def sheet(tiles: npt.NDArray[np.uint8], *, side_px: int) -> tuple[str, int]:
+    """npt.NDArray[np.uint8] (N,H,H,3) of side `side_px` in one picture, row by row, as a data URI; and how many are in a row."""
+    columns = math.ceil(math.sqrt(len(tiles)))
+    picture = Image.new("RGB", (columns * side_px, math.ceil(len(tiles) / columns) * side_px))
+    for i, tile in enumerate(tiles):
+        small = Image.fromarray(tile).resize((side_px, side_px), Image.Resampling.LANCZOS)
+        picture.paste(small, (i % columns * side_px, i // columns * side_px))
+    return _uri(picture), columns
+
+
+def _uri(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
