@@ -65,10 +65,7 @@ def write_store(folder: Path) -> None:
         "flagged": {"test_1.jpg": ["kind"]},
         "findings": [],
     }
-    audit |= {
-        "labels_per_tile": {"min": 0, "mean": 1.2, "max": 3},
-        "label_counts": dict.fromkeys(LABELS, 40),
-    }
+    audit |= {"labels_per_tile": {"min": 0, "mean": 1.2, "max": 3}, "label_counts": dict.fromkeys(LABELS, 40)}
     audit |= {"near_duplicates": {"groups": [], "groups_across_splits": 0}}
     files.write_json(folder / "audit.json", audit | {"split": {"sizes": TILES, "prevalence": shares}})
 

@@ -54,10 +54,7 @@ def curves(values: Curves, palette: Palette, *, ylabel: str) -> Any:
         epochs = np.arange(1, table.shape[1] + 1)
         marker = "o" if len(epochs) == 1 else ""
         ax.plot(epochs, table.mean(0), palette.style(arm), color=palette.colour(arm), marker=marker)
-        if len(table) > 1:
-            ax.fill_between(
-                epochs, table.min(0), table.max(0), color=palette.colour(arm), alpha=0.2, linewidth=0
-            )
+        ax.fill_between(epochs, table.min(0), table.max(0), color=palette.colour(arm), alpha=0.2, linewidth=0)
     _ticks(ax.xaxis, integer=True)
     _range(ax, "y", [value for seeds in values.values() for line in seeds for value in line])
     ax.set(xlabel="epoch", ylabel=ylabel)
@@ -83,7 +80,14 @@ def ladder(steps: Sequence[Mapping[str, Any]], palette: Palette, *, paper: Mappi
     _panel(level, rows, palette, xlabel="test mAP", include=paper.values())
     for value in paper.values():
         line = level.axvline(value, color=INK, linestyle=":", linewidth=1)
-    fig.legend([line], ["the paper, on MLRSNet"], loc="outside upper left", frameon=False, labelcolor=INK)
+    fig.legend(
+        [line],
+        ["the paper, on MLRSNet"],
+        loc="outside upper left",
+        frameon=False,
+        fontsize=FONT_PT,
+        labelcolor=INK,
+    )
     rows = [(step["arm"], step["delta_mAP"], *step["delta_ci95"]) for step in steps[1:]]
     _panel(change, rows, palette, xlabel="change from the rung above", sign="+", include=[0])
     change.axvline(0, color=INK, linewidth=0.8)
@@ -198,10 +202,8 @@ def _range(ax: Any, axis: str, values: Sequence[float]) -> None:
 def _ticks(axis: Any, *, integer: bool = False) -> None:
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-    few = 4 if axis.axis_name == "x" else 5
-    axis.set_major_locator(
-        MaxNLocator(few, integer=integer, min_n_ticks=1 if integer else 2, steps=[1, 2, 5, 10])
-    )
+    few, at_least = 4 if axis.axis_name == "x" else 5, 1 if integer else 2
+    axis.set_major_locator(MaxNLocator(few, integer=integer, min_n_ticks=at_least, steps=[1, 2, 5, 10]))
     axis.set_major_formatter(StrMethodFormatter("{x:.6g}"))
 
 
@@ -209,10 +211,7 @@ def _legend(fig: Any, names: Sequence[str], palette: Palette) -> None:
     """The arms above the axes, in as many columns as their names leave room for."""
     from matplotlib.lines import Line2D
 
-    lines = [
-        Line2D([], [], color=palette.colour(name), linestyle=palette.style(name), linewidth=2)
-        for name in names
-    ]
+    lines = [Line2D([], [], color=palette.colour(n), linestyle=palette.style(n), linewidth=2) for n in names]
     shown = [_short(name) for name in names]
     width_pt = 45 + 0.62 * FONT_PT * max(map(len, shown))
     columns = max(1, min(len(names), int(72 * WIDTH_IN // width_pt)))

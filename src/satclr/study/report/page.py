@@ -78,7 +78,8 @@ def _render(project: Project, report: dict[str, Any], arms: Mapping[str, Sequenc
     first = {name: seeds[0] for name, seeds in arms.items()}
     rows = files.read_csv(existing(project.reports / "per_class_ap.csv", project.root))
     labels = sections.per_label(rows, next(iter(first.values())).per_class, arm=verdict.get("arm", best))
-    robustness = sections.robustness(entries, store, audit["flagged"])
+    robust = all("robustness" in entry for entry in entries.values())
+    tested = entries[best]["robustness"]["corruptions"] if robust else {}
     palette = figures.Palette(list(project.params.arms))
     commit, dirty = provenance.commit(project.root)
     return environment.get_template("template.html").render(
@@ -94,7 +95,8 @@ def _render(project: Project, report: dict[str, Any], arms: Mapping[str, Sequenc
         charts=_charts(arms, report, labels, audit["label_counts"], palette),
         labels=labels,
         hardest=sections.hardest(first[best], store),
-        robustness=robustness,
+        corruptions=tested,
+        corrupted=sections.corrupted(tested, store, audit["flagged"]) if robust else [],
         maps=sections.maps(first, entries, store),
         audit=audit,
         store=store,

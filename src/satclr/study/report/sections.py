@@ -33,15 +33,7 @@ def per_label(rows: Sequence[Row], counts: Sequence[Row], *, arm: str) -> list[d
         if row["AP"]:
             by_label.setdefault(row["label"], {})[row["arm"]] = row
     count = {row["label"]: row for row in counts}
-    table: list[dict[str, Any]] = [
-        {
-            "label": label,
-            "positives": int(count[label]["positives"]),
-            "prevalence": float(count[label]["prevalence"]),
-            "arms": arms,
-        }
-        for label, arms in by_label.items()
-    ]
+    table: list[dict[str, Any]] = [{**count[label], "arms": arms} for label, arms in by_label.items()]
     by = "delta_AP" if any(row["arms"][arm]["delta_AP"] for row in table) else "AP"
     return sorted(table, key=lambda row: -float(row["arms"][arm][by]))
 
@@ -55,12 +47,9 @@ def intervals(labels: Sequence[Mapping[str, Any]], key: str) -> dict[str, Floats
 
 def few_labels(entry: Mapping[str, Any]) -> dict[str, tuple[float, float, float]]:
     """Test mAP by share of training labels, one standard deviation below, above; of one arm in compare.json."""
-    return {
-        f"{100 * p['fraction']:g}%, {p['tiles']:,} tiles": (
-            p["test_mAP"], p["test_mAP"] - (p["sd"] or 0), p["test_mAP"] + (p["sd"] or 0)
-        )
-        for p in entry["label_efficiency"]
-    }  # fmt: skip
+    points = [(p["test_mAP"], p["sd"] or 0) for p in entry["label_efficiency"]]
+    names = [f"{100 * p['fraction']:g}%, {p['tiles']:,} tiles" for p in entry["label_efficiency"]]
+    return {name: (y, y - sd, y + sd) for name, (y, sd) in zip(names, points, strict=True)}
 
 
 def strengths(entry: Mapping[str, Any]) -> dict[str, tuple[float, float, float]]:
@@ -80,14 +69,9 @@ def hardest(results: Results, store: tiles.TileStore) -> list[dict[str, Any]]:
     known = [row for row in results.per_class if row["AP"]]
 
     def examples(order: npt.NDArray[np.int64], k: int) -> list[dict[str, Any]]:
-        return [
-            {
-                "tile": names[i],
-                "score": float(scores[i, k]),
-                "picture": uri(store.pixels[row_of[names[i]]], side_px=EXAMPLE_PX),
-            }
-            for i in order[:EXAMPLES]
-        ]
+        chosen = [(names[i], float(scores[i, k])) for i in order[:EXAMPLES]]
+        shown = [uri(store.pixels[row_of[name]], side_px=EXAMPLE_PX) for name, _ in chosen]
+        return [{"tile": t, "score": s, "picture": p} for (t, s), p in zip(chosen, shown, strict=True)]
 
     rows = []
     for row in sorted(known, key=lambda row: float(row["AP"]))[:HARDEST]:
@@ -96,22 +80,6 @@ def hardest(results: Results, store: tiles.TileStore) -> list[dict[str, Any]]:
         wrong, missed = ranked[~targets[ranked, k]], ranked[::-1][targets[ranked[::-1], k]]
         rows.append({**row, "wrong": examples(wrong, k), "missed": examples(missed, k)})
     return rows
-
-
-def robustness(
-    entries: Mapping[str, Mapping[str, Any]], store: tiles.TileStore, flagged: Collection[str]
-) -> dict[str, Any] | None:
-    """Each arm's mAPs under corruption, of compare.json's arms, and one tile under every corruption."""
-    if not all("robustness" in entry for entry in entries.values()):
-        return None
-    measured = {name: entry["robustness"] for name, entry in entries.items()}
-    tested = next(iter(measured.values()))["corruptions"]
-    return {
-        "arms": measured,
-        "names": list(tested),
-        "strengths": list(next(iter(tested.values()))),
-        "pictures": corrupted(tested, store, flagged),
-    }
 
 
 def corrupted(
@@ -151,22 +119,15 @@ def maps(
     rows = [row_of[name] for name in names]
     picture, columns = sheet(store.pixels[rows], side_px=MAP_PX)
     categories = sorted({store.categories[row] for row in rows})
-    return {
-        "numbers": {name: entry["maps"] for name, entry in entries.items()},
-        "projections": list(next(iter(trees.values()))["projections"]),
+    data = {
+        "arms": {name: tree["projections"] for name, tree in trees.items()},
+        "tiles": names,
         "categories": categories,
-        "sheet": picture,
-        "data": {
-            "arms": {name: tree["projections"] for name, tree in trees.items()},
-            "tiles": names,
-            "categories": categories,
-            "category": [categories.index(store.categories[row]) for row in rows],
-            "names": store.labels,
-            "labels": [np.flatnonzero(store.targets[row]).tolist() for row in rows],
-            "columns": columns,
-            "side_px": MAP_PX,
-        },
+        "category": [categories.index(store.categories[row]) for row in rows],
+        "names": store.labels,
+        "labels": [np.flatnonzero(store.targets[row]).tolist() for row in rows],
     }
+    return {"sheet": picture, "data": data | {"columns": columns, "side_px": MAP_PX}}
 
 
 def uri(tile: npt.NDArray[np.uint8], *, side_px: int) -> str:
@@ -175,7 +136,7 @@ def uri(tile: npt.NDArray[np.uint8], *, side_px: int) -> str:
 
 
 def sheet(tiles: npt.NDArray[np.uint8], *, side_px: int) -> tuple[str, int]:
-    """npt.NDArray[np.uint8] (N,H,H,3) of side `side_px` in one picture, row by row, as a data URI; and how many are in a row."""
+    """Tiles (N,H,H,3) as one picture, a data URI, each of side `side_px`, row by row; and how many are in a row."""
     columns = math.ceil(math.sqrt(len(tiles)))
     picture = Image.new("RGB", (columns * side_px, math.ceil(len(tiles) / columns) * side_px))
     for i, tile in enumerate(tiles):
