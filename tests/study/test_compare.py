@@ -73,7 +73,7 @@ def test_an_undefined_ap_counts_as_zero_only_where_asked(tmp_path: Path) -> None
         evaluate = run.settings.evaluate.model_copy(update={"undefined_ap": undefined_ap})
         settings = run.settings.model_copy(update={"evaluate": evaluate})
         arms = {"baseline": [Results(replace(run, settings=settings))]}
-        entry = contrasts.numbers(arms, contrasts.resample(arms))["arms"]["baseline"]
+        entry = contrasts.numbers(arms, contrasts.resample(arms), {})["arms"]["baseline"]
         low, high = entry["test_mAP_ci95"]
         assert low < entry["test_mAP"] * share < high
 

@@ -7,7 +7,7 @@ In: results/<profile>/<arm>-s<seed>/ of each arm and seed that params.yaml runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,28 +38,34 @@ def run(project: Project) -> dict[str, Any]:
     """
     arms = {seeds[0].arm: [Results(run) for run in seeds] for seeds in project.arms()}
     reference, *others = arms
-    _check_same_test(arms)
+    everything = [r for seeds in arms.values() for r in seeds]
+    first = everything[0]
+    for other in everything[1:]:
+        if not other.scores("test").same_tiles(first.scores("test")):
+            keys = f"{other.run.key} was tested on other tiles or labels than {first.run.key}"
+            raise CompareError(f"{keys}; run `dvc repro`")
     warn_of_changed_weights(arms)
     samples = contrasts.resample(arms)
-    by_label = contrasts.by_label(contrasts.average_precision(arms), samples)
-    report = {"profile": project.profile, **contrasts.numbers(arms, samples), "paper": PAPER}
-    for contrast in report["contrasts"]:
-        if contrast["against"] == reference:
-            contrast.update(contrasts.better_and_worse(by_label[contrast["arm"]]))
+    by_label = contrasts.by_label(arms, samples)
+    report = {"profile": project.profile, **contrasts.numbers(arms, samples, by_label), "paper": PAPER}
     report["ladder"] = contrasts.ladder(report, project.params.ladder)
     report["leakage"] = contrasts.leakage(report, arms)
 
     out, palette = project.reports, figures.Palette(list(project.params.arms))
     files.write_json(out / "compare.json", report, allow_nan=True)
-    files.write_csv(out / "curves.csv", ["arm", "seed", "epoch", *CURVES], _curve_rows(arms))
-    labels = arms[reference][0].scores("test").labels
-    files.write_csv(out / "per_class_ap.csv", LABEL_COLUMNS, _label_rows(labels, by_label))
+    curves = [(r.run, row) for r in everything for row in r.curve("probe")]
+    rows = [[run.arm, run.seed, int(row["epoch"]), *(row[key] for key in CURVES)] for run, row in curves]
+    files.write_csv(out / "curves.csv", ["arm", "seed", "epoch", *CURVES], rows)
+    labels = first.scores("test").labels
+    cells = [(n, *row) for n, table in by_label.items() for row in zip(labels, table.tolist(), strict=True)]
+    rows = [[name, label, *("" if np.isnan(v) else v for v in values)] for name, label, values in cells]
+    files.write_csv(out / "per_class_ap.csv", LABEL_COLUMNS, rows)
     drawn = training_curves(arms, palette)
     for name in others:
         differences = by_label[name][:, 3:]
         order = [k for k in np.argsort(-differences[:, 0], kind="stable") if not np.isnan(differences[k, 0])]
-        rows, xlabel = [labels[k] for k in order], f"difference in test AP to {reference}"
-        drawn[f"per_class_{name}"] = figures.dots(rows, {name: differences[order]}, palette, xlabel=xlabel)
+        shown, xlabel = [labels[k] for k in order], f"difference in test AP to {reference}"
+        drawn[f"per_class_{name}"] = figures.dots(shown, {name: differences[order]}, palette, xlabel=xlabel)
     if report["ladder"]:
         drawn["ladder"] = figures.ladder(report["ladder"], palette, paper=PAPER)
     for name, figure in drawn.items():
@@ -113,14 +119,19 @@ def ladder_table(report: Mapping[str, Any]) -> list[Row]:
 
 def leakage_table(report: Mapping[str, Any]) -> list[Row]:
     """Leakage as rows: test mAP with near-duplicates across splits, without, the difference; empty without any."""
-    rows: list[Row] = [
-        ("leakage of", "split by tile", "by group", "lifted by", "95% interval", "training tiles left out")
-    ]
+    header = (
+        "leakage of",
+        "split by tile",
+        "by group",
+        "lifted by",
+        "95% interval",
+        "training tiles left out",
+    )
+    rows: list[Row] = [header]
     for row in report["leakage"]:
-        by_tile, by_group, delta = *row["test_mAP"], row["delta_mAP"]
-        whole, rest = row["train_tiles"]
+        (by_tile, by_group), (whole, rest) = row["test_mAP"], row["train_tiles"]
+        numbers = (f"{by_tile:.4f}", f"{by_group:.4f}", f"{row['delta_mAP']:+.4f}", _span(row["ci95"], "+"))
         left_out = f"{whole - rest:,} of {whole:,} ({(whole - rest) / whole:.1%})"
-        numbers = (f"{by_tile:.4f}", f"{by_group:.4f}", f"{delta:+.4f}", _span(row["ci95"], "+"))
         rows.append((row["by_tile"], *numbers, left_out))
     return rows if report["leakage"] else []
 
@@ -153,23 +164,3 @@ def _print(*tables: Sequence[Row]) -> None:
         for row in rows:
             shown.add_row(*row)
         console.print(shown)
-
-
-def _check_same_test(arms: Arms) -> None:
-    first, *others = (r for seeds in arms.values() for r in seeds)
-    for other in others:
-        if not other.scores("test").same_tiles(first.scores("test")):
-            keys = f"{other.run.key} was tested on other tiles or labels than {first.run.key}"
-            raise CompareError(f"{keys}; run `dvc repro`")
-
-
-def _curve_rows(arms: Arms) -> Iterator[list[Any]]:
-    for r in (r for seeds in arms.values() for r in seeds):
-        for row in r.curve("probe"):
-            yield [r.run.arm, r.run.seed, int(row["epoch"]), *(row[key] for key in CURVES)]
-
-
-def _label_rows(labels: Sequence[str], by_label: Mapping[str, contrasts.Floats]) -> Iterator[list[Any]]:
-    for name, table in by_label.items():
-        for label, row in zip(labels, table.tolist(), strict=True):
-            yield [name, label, *("" if np.isnan(value) else value for value in row)]

@@ -31,32 +31,20 @@ OPTIONAL = {  # what compare.json takes from the files of stages that may be lef
 
 def resample(arms: Arms) -> Floats:
     """AP of each arm and label, a mean over seeds, on each resample of test tiles and seeds: (R,A,K)."""
-    first = next(iter(arms.values()))[0]
-    return metrics.paired_bootstrap_over_seeds(
-        [np.stack([r.scores("test").scores for r in seeds]) for seeds in arms.values()],
-        first.scores("test").targets,
-        resamples=RESAMPLES,
-        seed=randomness.derive(0, "bootstrap") % 2**32,
-    )
+    scores = [np.stack([r.scores("test").scores for r in seeds]) for seeds in arms.values()]
+    targets = next(iter(arms.values()))[0].scores("test").targets
+    seed = randomness.derive(0, "bootstrap") % 2**32
+    return metrics.paired_bootstrap_over_seeds(scores, targets, resamples=RESAMPLES, seed=seed)
 
 
-def average_precision(arms: Arms) -> dict[str, Floats]:
-    """Each arm's test AP (K,), a mean over its seeds; nan where a label has no positive."""
-    tests = {name: [r.scores("test") for r in seeds] for name, seeds in arms.items()}
-    return {
-        name: np.mean([metrics.average_precision(t.scores, t.targets) for t in seeds], axis=0)
-        for name, seeds in tests.items()
-    }
-
-
-def numbers(arms: Arms, samples: Floats) -> dict[str, Any]:
+def numbers(arms: Arms, samples: Floats, labels: Mapping[str, Floats]) -> dict[str, Any]:
     """Mean, spread and interval of each arm, and every contrast: later arm minus earlier arm.
 
-    samples: (R,A,K), from `resample`.
+    samples: (R,A,K), from `resample`; labels: from `by_label`, to count those that differ from the first arm's.
     """
     means = {name: _resampled_mean(seeds, samples[:, a]) for a, (name, seeds) in enumerate(arms.items())}
     entries = {name: _arm(seeds, means[name]) | _optional(seeds) for name, seeds in arms.items()}
-    contrasts = [
+    contrasts: list[dict[str, Any]] = [
         {
             "arm": later,
             "against": earlier,
@@ -66,6 +54,10 @@ def numbers(arms: Arms, samples: Floats) -> dict[str, Any]:
         }
         for earlier, later in combinations(arms, 2)
     ]
+    for c in contrasts:
+        if c["against"] == next(iter(arms)):
+            low, high = labels[c["arm"]][:, 4:].T
+            c |= {"labels_better": int((low > 0).sum()), "labels_worse": int((high < 0).sum())}
     return {"arms": entries, "contrasts": contrasts}
 
 
@@ -120,18 +112,19 @@ def _mean_tree(trees: Sequence[Any]) -> Any:
     return float(np.mean(trees))
 
 
-def by_label(aps: Mapping[str, Floats], samples: Floats) -> dict[str, Floats]:
+def by_label(arms: Arms, samples: Floats) -> dict[str, Floats]:
     """Each arm's labels as (K,6): AP, low, high; AP minus the first arm's, low, high (paired 95% intervals).
 
-    aps: (K,) of each arm; samples: (R,A,K). nan where a label has no AP, and in the first arm's differences.
+    samples: (R,A,K). AP is a mean over seeds; nan for a label without positives, and in the first arm's differences.
     """
-    reference = next(iter(aps.values()))
-    tables = {}
-    for a, (name, ap) in enumerate(aps.items()):
+    tables: dict[str, Floats] = {}
+    for a, (name, seeds) in enumerate(arms.items()):
+        tests = [r.scores("test") for r in seeds]
+        ap = np.mean([metrics.average_precision(test.scores, test.targets) for test in tests], axis=0)
+        reference = tables[next(iter(arms))][:, 0] if tables else np.full_like(ap, np.nan)
         own, paired = _intervals(samples[:, a]), _intervals(samples[:, a] - samples[:, 0])
+        paired[np.isnan(reference)] = np.nan
         tables[name] = np.column_stack([ap, own, ap - reference, paired])
-        if a == 0:
-            tables[name][:, 3:] = np.nan
     return tables
 
 
@@ -139,11 +132,6 @@ def _intervals(samples: Floats) -> Floats:
     """The 95% interval of each label, (K,2), from its resamples (R,K) that hold a positive; nan without any."""
     columns = [column[~np.isnan(column)] for column in samples.T]
     return np.array([metrics.interval(column) if len(column) else (np.nan, np.nan) for column in columns])
-
-
-def better_and_worse(labels: Floats) -> dict[str, int]:
-    """How many labels' differences lie above zero with their interval, and how many below; of `by_label`."""
-    return {"labels_better": int((labels[:, 4] > 0).sum()), "labels_worse": int((labels[:, 5] < 0).sum())}
 
 
 def ladder(report: Mapping[str, Any], rungs: Sequence[str]) -> list[dict[str, Any]]:

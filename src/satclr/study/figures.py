@@ -1,8 +1,7 @@
 """The figures of the study, each drawn by one function: `compare` saves them as PNG, the report embeds them as SVG.
 
-In: numbers. Out: matplotlib figures, 5 inches wide so that text stays legible on a phone. Colours are Okabe and
-Ito's, which colour-blind readers tell apart, one colour per arm in every figure. Labels do not overlap whatever
-the values: legends stand outside the axes, rows have a fixed height, and number axes have few ticks.
+They are 5 inches wide so that text is legible on a phone. Colours are Okabe and Ito's, which colour-blind readers
+tell apart. Labels never overlap: legends are outside the axes, rows have a fixed height, axes have few ticks.
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ INK, GRID = "#1b1f24", "#d9dde2"
 PAGE_COLOURS = {INK: "var(--ink)", GRID: "var(--line)"}  # in SVG, for light and dark
 
 Floats = npt.NDArray[np.float64]
-Curves = Mapping[str, Sequence[Sequence[float]]]  # arm → seeds → value per epoch
 
 
 class Palette:
@@ -46,8 +44,8 @@ class Palette:
         return STYLES[self._place[arm] // len(COLOURS) % len(STYLES)]
 
 
-def curves(values: Curves, palette: Palette, *, ylabel: str) -> Any:
-    """One line per arm over epochs: the mean over seeds, with their range as a band."""
+def curves(values: Mapping[str, Sequence[Sequence[float]]], palette: Palette, *, ylabel: str) -> Any:
+    """One line per arm over epochs: the mean over seeds, with their range as a band; values: arm → seed → epoch."""
     fig, ax = _figure(3.0)
     for arm, seeds in values.items():
         table = np.array(seeds, float)  # (seeds, epochs)

@@ -1,14 +1,11 @@
-"""Where numbers come from: the commit, the versions, every setting."""
+"""Where numbers come from: the commit and the versions."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-
-from satclr.project import Run
 
 PACKAGES = ("satclr", "torch", "torchvision", "numpy", "scikit-learn", "umap-learn", "mlflow", "dvc")
 
@@ -21,12 +18,6 @@ def commit(root: Path) -> tuple[str | None, bool]:
     head = _git(root, "rev-parse", "HEAD")
     changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
     return head or None, bool(changes)
-
-
-def settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """Every setting as (section.key, its value in each run)."""
-    flat = [run.settings.flat() for run in runs]
-    return [(key, [f[key] for f in flat]) for key in flat[0]]
 
 
 def versions() -> dict[str, str]:

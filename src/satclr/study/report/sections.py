@@ -13,22 +13,22 @@ import numpy.typing as npt
 from PIL import Image
 
 from satclr.data import tiles
+from satclr.study.contrasts import Floats
 from satclr.study.results import Results
 
 EXAMPLE_PX, MAP_PX, CORRUPTION_PX = 128, 44, 128
 HARDEST, EXAMPLES = 6, 4  # labels; tiles of each kind for each
 CANDIDATES = 2000  # test tiles among which the one shown under every corruption is picked
 
-Row = Mapping[str, str]  # of a CSV file
-Floats = npt.NDArray[np.float64]
 
-
-def per_label(rows: Sequence[Row], counts: Sequence[Row], *, arm: str) -> list[dict[str, Any]]:
+def per_label(
+    rows: Sequence[Mapping[str, str]], counts: Sequence[Mapping[str, str]], *, arm: str
+) -> list[dict[str, Any]]:
     """Each label with its test tiles and every arm's row of compare's table; those that gain most with `arm` first.
 
     rows: of reports/<profile>/per_class_ap.csv; counts: of one arm's per_class_ap.csv. Labels without AP are left out.
     """
-    by_label: dict[str, dict[str, Row]] = {}
+    by_label: dict[str, dict[str, Mapping[str, str]]] = {}
     for row in rows:
         if row["AP"]:
             by_label.setdefault(row["label"], {})[row["arm"]] = row
@@ -102,8 +102,7 @@ def corrupted(
     shown = [{"name": "untouched", "pictures": [uri(tile[0].numpy(), side_px=CORRUPTION_PX)]}]
     for name, strengths in tested.items():
         each = [corruptions.corrupt(tile, name, strength=int(s), keys=key)[0].numpy() for s in strengths]
-        uris = [uri(pixels, side_px=CORRUPTION_PX) for pixels in each]
-        shown.append({"name": name, "pictures": uris})
+        shown.append({"name": name, "pictures": [uri(pixels, side_px=CORRUPTION_PX) for pixels in each]})
     return shown
 
 
