@@ -22,14 +22,10 @@ TILE_PX = 24
 
 
 def project(
-    root: Path,
-    skills: Mapping[str, float] = SKILLS,
-    *,
-    seeds: Sequence[int] = (0,),
-    ladder: Sequence[str] = tuple(SKILLS),
+    root: Path, skills: Mapping[str, float] = SKILLS, seeds: Sequence[int] = (0,), **more: Any
 ) -> Project:
     """A project that runs the arms of `skills`; the higher the skill, the better its scores rank."""
-    tree = tiny_params() | {"run": list(skills), "seeds": list(seeds), "ladder": list(ladder)}
+    tree = tiny_params() | {"run": list(skills), "seeds": list(seeds), "ladder": list(SKILLS), **more}
     files.write_text(root / "params.yaml", yaml.safe_dump(tree, sort_keys=False))
     made = Project(root)
     write_store(made.store)
@@ -58,13 +54,7 @@ def write_store(folder: Path) -> None:
     stats = {"labels": LABELS, "tile_px": TILE_PX, "tiles": TILES, "normalization": {}, "digest": "d16e57"}
     files.write_json(folder / "stats.json", stats)
     shares = {s: dict(zip(LABELS, truth(s, n)[1].mean(0).tolist(), strict=True)) for s, n in TILES.items()}
-    audit = {
-        "tiles": len(rows),
-        "categories": 4,
-        "labels": 4,
-        "flagged": {"test_1.jpg": ["kind"]},
-        "findings": [],
-    }
+    audit = {"tiles": len(rows), "categories": 4, "labels": 4, "flagged": {}, "findings": []}
     audit |= {"labels_per_tile": {"min": 0, "mean": 1.2, "max": 3}, "label_counts": dict.fromkeys(LABELS, 40)}
     audit |= {"near_duplicates": {"groups": [], "groups_across_splits": 0}}
     files.write_json(folder / "audit.json", audit | {"split": {"sizes": TILES, "prevalence": shares}})
@@ -74,9 +64,7 @@ def write_results(run: Run, skill: float, *, tiles: int = TILES["test"]) -> None
     """Everything that the stages leave of one run."""
     rng = np.random.default_rng(run.seed + int(skill * 100))
     arrays: dict[str, Any] = {"labels": np.array(LABELS)}
-    for split, count in TILES.items() - {("train", TILES["train"])} - {("test", TILES["test"])} | {
-        ("test", tiles)
-    }:
+    for split, count in {"val": TILES["val"], "test": tiles}.items():
         names, targets = truth(split, count)
         scores = (skill * targets + rng.random(targets.shape)).astype(np.float32) / np.float32(1 + skill)
         arrays |= {f"{split}_tiles": np.array(names), f"{split}_scores": scores, f"{split}_targets": targets}
@@ -86,18 +74,14 @@ def write_results(run: Run, skill: float, *, tiles: int = TILES["test"]) -> None
     test_mAP = metrics.mean_average_precision(ap)
     few = [{"fraction": f, "tiles": int(40 * f), "subsets": [test_mAP * f, test_mAP]} for f in (0.1, 1.0)]
     values = {"test_mAP": test_mAP, "val_mAP": skill / 2, "test_knn_mAP": skill / 3, "label_efficiency": few}
-    values |= {
-        "train_tiles": 40 - 4 * run.arm.endswith("by_group"),
-        "sweep": {"learning_rate": 0.01, "weight_decay": 0},
-    }
+    values |= {"train_tiles": 40 - 4 * run.arm.endswith("by_group")}
     files.write_json(run.results / "metrics.json", {"arm": run.arm, "seed": run.seed, **values})
     rows = [
         [label, n, n / tiles, *([a, a, a] if n else ["", "", ""])]
         for label, a, n in zip(LABELS, ap.tolist(), arrays["test_targets"].sum(0).tolist(), strict=True)
     ]
-    files.write_csv(
-        run.results / "per_class_ap.csv", ["label", "positives", "prevalence", "AP", "AP_lo", "AP_hi"], rows
-    )
+    header = ["label", "positives", "prevalence", "AP", "AP_lo", "AP_hi"]
+    files.write_csv(run.results / "per_class_ap.csv", header, rows)
     curve = [[1, 0.6, 0.6, 0.3], [2, 0.5, 0.55, skill / 2]]
     files.write_csv(run.results / "probe.csv", ["epoch", "train_loss", "val_loss", "val_mAP"], curve)
     curve = [[1, 4.0, 1e-3], [2, 3.5, 1e-3]] if run.arm == "simclr" else []
@@ -107,11 +91,11 @@ def write_results(run: Run, skill: float, *, tiles: int = TILES["test"]) -> None
     files.write_json(run.results / "robustness.json", shares | {"corruptions": corrupted})
     plane, one = rng.normal(size=(tiles, 2)).tolist(), {"pca": 0.9}
     tree = {"tiles": arrays["test_tiles"].tolist(), "projections": {"pca": plane}, "knn_label_overlap": 0.5}
-    files.write_json(
-        run.results / "maps.json", tree | {"trustworthiness": one, "distance_rank_correlation": one}
-    )
+    tree |= {"trustworthiness": one, "distance_rank_correlation": one}
+    files.write_json(run.results / "maps.json", tree)
     weight, facts = np.zeros((4, 8), np.float32), {"arch": "shufflenet_v2_x0_5", "tile_px": TILE_PX}
     files.save_tensors(run.encoder, {"weight": weight}, **facts, weights_sha256=None)
-    LinearProbe(
-        weight, weight[:, 0], LABELS, weight[:, 0].astype(float), 1.0, 2, skill / 2, facts | {"arch": 1}
-    ).save(run.probe)
+    zeros = weight[:, 0]
+    LinearProbe(weight, zeros, LABELS, zeros.astype(float), 1.0, 2, skill / 2, {"tile_px": TILE_PX}).save(
+        run.probe
+    )

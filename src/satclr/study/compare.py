@@ -22,7 +22,6 @@ from satclr.study.results import Results
 PAPER = {"baseline": 0.6361, "simclr": 0.9133}
 CURVES = {"train_loss": "training loss", "val_loss": "validation loss", "val_mAP": "validation mAP"}
 LABEL_COLUMNS = ("arm", "label", "AP", "AP_lo", "AP_hi", "delta_AP", "delta_AP_lo", "delta_AP_hi")
-TABLE_WIDTH = 120  # in characters; narrower terminals wrap the lines
 
 Row = tuple[str, ...]
 
@@ -156,7 +155,7 @@ def _print(*tables: Sequence[Row]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(markup=False, highlight=False, width=TABLE_WIDTH)
+    console = Console(markup=False, highlight=False, width=120)
     for i, (header, *rows) in enumerate(filter(None, tables)):
         if i:
             console.print()

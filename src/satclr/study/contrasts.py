@@ -151,8 +151,7 @@ def ladder(report: Mapping[str, Any], rungs: Sequence[str]) -> list[dict[str, An
 def leakage(report: Mapping[str, Any], arms: Arms) -> list[dict[str, Any]]:
     """How much near-duplicates across splits lift each arm, compared with the arm that leaves them out.
 
-    One row for each pair of arms whose settings differ in `near_duplicates` alone. by_tile learns from all
-    training tiles; by_group leaves out those that are near-duplicates of validation or test tiles.
+    One row for each pair of arms whose settings differ in `near_duplicates` alone: by_tile keeps them, by_group not.
     """
     rows = []
     for by_tile, seeds in arms.items():

@@ -106,7 +106,7 @@ def dots(
         arm: [(k + 0.64 * ((i + 0.5) / count - 0.5), *row) for k, row in enumerate(table.tolist())]
         for i, (arm, table) in enumerate(values.items())
     }
-    _dots(ax, points, palette, size=4)
+    _dots(ax, points, palette, 4)
     if min(table.min(initial=0) for table in values.values()) < 0:
         ax.axvline(0, color=INK, linewidth=0.8)
     _legend(fig, list(values), palette)
@@ -166,20 +166,22 @@ def _rows(ax: Any, names: Sequence[str], xlabel: str) -> None:
 
 
 def _panel(
-    ax: Any, rows: Sequence[tuple[str, float, float, float]], palette: Palette, *,
-    xlabel: str, sign: str = "", include: Iterable[float] = (),
-) -> None:  # fmt: skip
+    ax: Any,
+    rows: Sequence[Any],
+    palette: Palette,
+    *,
+    xlabel: str,
+    sign: str = "",
+    include: Iterable[float] = (),
+) -> None:
     """Rows of (arm, value, low, high): a dot with its interval, and the value right of the axes."""
     _rows(ax, [arm for arm, *_ in rows], xlabel)
-    _dots(ax, {arm: [(i, *row)] for i, (arm, *row) in enumerate(rows)}, palette, include=include)
+    _dots(ax, {arm: [(i, *row)] for i, (arm, *row) in enumerate(rows)}, palette, 6, include)
     for i, (_, value, *_) in enumerate(rows):
         ax.text(1.02, i, f"{value:{sign}.4f}", transform=ax.get_yaxis_transform(), va="center", color=INK)
 
 
-def _dots(
-    ax: Any, points: Mapping[str, Sequence[Sequence[float]]], palette: Palette, *,
-    size: float = 6, include: Iterable[float] = (),
-) -> None:  # fmt: skip
+def _dots(ax: Any, points: Mapping[str, Any], palette: Palette, size: float, include: Any = ()) -> None:
     """Dots with intervals; points: for each arm (row, value, low, high)."""
     for arm, rows in points.items():
         y, x, low, high = np.array(rows, float).T

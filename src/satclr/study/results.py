@@ -36,10 +36,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Results:
-    """The files of one run.
-
-    Every reader raises `ProjectError` for a missing file and `files.FileError` for a damaged one.
-    """
+    """The files of one run. Readers raise `ProjectError` for a missing file, `files.FileError` for a damaged one."""
 
     run: Run
 

@@ -83,7 +83,6 @@ def _render(project: Project, report: dict[str, Any], arms: Mapping[str, Sequenc
         report,
         plotly=get_plotlyjs(),
         colours={name: figures.PAGE_COLOURS.get(colour := palette.colour(name), colour) for name in arms},
-        means={name: _means(entry) for name, entry in entries.items()},
         answer=verdict,
         best=best,
         seeds=project.params.seeds,
@@ -99,15 +98,6 @@ def _render(project: Project, report: dict[str, Any], arms: Mapping[str, Sequenc
         versions=provenance.versions(),
         commit=f"{commit} with changes" if dirty else commit,
     )
-
-
-def _means(entry: Mapping[str, Any]) -> dict[str, float]:
-    """Each number of an arm, the mean over its seeds."""
-    seeds = list(entry["seeds"].values())
-    keys = [k for k, v in seeds[0].items() if isinstance(v, int | float) and not isinstance(v, bool)]
-    return {
-        k: float(np.mean([s[k] for s in seeds])) for k in keys if all(s.get(k) is not None for s in seeds)
-    }
 
 
 def _charts(
