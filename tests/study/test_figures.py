@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from satclr.study import figures
 
 ARMS = [f"arm_{i}_with_a_long_name" for i in range(8)] + [
-    "an_arm_whose_name_is_longer_than_a_figure_has_room_for"
+    "an_arm_whose_name_is_longer_than_a_figure_can_show"
 ]
 LABELS = ["a label that is longer than any figure has room for", *(f"label {i}" for i in range(59))]
 PALETTE = figures.Palette(ARMS)
@@ -22,30 +23,28 @@ def entry(value: float, spread: float) -> dict[str, Any]:
 
 
 def steps(*values: float) -> list[dict[str, Any]]:
-    first, *others = [{"arm": a, "test_mAP": v, "ci95": [v, v]} for a, v in zip(ARMS, values, strict=False)]
-    return [first, *(step | {"against": "", "delta_mAP": -1e-5, "delta_ci95": [-2e-5, 0]} for step in others)]
+    pairs = zip(ARMS, values, strict=False)
+    change = {"delta_mAP": -1e-5, "delta_ci95": [-2e-5, 0]}
+    return [{"arm": arm, "test_mAP": value, "ci95": [value, value], **change} for arm, value in pairs]
 
 
-def rows(count: int, *values: float) -> Any:
-    return np.tile(values, (count, 1))
-
-
-ODD = {
-    "equal": lambda: figures.curves({"arm_0_with_a_long_name": [[0.55] * 9]}, PALETTE, ylabel="validation mAP"),
-    "0 and 0.55": lambda: figures.curves({ARMS[0]: [[0, 0.55, 0.55]]}, PALETTE, ylabel="validation mAP"),
-    "narrow": lambda: figures.curves({ARMS[0]: [np.linspace(0.55, 0.5501, 9).tolist()]}, PALETTE, ylabel="validation mAP"),
-    "wide": lambda: figures.curves({ARMS[0]: [[-1234567.8, 9e12]]}, PALETTE, ylabel="training loss"),
-    "one epoch": lambda: figures.curves({a: [[0.1], [0.9]] for a in ARMS}, PALETTE, ylabel="validation mAP"),
-    "500 epochs": lambda: figures.curves({a: [range(500)] for a in ARMS}, PALETTE, ylabel="training loss"),
-    "not finite": lambda: figures.curves({ARMS[0]: [[np.nan, np.inf, 1]]}, PALETTE, ylabel="training loss"),
-    "arms": lambda: figures.arms({a: entry(0.55 + i * 1e-4, 1e-5) for i, a in enumerate(ARMS)}, PALETTE),
-    "one arm": lambda: figures.arms({ARMS[8]: entry(1.0, 0.0)}, PALETTE),
-    "ladder": lambda: figures.ladder(steps(0.0, 1.0, 0.5), PALETTE, paper=PAPER),
-    "narrow ladder": lambda: figures.ladder(steps(*[0.6361] * 9), PALETTE, paper=PAPER),
-    "60 labels": lambda: figures.dots(LABELS, {a: rows(60, 0, 0, 1) for a in ARMS}, PALETTE, xlabel="test AP"),
-    "differences": lambda: figures.dots(LABELS[:2], {ARMS[0]: rows(2, -1e-4, -0.01, 0)}, PALETTE, xlabel="gain"),
-    "prevalence": lambda: figures.prevalence(dict.fromkeys(LABELS, 10**6)),
+CURVES: dict[str, list[Any]] = {
+    "equal": [[0.55] * 9], "0 and 0.55": [[0, 0.55, 0.55]], "narrow": [[0.55, 0.55005, 0.5501]], "one epoch": [[0.1]],
+    "wide": [[-1234567.8, 9e12]], "500 epochs": [range(500), range(500)], "not finite": [[np.nan, np.inf, 1]],
 }  # fmt: skip
+ODD = {
+    name: partial(figures.curves, {arm: seeds for arm in ARMS}, PALETTE, ylabel="loss")
+    for name, seeds in CURVES.items()
+}  # noqa: C420, E501
+ODD |= {
+    "arms": partial(figures.arms, {a: entry(0.55 + i * 1e-4, 1e-5) for i, a in enumerate(ARMS)}, PALETTE),
+    "one arm": partial(figures.arms, {ARMS[8]: entry(1.0, 0.0)}, PALETTE),
+    "ladder": partial(figures.ladder, steps(0.0, 1.0, 0.5), PALETTE, paper=PAPER),
+    "narrow ladder": partial(figures.ladder, steps(*[0.6361] * 9), PALETTE, paper=PAPER),
+    "60 labels": partial(figures.dots, LABELS, dict.fromkeys(ARMS, np.eye(60, 3)), PALETTE, xlabel="test AP"),
+    "differences": partial(figures.dots, LABELS[:2], {ARMS[0]: -1e-4 * np.eye(2, 3)}, PALETTE, xlabel="gain"),
+    "prevalence": partial(figures.prevalence, dict.fromkeys(LABELS, 10**6)),
+}
 
 
 @pytest.mark.parametrize("name", ODD)
