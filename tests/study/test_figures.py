@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -32,10 +33,10 @@ CURVES: dict[str, list[Any]] = {
     "equal": [[0.55] * 9], "0 and 0.55": [[0, 0.55, 0.55]], "narrow": [[0.55, 0.55005, 0.5501]], "one epoch": [[0.1]],
     "wide": [[-1234567.8, 9e12]], "500 epochs": [range(500), range(500)], "not finite": [[np.nan, np.inf, 1]],
 }  # fmt: skip
-ODD = {
-    name: partial(figures.curves, {arm: seeds for arm in ARMS}, PALETTE, ylabel="loss")
+ODD: dict[str, Callable[[], Any]] = {
+    name: partial(figures.curves, dict.fromkeys(ARMS, seeds), PALETTE, ylabel="loss")
     for name, seeds in CURVES.items()
-}  # noqa: C420, E501
+}
 ODD |= {
     "arms": partial(figures.arms, {a: entry(0.55 + i * 1e-4, 1e-5) for i, a in enumerate(ARMS)}, PALETTE),
     "one arm": partial(figures.arms, {ARMS[8]: entry(1.0, 0.0)}, PALETTE),

@@ -160,7 +160,7 @@ def leakage(report: Mapping[str, Any], arms: Arms) -> list[dict[str, Any]]:
             if others[0].run.settings != wanted:
                 continue
             delta, ci95, p_value = _contrast(report, by_tile, by_group)
-            row = {"by_tile": by_tile, "by_group": by_group}
+            row: dict[str, Any] = {"by_tile": by_tile, "by_group": by_group}
             row["test_mAP"] = [report["arms"][name]["test_mAP"] for name in (by_tile, by_group)]
             row |= {"delta_mAP": delta, "ci95": ci95, "p_value": p_value}
             rows.append(row | {"train_tiles": [r[0].metrics["train_tiles"] for r in (seeds, others)]})

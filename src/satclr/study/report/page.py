@@ -121,9 +121,9 @@ def _charts(
     if report["ladder"]:
         drawn["ladder"] = figures.ladder(report["ladder"], palette, paper=report["paper"])
     for name, rows in (("label_efficiency", sections.few_labels), ("robustness", sections.strengths)):
-        values = {arm: rows(entry) for arm, entry in entries.items()}
-        if all(values.values()):
-            tables = {arm: np.array(list(table.values())) for arm, table in values.items()}
-            drawn[name] = figures.dots(list(next(iter(values.values()))), tables, palette, xlabel="test mAP")
+        named = {arm: rows(entry) for arm, entry in entries.items()}
+        if all(named.values()):
+            tables = {arm: np.array(list(table.values())) for arm, table in named.items()}
+            drawn[name] = figures.dots(list(next(iter(named.values()))), tables, palette, xlabel="test mAP")
     drawn["prevalence"] = figures.prevalence(label_counts)
     return {name: figures.svg(figure) for name, figure in drawn.items()}
