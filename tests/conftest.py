@@ -153,14 +153,15 @@ def store(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tiles.Ti
 
 
 @pytest.fixture(scope="session")
-def measured(store: tiles.TileStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project folder with the models, results and comparison of two arms, from the stages themselves."""
-    from . import measured
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project folder with the store, models, results and comparison of three arms, all made up."""
+    from satclr.study import compare
 
-    root = tmp_path_factory.mktemp("measured")
-    measured.models(store, root)
-    measured.evaluation(store, root)
-    return root
+    from .study import measured
+
+    project = measured.project(tmp_path_factory.mktemp("measured"))
+    compare.run(project)
+    return project.root
 
 
 @pytest.fixture

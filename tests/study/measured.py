@@ -1,57 +1,101 @@
-"""Two arms measured by the stages themselves, on the tiny data set, in a project's own layout."""
+"""A project with made-up results in the stages' own files: quick, and independent of the stages."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from satclr.study import compare, figures
-from satclr.evaluation import embed, evaluate, maps, probe, robustness
-from satclr import params
-from satclr.pretrain import stage as pretrain
-from satclr.data import tiles
+import numpy as np
+import yaml
 
-from .conftest import resolve
+from satclr import files
+from satclr.evaluation import metrics
+from satclr.evaluation.linear import LinearProbe
+from satclr.project import Project, Run
+from tests.conftest import tiny_params
 
-ARMS = ("baseline", "simclr", "baseline_by_group")
-PALETTE = figures.Palette(list(ARMS))
-QUICK = {"labels": {"fractions": [0.1, 0.5], "subsets": 2}, "sweep": {"epochs": 2}}
-
-
-def arms() -> list[params.Arm]:
-    return [resolve(name, evaluate=QUICK) for name in ARMS]
-
-
-def models(store: tiles.TileStore, root: Path) -> None:
-    """Pretrain, embed and probe both arms: models/tiny/<arm>-s0 and the curves below `root`."""
-    for arm in arms():
-        model, result = root / "models" / "tiny" / arm.key, root / "results" / "tiny" / arm.key
-        log = lambda *_: None  # noqa: E731
-        pretrain.run(
-            store, settings=arm.settings, seed=0, root=root, out=model / "encoder.safetensors",
-            curve=result / "pretrain.csv", log=log,
-        )  # fmt: skip
-        embed.run(
-            store, encoder=model / "encoder.safetensors", out=model / "features.npy", settings=arm.settings
-        )
-        probe.run(
-            store, features=model / "features.npy", encoder=model / "encoder.safetensors",
-            out=model / "probe.safetensors", curve=result / "probe.csv", settings=arm.settings, seed=0, log=log,
-        )  # fmt: skip
+LABELS = ["grass", "road", "water", "never seen"]
+SKILLS = {"baseline": 0.3, "simclr": 1.0, "baseline_by_group": 0.2}
+TILES = {"train": 40, "val": 30, "test": 60}
+TILE_PX = 24
 
 
-def evaluation(store: tiles.TileStore, root: Path) -> None:
-    """Evaluate both arms, on corrupted tiles too, map and compare them: results/tiny and reports/tiny."""
-    for arm in arms():
-        model, result = root / "models" / "tiny" / arm.key, root / "results" / "tiny" / arm.key
-        evaluate.run(
-            store, features=model / "features.npy", probe=model / "probe.safetensors", out=result, arm=arm
-        )
-        robustness.run(
-            store, encoder_file=model / "encoder.safetensors", probe=model / "probe.safetensors",
-            out=result / "robustness.json", arm=arm,
-        )  # fmt: skip
-        maps.run(store, features=model / "features.npy", out=result / "maps.json", arm=arm)
-    compare.run(
-        root / "results" / "tiny", root / "reports" / "tiny", arms=[[arm] for arm in arms()],
-        rungs=("baseline", "simclr"), palette=PALETTE,
-    )  # fmt: skip
+def project(
+    root: Path, skills: Mapping[str, float] = SKILLS, seeds: Sequence[int] = (0,), **more: Any
+) -> Project:
+    """A project that runs the arms of `skills`; the higher the skill, the better its scores rank."""
+    tree = tiny_params() | {"run": list(skills), "seeds": list(seeds), "ladder": list(SKILLS), **more}
+    files.write_text(root / "params.yaml", yaml.safe_dump(tree, sort_keys=False))
+    made = Project(root)
+    write_store(made.store)
+    for runs, skill in zip(made.arms(), skills.values(), strict=True):
+        for run in runs:
+            write_results(run, skill)
+    return made
+
+
+def truth(split: str, count: int) -> tuple[list[str], Any]:
+    """Names and targets (N,4) of a split's tiles; no tile has the last label."""
+    targets = (np.random.default_rng([9, *split.encode()]).random((count, 4)) < 0.4).astype(np.uint8)
+    targets[:, 3] = 0
+    return [f"{split}_{i}.jpg" for i in range(count)], targets
+
+
+def write_store(folder: Path) -> None:
+    rows = [
+        [name, f"scene{sum(has)}", split, name, "|".join(np.compress(has, LABELS))]
+        for split, count in TILES.items()
+        for name, has in zip(*truth(split, count), strict=True)
+    ]
+    files.write_csv(folder / "index.csv", ["tile", "category", "split", "group", "labels"], rows)
+    pixels = np.random.default_rng(0).integers(0, 256, (len(rows), TILE_PX, TILE_PX, 3), np.uint8)
+    np.save(folder / "tiles.npy", pixels)
+    stats = {"labels": LABELS, "tile_px": TILE_PX, "tiles": TILES, "normalization": {}, "digest": "d16e57"}
+    files.write_json(folder / "stats.json", stats)
+    shares = {s: dict(zip(LABELS, truth(s, n)[1].mean(0).tolist(), strict=True)) for s, n in TILES.items()}
+    audit = {"tiles": len(rows), "categories": 4, "labels": 4, "flagged": {}, "findings": []}
+    audit |= {"labels_per_tile": {"min": 0, "mean": 1.2, "max": 3}, "label_counts": dict.fromkeys(LABELS, 40)}
+    audit |= {"near_duplicates": {"groups": [], "groups_across_splits": 0}}
+    files.write_json(folder / "audit.json", audit | {"split": {"sizes": TILES, "prevalence": shares}})
+
+
+def write_results(run: Run, skill: float, *, tiles: int = TILES["test"]) -> None:
+    """Everything that the stages leave of one run."""
+    rng = np.random.default_rng(run.seed + int(skill * 100))
+    arrays: dict[str, Any] = {"labels": np.array(LABELS)}
+    for split, count in {"val": TILES["val"], "test": tiles}.items():
+        names, targets = truth(split, count)
+        scores = (skill * targets + rng.random(targets.shape)).astype(np.float32) / np.float32(1 + skill)
+        arrays |= {f"{split}_tiles": np.array(names), f"{split}_scores": scores, f"{split}_targets": targets}
+    run.results.mkdir(parents=True)
+    np.savez(run.results / "scores.npz", **arrays)
+    ap = metrics.average_precision(arrays["test_scores"], arrays["test_targets"])
+    test_mAP = metrics.mean_average_precision(ap)
+    few = [{"fraction": f, "tiles": int(40 * f), "subsets": [test_mAP * f, test_mAP]} for f in (0.1, 1.0)]
+    values = {"test_mAP": test_mAP, "val_mAP": skill / 2, "test_knn_mAP": skill / 3, "label_efficiency": few}
+    values |= {"train_tiles": 40 - 4 * run.arm.endswith("by_group")}
+    files.write_json(run.results / "metrics.json", {"arm": run.arm, "seed": run.seed, **values})
+    rows = [
+        [label, n, n / tiles, *([a, a, a] if n else ["", "", ""])]
+        for label, a, n in zip(LABELS, ap.tolist(), arrays["test_targets"].sum(0).tolist(), strict=True)
+    ]
+    header = ["label", "positives", "prevalence", "AP", "AP_lo", "AP_hi"]
+    files.write_csv(run.results / "per_class_ap.csv", header, rows)
+    curve = [[1, 0.6, 0.6, 0.3], [2, 0.5, 0.55, skill / 2]]
+    files.write_csv(run.results / "probe.csv", ["epoch", "train_loss", "val_loss", "val_mAP"], curve)
+    curve = [[1, 4.0, 1e-3], [2, 3.5, 1e-3]] if run.arm == "simclr" else []
+    files.write_csv(run.results / "pretrain.csv", ["epoch", "loss", "learning_rate"], curve)
+    corrupted = {name: {"1": skill / 2, "3": skill / 3} for name in ("haze", "rotation")}
+    shares = {"clean_mAP": test_mAP, "mean_corruption_mAP": skill / 3, "relative_drop": 0.1}
+    files.write_json(run.results / "robustness.json", shares | {"corruptions": corrupted})
+    plane, one = rng.normal(size=(tiles, 2)).tolist(), {"pca": 0.9}
+    tree = {"tiles": arrays["test_tiles"].tolist(), "projections": {"pca": plane}, "knn_label_overlap": 0.5}
+    tree |= {"trustworthiness": one, "distance_rank_correlation": one}
+    files.write_json(run.results / "maps.json", tree)
+    weight, facts = np.zeros((4, 8), np.float32), {"arch": "shufflenet_v2_x0_5", "tile_px": TILE_PX}
+    files.save_tensors(run.encoder, {"weight": weight}, **facts, weights_sha256=None)
+    zeros = weight[:, 0]
+    LinearProbe(weight, zeros, LABELS, zeros.astype(float), 1.0, 2, skill / 2, {"tile_px": TILE_PX}).save(
+        run.probe
+    )

@@ -1,181 +1,117 @@
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score
 
-from satclr.study import compare, figures
-from satclr.evaluation import evaluate
-from satclr import params
-from satclr.data import tiles
+from satclr import files
+from satclr.project import ProjectError
+from satclr.study import compare, contrasts
+from satclr.study.results import Results
 
-from .conftest import resolve
-
-LABELS = ["grass", "road", "water", "never seen"]
+from . import measured
 
 
-def write_result(root: Path, arm: params.Arm, *, skill: float, tiles_: int = 60) -> None:
-    """Results as the stages leave them, of scores that rank better the higher `skill`."""
-    rng = np.random.default_rng(arm.seed + int(skill * 100))
-    targets = (np.random.default_rng(9).random((tiles_, 4)) < 0.4).astype(np.uint8)
-    targets[:, 3] = 0
-    scores = (skill * targets + rng.random((tiles_, 4))).astype(np.float32) / (1 + skill)
-    folder = root / arm.key
-    folder.mkdir(parents=True)
-    names = np.array([f"t{i}.jpg" for i in range(tiles_)])
-    np.savez(
-        folder / "scores.npz",
-        labels=np.array(LABELS),
-        test_tiles=names,
-        test_scores=scores,
-        test_targets=targets,
-    )
-    ap = np.mean([average_precision_score(targets[:, k], scores[:, k]) for k in range(3)])
-    (folder / "metrics.json").write_text(
-        json.dumps(
-            {
-                "test_mAP": ap,
-                "val_mAP": ap,
-                "seed": arm.seed,
-                "train_tiles": 200 - 20 * arm.name.endswith("by_group"),
-            }
-        )
-    )
-    (folder / "probe.csv").write_text("epoch,train_loss,val_loss,val_mAP\n1,0.6,0.6,0.3\n2,0.5,0.55,0.4\n")
-    (folder / "pretrain.csv").write_text(
-        "epoch,loss,learning_rate\n" + "1,4.0,0.001\n" * (arm.name == "simclr")
-    )
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contrasts, "RESAMPLES", 100)
 
 
-@pytest.fixture
-def results(tmp_path: Path) -> Callable[..., list[list[params.Arm]]]:
-    def make(skills: dict[str, float], seeds: tuple[int, ...] = (0,)) -> list[list[params.Arm]]:
-        arms = [[resolve(name, seed) for seed in seeds] for name in skills]
-        for group, skill in zip(arms, skills.values(), strict=True):
-            for arm in group:
-                write_result(tmp_path / "results", arm, skill=skill)
-        return arms
-
-    return make
-
-
-def run(tmp_path: Path, arms: list[list[params.Arm]], rungs: tuple[str, ...] = ()) -> dict[str, object]:
-    palette = figures.Palette([group[0].name for group in arms])
-    return compare.run(tmp_path / "results", tmp_path / "report", arms=arms, rungs=rungs, palette=palette)
-
-
-def test_contrasts_are_later_minus_earlier_with_paired_intervals(
-    results: Callable[..., list[list[params.Arm]]], tmp_path: Path
-) -> None:
-    report = run(tmp_path, results({"baseline": 0.1, "simclr": 1.0, "random": 0.0}, seeds=(0, 1, 2)))
-    assert json.loads((tmp_path / "report/compare.json").read_text()) == report
+def test_contrasts_are_later_minus_earlier_with_paired_intervals(tmp_path: Path) -> None:
+    skills = {"baseline": 0.1, "simclr": 1.0, "random": 0.0}
+    report = compare.run(measured.project(tmp_path, skills, seeds=(0, 1, 2)))
+    assert json.loads((tmp_path / "reports/tiny/compare.json").read_text()) == report
     arms = report["arms"]
-    assert isinstance(arms, dict)
-    pairs = {(c["arm"], c["against"]): c for c in report["contrasts"]}  # type: ignore[attr-defined]
+    pairs = {(c["arm"], c["against"]): c for c in report["contrasts"]}
     assert set(pairs) == {("simclr", "baseline"), ("random", "baseline"), ("random", "simclr")}
     won = pairs["simclr", "baseline"]
     assert won["delta_mAP"] == pytest.approx(arms["simclr"]["test_mAP"] - arms["baseline"]["test_mAP"])
     assert 0 < won["ci95"][0] < won["delta_mAP"] < won["ci95"][1]
     assert won["p_value"] < 0.03  # 100 resamples give no less than 0.02
-    close = pairs["random", "baseline"]
-    assert close["ci95"][0] < 0 < close["ci95"][1] or abs(close["delta_mAP"]) < 0.1
+    assert (won["labels_better"], won["labels_worse"]) == (3, 0)
     seeds = [entry["test_mAP"] for entry in arms["simclr"]["seeds"].values()]
     assert arms["simclr"]["test_mAP"] == pytest.approx(np.mean(seeds))
     assert arms["simclr"]["test_mAP_sd"] == pytest.approx(np.std(seeds, ddof=1))
-    assert f"{np.mean(seeds):.4f} ± {np.std(seeds, ddof=1):.4f}" in compare.table(report)[2]
+    assert f"{np.mean(seeds):.4f} ± {np.std(seeds, ddof=1):.4f}" in compare.arm_table(report)[2]
 
 
-def test_the_ladder_climbs_in_the_order_asked_for(
-    results: Callable[..., list[list[params.Arm]]], tmp_path: Path
-) -> None:
-    arms = results({"simclr": 1.0, "baseline": 0.3, "baseline_batch_norm": 0.1})
+def test_the_ladder_climbs_in_the_order_of_params(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    skills = {"simclr": 1.0, "baseline": 0.3, "baseline_batch_norm": 0.1}
     rungs = ("baseline_as_released", "baseline_batch_norm", "baseline", "simclr")
-    report = run(tmp_path, arms, rungs)
-    steps = report["ladder"]
-    assert isinstance(steps, list)
+    steps = compare.run(measured.project(tmp_path, skills, ladder=rungs))["ladder"]
     assert [step["arm"] for step in steps] == ["baseline_batch_norm", "baseline", "simclr"]
     for below, step in pairwise(steps):
         assert step["against"] == below["arm"]
         assert step["delta_mAP"] == pytest.approx(step["test_mAP"] - below["test_mAP"])
         assert step["delta_ci95"][0] < step["delta_mAP"] < step["delta_ci95"][1]
-    assert (tmp_path / "report/figures/ladder.png").exists()
-    assert "paper, baseline (MLRSNet)" in [row[0] for row in compare.ladder_table(report)]
+    drawn = {path.stem for path in (tmp_path / "reports/tiny/figures").iterdir()}
+    labels = {"per_class_baseline", "per_class_baseline_batch_norm"}
+    assert drawn == {"ladder", "train_loss", "val_loss", "val_mAP", "pretrain_loss", *labels}
+    assert "paper, baseline (MLRSNet)" in capsys.readouterr().out
 
 
-def test_leakage_is_an_arm_against_itself_without_near_duplicates(
-    results: Callable[..., list[list[params.Arm]]], tmp_path: Path
-) -> None:
+def test_leakage_compares_an_arm_with_itself_without_near_duplicates(tmp_path: Path) -> None:
     skills = {"simclr_by_group": 0.3, "baseline": 0.1, "simclr": 1.0, "baseline_by_group": 0.1}
-    report = run(tmp_path, results(skills, seeds=(0, 1)))
-    rows = {row["by_tile"]: row for row in report["leakage"]}  # type: ignore[attr-defined]
-    assert {name: row["by_group"] for name, row in rows.items()} == {
-        "baseline": "baseline_by_group",
-        "simclr": "simclr_by_group",
-    }
-    arms, lifted = report["arms"], rows["simclr"]
-    assert isinstance(arms, dict)
-    assert lifted["test_mAP"] == [arms[name]["test_mAP"] for name in ("simclr", "simclr_by_group")]
+    report = compare.run(measured.project(tmp_path, skills, seeds=(0, 1)))
+    rows = {row["by_tile"]: row for row in report["leakage"]}
+    by_group = {name: row["by_group"] for name, row in rows.items()}
+    assert by_group == {"baseline": "baseline_by_group", "simclr": "simclr_by_group"}
+    lifted = rows["simclr"]
+    assert lifted["test_mAP"] == [report["arms"][name]["test_mAP"] for name in ("simclr", "simclr_by_group")]
     assert lifted["delta_mAP"] == pytest.approx(lifted["test_mAP"][0] - lifted["test_mAP"][1])
     assert 0 < lifted["ci95"][0] < lifted["delta_mAP"] < lifted["ci95"][1]
-    table = compare.leakage_table(report)
-    assert table[-1][0] == "simclr"
-    assert "20 of 200 (10.0%)" in table[-1]
+    assert "4 of 40 (10.0%)" in compare.leakage_table(report)[-1]
 
 
-def test_an_undefined_ap_counts_as_zero_only_where_asked(
-    results: Callable[..., list[list[params.Arm]]], tmp_path: Path
-) -> None:
-    results({"baseline": 0.5})
-    strict, zero = (resolve("baseline", evaluate={"undefined_ap": how}) for how in ("exclude", "zero"))
-    for arm, share in ((strict, 1.0), (zero, 0.75)):
-        found = {"baseline": [compare.read(tmp_path / "results" / arm.key, arm)]}
-        entry = compare.numbers(found, compare.resampled(found))["arms"]["baseline"]
+def test_an_undefined_ap_counts_as_zero_only_where_asked(tmp_path: Path) -> None:
+    run = measured.project(tmp_path, {"baseline": 0.5}).run("baseline")
+    for undefined_ap, share in (("exclude", 1.0), ("zero", 0.75)):
+        evaluate = run.settings.evaluate.model_copy(update={"undefined_ap": undefined_ap})
+        settings = run.settings.model_copy(update={"evaluate": evaluate})
+        arms = {"baseline": [Results(replace(run, settings=settings))]}
+        entry = contrasts.numbers(arms, contrasts.resample(arms), {})["arms"]["baseline"]
         low, high = entry["test_mAP_ci95"]
         assert low < entry["test_mAP"] * share < high
 
 
-def test_results_on_other_tiles_are_not_compared(
-    results: Callable[..., list[list[params.Arm]]], tmp_path: Path
-) -> None:
-    arms = results({"baseline": 0.5})
-    other = resolve("simclr")
-    write_result(tmp_path / "results", other, skill=1.0, tiles_=50)
+def test_results_on_other_tiles_or_missing_are_not_compared(tmp_path: Path) -> None:
+    project = measured.project(tmp_path)
+    other = project.run("simclr")
+    (other.results / "scores.npz").unlink()
+    with pytest.raises(ProjectError, match=r"simclr-s0/scores\.npz does not exist"):
+        compare.run(project)
+    other.results.rename(tmp_path / "before")
+    measured.write_results(other, 1.0, tiles=50)
     with pytest.raises(compare.CompareError, match="other tiles"):
-        run(tmp_path, [*arms, [other]])
-    with pytest.raises(compare.CompareError, match="satclr evaluate --arm random"):
-        run(tmp_path, [*arms, [resolve("random")]])
+        compare.run(project)
 
 
-def test_evaluate_agrees_with_scikit_learn(store: tiles.TileStore, tmp_path: Path) -> None:
-    from satclr import tensorfile
+@pytest.mark.parametrize(
+    ("name", "content"), [("metrics.json", "{"), ("probe.csv", "epoch\nx\n"), ("scores.npz", "PK")]
+)
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str) -> None:
+    project = measured.project(tmp_path, {"baseline": 0.5})
+    (project.run("baseline").results / name).write_text(content)
+    with pytest.raises(files.FileError, match=name):
+        compare.run(project)
 
-    rng = np.random.default_rng(4)
-    import torch
 
-    features = rng.normal(size=(len(store.names), 6)).astype(np.float32)
-    np.save(tmp_path / "features.npy", features)
-    tuned = {"thresholds": [0.5, 0.5, 0.5], "temperature": 1.0}
-    layer = {"weight": torch.randn(3, 6), "bias": torch.randn(3)}
-    tensorfile.save(
-        tmp_path / "probe.safetensors", layer, labels=store.labels, best_epoch=1, val_mAP=0.5, **tuned
+def test_changed_weights_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = measured.project(tmp_path, {"baseline": 0.5}).run("baseline")
+    pretrain = run.settings.pretrain.model_copy(update={"weights": "start.safetensors"})
+    run = replace(run, settings=run.settings.model_copy(update={"pretrain": pretrain}))
+    start = tmp_path / "start.safetensors"
+    start.write_text("before")
+    files.save_tensors(run.encoder, {}, weights_sha256=files.sha256(start))
+    compare.warn_of_changed_weights({"baseline": [Results(run)]})
+    assert capsys.readouterr().err == ""
+    start.write_text("after")
+    compare.warn_of_changed_weights({"baseline": [Results(run)]})
+    assert (
+        "baseline-s0 was pretrained from start.safetensors, which has changed since"
+        in capsys.readouterr().err
     )
-    arm = resolve("baseline")
-    result = evaluate.run(
-        store, features=tmp_path / "features.npy", probe=tmp_path / "probe.safetensors",
-        out=tmp_path / "out", arm=arm,
-    )  # fmt: skip
-    test = store.rows("test")
-    logits = features[test] @ layer["weight"].numpy().T + layer["bias"].numpy()
-    expected = [average_precision_score(store.targets[test, k], logits[:, k]) for k in range(3)]
-    with (tmp_path / "out/per_class_ap.csv").open() as file:
-        found = [float(row["AP"]) for row in csv.DictReader(file) if row["AP"]]
-    np.testing.assert_allclose(found, expected, atol=1e-12)
-    assert result["test_mAP"] == pytest.approx(np.mean(expected), abs=1e-12)
-    low, high = result["test_mAP_ci95"]
-    assert 0 <= low <= high <= 1

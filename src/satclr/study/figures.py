@@ -1,27 +1,38 @@
-"""The figures: curves over epochs and AP of each label, one colour an arm everywhere.
+"""The figures of the study, each drawn by one function: `compare` saves them as PNG, the report embeds them as SVG.
 
-In: numbers. Out: PNG files. Colours are Okabe and Ito's, which colour-blind readers tell apart.
+They are 5 inches wide so that text is legible on a phone. Colours are Okabe and Ito's, which colour-blind readers
+tell apart. Labels never overlap: legends are outside the axes, rows have a fixed height, axes have few ticks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from satclr import atomic
+from satclr import files
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000", "#B8A800")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#1b1f24", "#B8A800")
 STYLES = ("-", "--", "-.", ":")
-DPI = 150
+WIDTH_IN, DPI = 5.0, 150
+FONT_PT = 10.0
+ROW_IN, DOT_IN = 0.2, 0.1  # height of a row of text, and of each further arm in it
+NAME_LENGTH = 26  # longer names are cut
+SMALLEST_SPAN = 0.01  # of an axis, so that tick labels stay short
+INK, GRID = "#1b1f24", "#d9dde2"
+PAGE_COLOURS = {INK: "var(--ink)", GRID: "var(--line)"}  # in SVG, for light and dark
 
-Curves = Mapping[str, Sequence[Sequence[float]]]  # arm → seeds → value an epoch
+Floats = npt.NDArray[np.float64]
 
 
 class Palette:
-    """An arm's colour and line, by its place in params.yaml, so that it is the same in every figure."""
+    """An arm's colour and line style, by its place in params.yaml, the same in every figure."""
 
     def __init__(self, arms: Sequence[str]) -> None:
         self._place = {arm: i for i, arm in enumerate(arms)}
@@ -29,101 +40,186 @@ class Palette:
     def colour(self, arm: str) -> str:
         return COLOURS[self._place[arm] % len(COLOURS)]
 
-    def style(self, arm: str) -> str:
+    def style(self, arm: str) -> Any:
         return STYLES[self._place[arm] // len(COLOURS) % len(STYLES)]
 
 
-def curves(path: Path, values: Curves, *, ylabel: str, title: str, palette: Palette) -> None:
-    """Draw one line an arm over its epochs: the mean over seeds, with their range as a band."""
-    fig, ax = _figure(7.0, 4.2)
+def curves(values: Mapping[str, Sequence[Sequence[float]]], palette: Palette, *, ylabel: str) -> Any:
+    """One line per arm over epochs: the mean over seeds, with their range as a band; values: arm → seed → epoch."""
+    fig, ax = _figure(3.0)
     for arm, seeds in values.items():
         table = np.array(seeds, float)  # (seeds, epochs)
         epochs = np.arange(1, table.shape[1] + 1)
-        ax.plot(
-            epochs, table.mean(0), palette.style(arm), color=palette.colour(arm), label=arm, linewidth=1.8
-        )
-        if len(table) > 1:
-            ax.fill_between(
-                epochs, table.min(0), table.max(0), color=palette.colour(arm), alpha=0.2, linewidth=0
-            )
+        marker = "o" if len(epochs) == 1 else ""
+        ax.plot(epochs, table.mean(0), palette.style(arm), color=palette.colour(arm), marker=marker)
+        ax.fill_between(epochs, table.min(0), table.max(0), color=palette.colour(arm), alpha=0.2, linewidth=0)
+    _ticks(ax.xaxis, integer=True)
+    _range(ax, "y", [value for seeds in values.values() for line in seeds for value in line])
     ax.set(xlabel="epoch", ylabel=ylabel)
-    ax.set_title(title, loc="left", fontsize=11)
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.legend(frameon=False, fontsize=9)
-    _save(fig, path)
+    _legend(fig, list(values), palette)
+    return fig
 
 
-def label_differences(
-    path: Path, labels: Sequence[str], deltas: Sequence[float], *, title: str, colours: tuple[str, str]
-) -> None:
-    """Draw one bar a label, sorted: by how much its AP differs between two arms (gain, loss in `colours`)."""
-    order = np.argsort(deltas)
-    values = np.array(deltas, float)[order]
-    fig, ax = _figure(7.0, 1.2 + 0.22 * len(labels))
-    ax.barh(
-        np.arange(len(order)),
-        values,
-        color=[colours[0] if v >= 0 else colours[1] for v in values],
-        height=0.7,
+def arms(entries: Mapping[str, Mapping[str, Any]], palette: Palette) -> Any:
+    """Test mAP of each arm with its 95% interval."""
+    fig, ax = _figure(0.6 + 0.32 * len(entries))
+    rows = [(name, entry["test_mAP"], *entry["test_mAP_ci95"]) for name, entry in entries.items()]
+    _panel(ax, rows, palette, xlabel="test mAP")
+    return fig
+
+
+def ladder(steps: Sequence[Mapping[str, Any]], palette: Palette, *, paper: Mapping[str, float]) -> Any:
+    """The rungs from top to bottom: test mAP above, the change from the rung before below.
+
+    paper: the paper's own mAPs, drawn as dotted lines.
+    """
+    fig, (level, change) = _figure(1.5 + 0.64 * len(steps), axes=2)
+    rows = [(step["arm"], step["test_mAP"], *step["ci95"]) for step in steps]
+    _panel(level, rows, palette, xlabel="test mAP", include=paper.values())
+    for value in paper.values():
+        line = level.axvline(value, color=INK, linestyle=":", linewidth=1)
+    fig.legend(
+        [line],
+        ["the paper, on MLRSNet"],
+        loc="outside upper left",
+        frameon=False,
+        fontsize=FONT_PT,
+        labelcolor=INK,
     )
-    ax.set_yticks(np.arange(len(order)), [labels[i] for i in order], fontsize=8)
-    ax.set_ylim(-0.6, len(order) - 0.4)
-    ax.axvline(0, color="black", linewidth=0.8)
-    ax.set_xlabel("difference in test AP")
-    ax.set_title(title, loc="left", fontsize=11)
-    _save(fig, path)
+    rows = [(step["arm"], step["delta_mAP"], *step["delta_ci95"]) for step in steps[1:]]
+    _panel(change, rows, palette, xlabel="change from the rung above", sign="+", include=[0])
+    change.axvline(0, color=INK, linewidth=0.8)
+    return fig
 
 
-def ladder(
-    path: Path, steps: Sequence[Mapping[str, Any]], *, paper: Mapping[str, float], palette: Palette
-) -> None:
-    """Draw the rungs from top to bottom: test mAP on the left, the change from the rung above on the right."""
-    fig, (level, change) = _figure(9.0, 1.5 + 0.55 * len(steps), columns=2)
-    for place, step in enumerate(steps):
-        colour = palette.colour(step["arm"])
-        _interval(level, step["test_mAP"], step["ci95"], place, colour)
-        if "against" in step:
-            _interval(change, step["delta_mAP"], step["delta_ci95"], place, colour)
-            change.annotate(
-                f"{step['delta_mAP']:+.3f}", (step["delta_mAP"], place), (0, 7), textcoords="offset points",
-                ha="center", fontsize=8, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
-            )  # fmt: skip
-    for name, value in paper.items():
-        level.axvline(value, color="#999999", linestyle=":", linewidth=1.2)
-        level.annotate(
-            f"paper, {name}\n(MLRSNet)", (value, -0.75), (0, 2), textcoords="offset points",
-            ha="center", va="bottom", fontsize=7, color="#555555", annotation_clip=False,
-        )  # fmt: skip
-    level.set_yticks(range(len(steps)), [step["arm"] for step in steps], fontsize=9)
-    level.set(xlabel="test mAP", ylim=(len(steps) - 0.5, -0.75))
-    change.set(xlabel="change from the rung above", ylim=(len(steps) - 0.5, -0.75), yticks=[])
-    change.axvline(0, color="black", linewidth=0.8)
-    _save(fig, path)
+def dots(
+    names: Sequence[str], values: Mapping[str, Floats], palette: Palette, *, xlabel: str, lanes: int = 1
+) -> Any:
+    """A dot with its interval for each name and arm; values: (names,3) of each arm: value, low, high.
+
+    Rows have room for `lanes` arms or more, so that two figures can have rows of the same height.
+    """
+    count = len(values)
+    fig, ax = _figure(0.6 + len(names) * (ROW_IN + DOT_IN * (max(lanes, count) - 1)))
+    _rows(ax, names, xlabel)
+    points = {
+        arm: [(k + 0.64 * ((i + 0.5) / count - 0.5), *row) for k, row in enumerate(table.tolist())]
+        for i, (arm, table) in enumerate(values.items())
+    }
+    _dots(ax, points, palette, 4)
+    if min(table.min(initial=0) for table in values.values()) < 0:
+        ax.axvline(0, color=INK, linewidth=0.8)
+    _legend(fig, list(values), palette)
+    return fig
 
 
-def _interval(ax: Any, value: float, ends: Sequence[float], place: int, colour: str) -> None:
-    ax.plot(ends, [place, place], color=colour, linewidth=2.2, solid_capstyle="butt")
-    ax.plot([value], [place], "o", color=colour, markersize=6)
+def prevalence(counts: Mapping[str, int]) -> Any:
+    """How many tiles have each label, most first."""
+    ranked = sorted(counts.items(), key=lambda item: -item[1])
+    fig, ax = _figure(0.6 + ROW_IN * len(ranked))
+    ax.barh(range(len(ranked)), [count for _, count in ranked], 0.7, color="#7F7F7F")
+    _rows(ax, [name for name, _ in ranked], "tiles")
+    _ticks(ax.xaxis, integer=True)
+    return fig
 
 
-def _figure(width: float, height: float, *, columns: int = 1) -> tuple[Any, Any]:
+def save(fig: Any, path: Path) -> None:
+    """Write a figure as PNG; the same numbers give the same bytes."""
+    with files.replacing(path) as part:
+        fig.savefig(part, dpi=DPI, metadata={"Software": None}, format="png")
+
+
+def svg(fig: Any) -> str:
+    """A figure as an SVG element whose text and grid take the page's colours and font."""
     import matplotlib as mpl
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "satclr"}):
+        fig.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # unused, and not unique on a page
+    for colour, variable in PAGE_COLOURS.items():
+        text = text.replace(colour, variable)
+    return text
 
-    fig, axes = plt.subplots(1, columns, figsize=(width, height), layout="constrained")
-    for ax in np.atleast_1d(axes):
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(visible=True, color="#DDDDDD", linewidth=0.6)
-        ax.set_axisbelow(True)
-    return fig, axes
+
+def _figure(height_in: float, *, axes: int = 1) -> tuple[Any, Any]:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({
+        "font.size": FONT_PT, "axes.edgecolor": INK, "text.color": INK, "axes.labelcolor": INK,
+        "xtick.color": INK, "ytick.color": INK, "grid.color": GRID, "grid.linewidth": 0.6, "axes.grid": True,
+        "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False,
+    }):  # fmt: skip
+        fig = Figure((WIDTH_IN, height_in), layout="constrained")
+        return fig, fig.subplots(axes)
 
 
-def _save(fig: Any, path: Path) -> None:
-    from matplotlib import pyplot as plt
+def _rows(ax: Any, names: Sequence[str], xlabel: str) -> None:
+    """One named row per entry, the first at the top."""
+    ax.set_yticks(range(len(names)), [_short(name.replace("_", " ")) for name in names])
+    ax.set(xlabel=xlabel, ylim=(len(names) - 0.4, -0.6))
+    ax.tick_params("y", length=0)
+    _ticks(ax.xaxis)
 
-    # Neither a date nor a version in the file: the same numbers give the same bytes.
-    with atomic.replacing(path) as part:
-        fig.savefig(part, dpi=DPI, metadata={"Software": None}, format=path.suffix[1:])
-    plt.close(fig)
+
+def _panel(
+    ax: Any,
+    rows: Sequence[Any],
+    palette: Palette,
+    *,
+    xlabel: str,
+    sign: str = "",
+    include: Iterable[float] = (),
+) -> None:
+    """Rows of (arm, value, low, high): a dot with its interval, and the value right of the axes."""
+    _rows(ax, [arm for arm, *_ in rows], xlabel)
+    _dots(ax, {arm: [(i, *row)] for i, (arm, *row) in enumerate(rows)}, palette, 6, include)
+    for i, (_, value, *_) in enumerate(rows):
+        ax.text(1.02, i, f"{value:{sign}.4f}", transform=ax.get_yaxis_transform(), va="center", color=INK)
+
+
+def _dots(ax: Any, points: Mapping[str, Any], palette: Palette, size: float, include: Any = ()) -> None:
+    """Dots with intervals; points: for each arm (row, value, low, high)."""
+    for arm, rows in points.items():
+        y, x, low, high = np.array(rows, float).T
+        ax.hlines(y, low, high, color=palette.colour(arm), linewidth=1.6)
+        ax.plot(x, y, "o", color=palette.colour(arm), markersize=size)
+    _range(ax, "x", [x for rows in points.values() for row in rows for x in row[1:]] + list(include))
+
+
+def _range(ax: Any, axis: str, values: Sequence[float]) -> None:
+    """The axis follows the values, but is never so narrow that its ticks need many digits."""
+    known = [value for value in values if np.isfinite(value)] or [0.0, 1.0]
+    low, high = min(known), max(known)
+    margin = max(0.05 * (high - low), (SMALLEST_SPAN - (high - low)) / 2)
+    ax.set(**{f"{axis}lim": (low - margin, high + margin)})
+    _ticks(ax.xaxis if axis == "x" else ax.yaxis)
+
+
+def _ticks(axis: Any, *, integer: bool = False) -> None:
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    few, at_least = 4 if axis.axis_name == "x" else 5, 1 if integer else 2
+    axis.set_major_locator(MaxNLocator(few, integer=integer, min_n_ticks=at_least, steps=[1, 2, 5, 10]))
+    axis.set_major_formatter(StrMethodFormatter("{x:.6g}"))
+
+
+def _legend(fig: Any, names: Sequence[str], palette: Palette) -> None:
+    """The arms above the axes, in as many columns as their names leave room for."""
+    from matplotlib.lines import Line2D
+
+    lines = [Line2D([], [], color=palette.colour(n), linestyle=palette.style(n), linewidth=2) for n in names]
+    shown = [_short(name) for name in names]
+    width_pt = 45 + 0.62 * FONT_PT * max(map(len, shown))
+    columns = max(1, min(len(names), int(72 * WIDTH_IN // width_pt)))
+    fig.set_figheight(fig.get_figheight() + ROW_IN * (math.ceil(len(names) / columns) + 0.5))
+    fig.legend(
+        lines, shown, loc="outside upper left", ncols=columns, frameon=False, fontsize=FONT_PT, labelcolor=INK
+    )
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…"

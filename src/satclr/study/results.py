@@ -36,7 +36,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Results:
-    """The files of one run."""
+    """The files of one run. Readers raise `ProjectError` for a missing file, `files.FileError` for a damaged one."""
 
     run: Run
 
@@ -44,16 +44,20 @@ class Results:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        tree: dict[str, Any] = json.loads(self._file("metrics.json").read_text(encoding="utf-8"))
-        return tree
+        """metrics.json."""
+        return read_json(self._file("metrics.json"))
 
-    def curve(self, stage: str) -> list[dict[str, str]]:
-        """The rows of pretrain.csv or probe.csv."""
-        return files.read_csv(self._file(f"{stage}.csv"))
+    def curve(self, stage: str) -> list[dict[str, float]]:
+        """The rows of pretrain.csv or probe.csv, one per epoch; none where nothing was trained."""
+        path = self._file(f"{stage}.csv")
+        try:
+            return [{key: float(value) for key, value in row.items()} for row in files.read_csv(path)]
+        except (TypeError, ValueError) as error:
+            raise files.FileError(f"{path} is not a table of numbers ({error}); run `dvc repro`") from None
 
     @cached_property
     def per_class(self) -> list[dict[str, str]]:
-        """The rows of per_class_ap.csv, one per label."""
+        """The rows of per_class_ap.csv, one per label; cells are empty where a label has no positive test tile."""
         return files.read_csv(self._file("per_class_ap.csv"))
 
     @cached_property
@@ -68,18 +72,26 @@ class Results:
     def optional(self, name: str) -> dict[str, Any] | None:
         """robustness.json or maps.json; None where the stage did not run."""
         path = self.run.results / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return read_json(path) if path.is_file() else None
+
+    def changed_weights(self) -> Path | None:
+        """The file that the encoder started from, if its content has changed since; None otherwise."""
+        path = self.run.root / self.run.settings.pretrain.weights
+        if not (path.is_file() and self.run.encoder.is_file()):
+            return None
+        recorded = files.load_facts(self.run.encoder).get("weights_sha256", "null").strip('"')
+        return path if recorded not in ("null", files.sha256(path)) else None
 
     @cached_property
     def digest(self) -> str:
         """Stands for every file that the registry and MLflow keep of the run."""
         digest = hashlib.sha256(f"{self.run.profile}/{self.run.key}".encode())
         for path in [*map(self._file, self.RESULTS), self.run.encoder, self.run.probe]:
-            digest.update(path.name.encode() + files.sha256(_existing(path, self.run)).encode())
+            digest.update(path.name.encode() + files.sha256(existing(path, self.run.root)).encode())
         return digest.hexdigest()
 
     def _file(self, name: str) -> Path:
-        return _existing(self.run.results / name, self.run)
+        return existing(self.run.results / name, self.run.root)
 
 
 def scores(arrays: files.Arrays, split: str) -> Scores:
@@ -91,7 +103,17 @@ def scores(arrays: files.Arrays, split: str) -> Scores:
         raise files.FileError(f"scores.npz lacks {error}; run `satclr evaluate` again") from None
 
 
-def _existing(path: Path, run: Run) -> Path:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that a stage wrote. Raises `files.FileError` where it is damaged."""
+    try:
+        tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise files.FileError(f"{path} is not complete JSON ({error}); run `dvc repro`") from None
+    return tree
+
+
+def existing(path: Path, root: Path) -> Path:
+    """`path`. Raises `ProjectError` where no such file exists."""
     if not path.is_file():
-        raise ProjectError(f"{path.relative_to(run.root)} does not exist; run `dvc repro`, or `dvc pull`")
+        raise ProjectError(f"{path.relative_to(root)} does not exist; run `dvc repro`, or `dvc pull`")
     return path
