@@ -6,7 +6,7 @@ import getpass
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from satclr import files
 from satclr.project import Run
 from satclr.study import provenance
 from satclr.study.results import Results
+from satclr.tracking.store import Number
 
-Number = tuple[str, float, int]  # key, value, step
 CARD_LENGTH = 5000  # characters that a registry keeps of a description
 
 
@@ -31,9 +31,7 @@ def metrics(results: Results) -> list[Number]:
     for key, value in _leaves(results.metrics, "_"):
         name = re.sub(r"^(test|val)_", r"\1/", metric_name(key))
         if key.endswith("_ci95") and value:
-            numbers += [
-                (name.removesuffix("_ci95") + end, value[i], 0) for i, end in enumerate(("_lo", "_hi"))
-            ]
+            numbers += [(name.replace("_ci95", end), value[i], 0) for i, end in enumerate(("_lo", "_hi"))]
         elif key != "seed" and type(value) in (int, float):
             numbers.append((name, value, 0))
     classes = [row for row in results.per_class if row["AP"]]
@@ -42,7 +40,7 @@ def metrics(results: Results) -> list[Number]:
 
 
 def report_metrics(report: Mapping[str, Any], per_class: Path) -> list[Number]:
-    """The numbers of compare.json, `<what>/<arm>` and `<what>/<arm> - <against>`, and of compare's per_class_ap.csv."""
+    """The numbers of compare.json, `<what>/<arm>` and `<what>/<arm> - <against>`, and of compare's AP table."""
     rows: list[tuple[str, Any]] = []
     for arm, entry in report["arms"].items():
         low, high = entry["test_mAP_ci95"]
@@ -61,13 +59,13 @@ def report_metrics(report: Mapping[str, Any], per_class: Path) -> list[Number]:
         name = f"{contrast['arm']} - {contrast['against']}"
         low, high = contrast["ci95"]
         rows += [(f"delta_mAP_lo/{name}", low), (f"delta_mAP_hi/{name}", high)]
-        for key in ("delta_mAP", "p_value", "labels_better", "labels_worse"):
-            rows.append((f"{key}/{name}", contrast.get(key)))
+        keys = ("delta_mAP", "p_value", "labels_better", "labels_worse")
+        rows += [(f"{key}/{name}", contrast.get(key)) for key in keys]
     known = [row for row in files.read_csv(per_class) if row["delta_AP"]] if per_class.is_file() else []
     names = metric_names(dict.fromkeys(row["label"] for row in known))
     for row in known:
-        for key in ("delta_AP", "delta_AP_lo", "delta_AP_hi"):
-            rows.append((f"{key}/{row['arm']}/{names[row['label']]}", row[key]))
+        keys = ("delta_AP", "delta_AP_lo", "delta_AP_hi")
+        rows += [(f"{key}/{row['arm']}/{names[row['label']]}", row[key]) for key in keys]
     return [(key, float(value), 0) for key, value in rows if value is not None]
 
 
@@ -91,37 +89,40 @@ def metric_names(labels: Iterable[str]) -> dict[str, str]:
     """Each label's metric name; equal names are numbered."""
     names: dict[str, str] = {}
     for label in labels:
-        name, count = metric_name(label), 1
-        while (name if count == 1 else f"{name}_{count}") in names.values():
-            count += 1
-        names[label] = name if count == 1 else f"{name}_{count}"
+        same = sum(metric_name(other) == metric_name(label) for other in names)
+        names[label] = f"{metric_name(label)}_{same + 1}" if same else metric_name(label)
     return names
 
 
 def tags(results: Results, fingerprint: str) -> dict[str, str]:
     """The tags of an arm run, its description among them."""
-    run = results.run
+    run, stage = results.run, f"evaluate@{results.run.profile}-{results.run.arm}-{results.run.seed}"
     commit, dirty = provenance.commit(run.root)
     md5 = data_md5(run) or "unknown"
-    stage = f"evaluate@{run.profile}-{run.arm}-{run.seed}"
+    facts = {
+        **{
+            "kind": "arm",
+            "arm": run.arm,
+            "seed": run.seed,
+            "profile": run.profile,
+            "fingerprint": fingerprint,
+        },
+        **{"files": results.digest, "dvc_stage": stage, "data_md5": md5, "git_dirty": str(dirty).lower()},
+    }
     rows = {
         "DVC stage": f"`{stage}`",
         "commit": f"`{commit or 'none'}`{' with changes' if dirty else ''}",
         "data": f"`data/{run.profile}` md5 `{md5}`",
         "fingerprint": f"`{fingerprint}`",
     }
-    if audit := read_audit(run):
-        flagged = f"{audit.numbers['tiles_flagged']:,} of {audit.numbers['tiles']:,} tiles flagged"
-        rows["labels"] = f"{flagged}; first finding: {audit.first.replace('|', '/')} (`data/audit.json`)"
-    facts = {
-        "kind": "arm", "arm": run.arm, "seed": run.seed, "profile": run.profile, "fingerprint": fingerprint,
-        "files": results.digest, "dvc_stage": stage, "data_md5": md5, "git_dirty": str(dirty).lower(),
-    }  # fmt: skip
+    numbers, first = audit(run)
+    if numbers:
+        flagged = f"{numbers['tiles_flagged']:,} of {numbers['tiles']:,} tiles flagged"
+        rows["labels"] = f"{flagged}; first finding: {first.replace('|', '/')} (`data/audit.json`)"
+    table = ["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows.items())]
     return {
         **{f"satclr.{key}": str(value) for key, value in facts.items()},
-        "mlflow.note.content": "\n".join(
-            [headline(results), "", "| | |", "| --- | --- |", *(f"| {k} | {v} |" for k, v in rows.items())]
-        ),
+        "mlflow.note.content": "\n".join([headline(results), "", *table]),
         "mlflow.user": getpass.getuser(),
         "mlflow.source.name": f"satclr evaluate ({stage})",
         "mlflow.source.type": "LOCAL",
@@ -142,8 +143,7 @@ def headline(results: Results) -> str:
 
 def card(results: Results, run_tags: Mapping[str, str]) -> str:
     """The model card of a version: intended use, data, metrics by label, limits, licence."""
-    m = results.metrics
-    without = ", ".join(m.get("labels_without_positives", [])) or "none"
+    without = ", ".join(results.metrics.get("labels_without_positives", [])) or "none"
     head = f"""{headline(results)}
 
 **Intended use.** Labels of overhead image tiles of the kind it was trained on: several labels per tile, no \
@@ -155,7 +155,7 @@ positions. Not for decisions about people or places unless someone looks at the 
 `{run_tags.get("mlflow.source.git.commit", "none")}`, fingerprint `{run_tags["satclr.fingerprint"]}`.
 
 **Limits.** The interval is over the tiles of one test split, not over places, sensors or seasons. Without test \
-positives, hence of unknown quality: {without}. Chosen by validation mAP {m["val_mAP"]:.4f}.
+positives, hence of unknown quality: {without}. Chosen by validation mAP {results.metrics["val_mAP"]:.4f}.
 
 **Licence.** Code MIT. The weights are subject to the terms of their training data and initial weights.
 
@@ -171,28 +171,20 @@ positives, hence of unknown quality: {without}. Chosen by validation mAP {m["val
 
 def data_md5(run: Run) -> str | None:
     """DVC's md5 of data/<profile> as `prepare` last read it, or that of the whole data folder."""
-    for name in (f"prepare@{run.profile}", "prepare"):
-        for dep in _yaml(run.root / "dvc.lock").get("stages", {}).get(name, {}).get("deps", []):
-            if dep.get("path") == f"data/{run.profile}":
-                return str(dep.get("md5"))
-    outs = _yaml(run.root / "data.dvc").get("outs", [])
-    return str(outs[0]["md5"]) if outs else None
+    stages = _yaml(run.root / "dvc.lock").get("stages", {})
+    deps = [
+        dep for name in (f"prepare@{run.profile}", "prepare") for dep in stages.get(name, {}).get("deps", [])
+    ]
+    found = [dep for dep in deps if dep.get("path") == f"data/{run.profile}"]
+    found += _yaml(run.root / "data.dvc").get("outs", [])
+    return str(found[0]["md5"]) if found else None
 
 
-@dataclass(frozen=True)
-class Audit:
-    """The audit that `prepare` made of a profile's data."""
-
-    file: Path
-    numbers: dict[str, int]
-    first: str  # title of the worst finding
-
-
-def read_audit(run: Run) -> Audit | None:
-    """build/<profile>/audit.json; None if it does not exist."""
+def audit(run: Run) -> tuple[dict[str, int], str]:
+    """The numbers of build/<profile>/audit.json, none if it does not exist, and its worst finding."""
     file = run.store / "audit.json"
     if not file.is_file():
-        return None
+        return {}, ""
     tree = json.loads(file.read_text(encoding="utf-8"))
     levels = [finding["level"] for finding in tree["findings"]]
     numbers = {
@@ -202,7 +194,7 @@ def read_audit(run: Run) -> Audit | None:
         "suspects": levels.count("suspect"),
         "near_duplicates_across_splits": tree["near_duplicates"]["groups_across_splits"],
     }
-    return Audit(file, numbers, tree["findings"][0]["title"] if levels else "none")
+    return numbers, tree["findings"][0]["title"] if levels else "none"
 
 
 def _leaves(tree: Any, joint: str, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -215,6 +207,10 @@ def _leaves(tree: Any, joint: str, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # dvc.lock is long
-    tree = yaml.load(path.read_text(encoding="utf-8"), Loader=loader) if path.is_file() else None  # noqa: S506
+    return _parse(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+@cache
+def _parse(text: str) -> dict[str, Any]:
+    tree = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - dvc.lock is long
     return tree if isinstance(tree, dict) else {}

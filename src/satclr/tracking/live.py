@@ -30,29 +30,27 @@ Log = Callable[[int, Mapping[str, float]], None]
 def live(run: Run, stage: str, fingerprint: str) -> Iterator[Log]:
     """Yield `log(epoch, metrics)`, which shows metrics as `<stage>/<name>` in the run `<arm>-s<seed> <stage>`.
 
-    A run with the same fingerprint is resumed; steps that it has are not logged again. It ends FINISHED, FAILED on an
-    exception, KILLED on SIGINT and SIGTERM; after SIGKILL the next run marks it KILLED. While the store is away,
-    training goes on. Raises `StoreError` after the block if the store could not be opened once.
+    A run with the same fingerprint is resumed; steps that it has are not logged again. It ends FINISHED, FAILED
+    on an exception, KILLED on SIGINT and SIGTERM; after SIGKILL the next run marks it KILLED. Training goes on
+    while the store is away. Raises `StoreError` after the block if the store could not be opened at all.
     """
     worker = _Worker(run, stage, fingerprint)
     worker.start()
     try:
         yield worker.log
-    except Exception:
-        worker.end("FAILED")
-        raise
-    except BaseException:
-        worker.end("KILLED", timeout_s=KILLED_S)
+    except BaseException as error:
+        failed = isinstance(error, Exception)
+        worker.end("FAILED" if failed else "KILLED", timeout_s=None if failed else KILLED_S)
         raise
     worker.end("FINISHED")
-    if worker.run_id is None:
-        raise StoreError(f"the files of {stage} are written, but not logged: {worker.error}")
+    if not worker.run_id:
+        raise StoreError(f"{stage} has written its files but not its MLflow run: {worker.error}")
 
 
 class _Worker(threading.Thread):
     def __init__(self, run: Run, stage: str, fingerprint: str) -> None:
         super().__init__(name="satclr-mlflow", daemon=True)
-        self.run_id: str | None = None
+        self.run_id = ""
         self.error: Exception | None = None
         self._run, self._stage, self._fingerprint = run, stage, fingerprint
         self._store: Store
@@ -81,16 +79,14 @@ class _Worker(threading.Thread):
             ended = self._ended.is_set()
             try:
                 self._send()
+                if ended:
+                    self._monitor.finish()
+                    self._store.client.set_terminated(self.run_id, self._status)
             except Exception as error:  # noqa: BLE001 - hours of training outweigh a server that is away
                 if self.error is None:
-                    progress.say(
-                        f"MLflow does not accept metrics ({error}); training goes on, they are sent later"
-                    )
+                    progress.say(f"MLflow is away ({error}); training goes on, metrics are sent later")
                 self.error = error
-            if not ended:
-                self._ended.wait(FLUSH_S)
-        if self.run_id is not None:
-            self._terminate()
+            self._ended.wait(FLUSH_S)
 
     def _send(self) -> None:
         self.run_id = self.run_id or self._open()
@@ -102,10 +98,8 @@ class _Worker(threading.Thread):
             with self._lock:
                 self._pending = pending + self._pending
             raise
-        if (
-            self._monitor is None or self.error is not None
-        ):  # MLflow's monitor stops for good when the store is away
-            self._monitor = self._start_monitor(self.run_id)
+        if self._monitor is None or self.error is not None:  # MLflow's monitor stops once the store is away
+            self._monitor = self._start_monitor()
         self.error = None
 
     def _open(self) -> str:
@@ -133,19 +127,10 @@ class _Worker(threading.Thread):
         log(self._store, opened.info.run_id, tags=tags, params={} if opened.data.params else run.parameters())
         return str(opened.info.run_id)
 
-    def _start_monitor(self, run_id: str) -> Any:
+    def _start_monitor(self) -> Any:
+        """MLflow's own sampling of CPU, memory, disk, network and GPU, every 10 s."""
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        if self._monitor is not None:
-            self._monitor.finish()
-        monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=self._store.uri)
+        monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self._store.uri)
         monitor.start()
         return monitor
-
-    def _terminate(self) -> None:
-        try:
-            if self._monitor is not None:
-                self._monitor.finish()
-            self._store.client.set_terminated(self.run_id, self._status)
-        except Exception as error:  # noqa: BLE001 - as above
-            progress.say(f"MLflow run {self.run_id} could not be marked {self._status}: {error}")

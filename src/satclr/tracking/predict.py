@@ -53,8 +53,8 @@ def run(project: Project, tiles: Sequence[str], *, form: str, top: int, scene_ti
     sources = find(tiles, scene_tile_px=scene_tile_px)
     runs.preload()
     model = champion(project)
+    predictions = []
     with progress.bar("predict", len(sources)) as advance:
-        predictions = []
         for prediction in predict(model, sources):
             predictions.append(prediction)
             advance(1)
@@ -122,7 +122,9 @@ def champion_files(project: Project) -> Iterator[tuple[Any, Path, Path]]:
         ) from None
     with tempfile.TemporaryDirectory() as folder:
         uri = f"models:/{name}/{version.version}"
-        model = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder)).resolve()
+        model = Path(
+            mlflow.artifacts.download_artifacts(uri, dst_path=folder, tracking_uri=store.uri)
+        ).resolve()
         pickles = sorted(path.name for path in model.rglob("*") if path.suffix.lower() in PICKLES)
         parts = [model / "artifacts" / f"{part}.safetensors" for part in ("encoder", "probe")]
         if pickles or not all(path.is_file() and path.resolve().is_relative_to(model) for path in parts):

@@ -32,6 +32,10 @@ from satclr.tracking.store import Store, TrackingError, open_store, tag
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 OVER, ROLLED_BACK, FILES = "satclr.promoted_over", "satclr.rolled_back", "satclr.files"
 RESAMPLES = 1000
+Gap = tuple[
+    float | None, float | None, float | None
+]  # difference in test mAP, candidate minus champion; interval
+NO_GAP: Gap = (None, None, None)
 Outcome = Literal["champion", "challenger", "kept", "rejected", "promoted", "rolled back", "restored"]
 
 
@@ -52,15 +56,6 @@ class Decision:
     delta_lo: float | None
     delta_hi: float | None
     reason: str
-
-
-@dataclass(frozen=True)
-class Gap:
-    """Difference in test mAP, candidate minus champion, with its 95% interval."""
-
-    delta_mAP: float  # noqa: N815
-    low: float
-    high: float
 
 
 def run(project: Project) -> Decision:
@@ -144,13 +139,13 @@ def model_name(project: Project) -> str:
     return f"satclr-{project.profile}"
 
 
-def gap(candidate: Scores, champion: Scores) -> Gap:
-    """Resample tiles, the same ones for both; percentile interval. Both must have the same tiles and labels."""
+def gap(candidate: Scores, champion: Scores) -> tuple[float, float, float]:
+    """Difference in mAP on the same tiles, and its 95% interval by paired bootstrap over tiles."""
     both = [candidate.scores, champion.scores]
     means = [metrics.mean_average_precision(metrics.average_precision(s, candidate.targets)) for s in both]
     samples = metrics.paired_bootstrap(both, candidate.targets, resamples=RESAMPLES, seed=0)
     low, high = np.nanpercentile(samples[:, 0] - samples[:, 1], [2.5, 97.5])
-    return Gap(means[0] - means[1], float(low), float(high))
+    return means[0] - means[1], float(low), float(high)
 
 
 def _decide(store: Store, project: Project, candidate: Results) -> Decision:
@@ -158,27 +153,27 @@ def _decide(store: Store, project: Project, candidate: Results) -> Decision:
     champion, version = _by_alias(store, model_name(project), CHAMPION), _registered(store, candidate)
     if version is None and val_mAP < minimum:
         reason = f"validation mAP {val_mAP:.4f} is below register.minimum_val_mAP {minimum}"
-        return _decision("rejected", f"satclr-{project.profile}", "", _tags(candidate), champion, reason)
+        return _decision("rejected", model_name(project), "", _tags(candidate), champion, reason)
     version = version or _register(store, candidate)
     if champion is None:
         _set_champion(store, version, None)
         return _record(project, store, "champion", version, None, "the first version")
-    fixed = (version.name, version.version, version.tags, champion)
+    known = (version.name, version.version, version.tags, champion)
     if champion.version == version.version:
-        return _decision("kept", *fixed, "it is the champion already")
+        return _decision("kept", *known, "it is the champion already")
     found, reason = _gate(store, candidate, champion)
     if ROLLED_BACK in version.tags:
-        return _decision("kept", *fixed, "it was rolled back; `satclr promote` undoes that", found)
-    if found is not None and found.low > 0:
+        return _decision("kept", *known, "it was rolled back; `satclr promote` undoes that", found)
+    if found[1] is not None and found[1] > 0:
         _set_champion(store, version, champion)
         return _record(project, store, "champion", version, champion, reason, found)
     if version.tags.get("satclr.decision") == "challenger":
-        return _decision("challenger", *fixed, reason, found)
+        return _decision("challenger", *known, reason, found)
     store.client.set_registered_model_alias(version.name, CHALLENGER, version.version)
     return _record(project, store, "challenger", version, champion, reason, found)
 
 
-def _gate(store: Store, candidate: Results, champion: Any) -> tuple[Gap | None, str]:
+def _gate(store: Store, candidate: Results, champion: Any) -> tuple[Gap, str]:
     with tempfile.TemporaryDirectory() as folder:
         path = store.client.download_artifacts(champion.run_id, "results/scores.npz", folder)
         ours, theirs = candidate.scores("test"), scores(files.load_npz(Path(path)), "test")
@@ -186,18 +181,19 @@ def _gate(store: Store, candidate: Results, champion: Any) -> tuple[Gap | None, 
         f"champion version {champion.version} ({champion.tags['satclr.arm']}-s{champion.tags['satclr.seed']})"
     )
     if not ours.same_tiles(theirs):
-        return None, f"{who} was tested on other tiles or labels; compare them and use `satclr promote`"
-    found = gap(ours, theirs)
-    interval = f"Δ test mAP {found.delta_mAP:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
-    if found.low > 0:
-        return found, f"better than {who}: {interval}"
-    return found, f"not shown to be better than {who}: {interval}, short by {-found.low:.4f}"
+        return NO_GAP, f"{who} was tested on other tiles or labels; compare them and use `satclr promote`"
+    delta, low, high = gap(ours, theirs)
+    interval = f"Δ test mAP {delta:+.4f} [{low:+.4f}, {high:+.4f}]"
+    if low > 0:
+        return (delta, low, high), f"better than {who}: {interval}"
+    return (delta, low, high), f"not shown to be better than {who}: {interval}, short by {-low:.4f}"
 
 
 def _registered(store: Store, results: Results) -> Any | None:
+    """The version of a run's files."""
     name = f"satclr-{results.run.profile}"
     found = store.client.search_model_versions(f"name = '{name}' and tags.`{FILES}` = '{results.digest}'")
-    return _version(store, name, found[0].version) if found else None
+    return _version(store, name, found[0].version) if found else None  # a search returns no aliases
 
 
 def _register(store: Store, results: Results) -> Any:
@@ -208,38 +204,33 @@ def _register(store: Store, results: Results) -> Any:
     arm_run = store.search(tag("files", results.digest), runs.FINISHED)[0]
     name, text = (
         f"satclr-{profile}",
-        f"Labels of overhead image tiles, profile `{profile}`: encoder and linear probe.",
+        f"Labels of overhead image tiles, profile `{profile}`: encoder, linear probe.",
     )
     try:
         client.create_registered_model(name, {"satclr.profile": profile}, text)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    model_id = arm_run.outputs.model_outputs[0].model_id
-    origin = {key: arm_run.data.tags[f"satclr.{key}"] for key in ("data_md5", "fingerprint")}
-    origin["commit"] = arm_run.data.tags.get("mlflow.source.git.commit", "none")
+    model_id, told = arm_run.outputs.model_outputs[0].model_id, arm_run.data.tags
+    origin = {f"satclr.{key}": told[f"satclr.{key}"] for key in ("data_md5", "fingerprint")}
+    origin["satclr.commit"] = told.get("mlflow.source.git.commit", "none")
     created = client.create_model_version(
         name,
         source=f"models:/{model_id}",
         run_id=arm_run.info.run_id,
         model_id=model_id,
-        description=content.card(results, arm_run.data.tags),
-        tags=_tags(results) | {f"satclr.{key}": value for key, value in origin.items()},
+        description=content.card(results, told),
+        tags=_tags(results) | origin,
     )
     return _version(store, name, created.version)
 
 
 def _tags(results: Results) -> dict[str, str]:
-    m, arm_run = results.metrics, results.run
+    m, run = results.metrics, results.run
     low, high = m["test_mAP_ci95"]
-    return {
-        FILES: results.digest,
-        "satclr.arm": arm_run.arm,
-        "satclr.seed": str(arm_run.seed),
-        "satclr.profile": arm_run.profile,
-        "satclr.val_mAP": f"{m['val_mAP']:.6f}",
-        "satclr.test_mAP": f"{m['test_mAP']:.6f} [{low:.6f}, {high:.6f}]",
-    }
+    facts = {"arm": run.arm, "seed": run.seed, "profile": run.profile, "val_mAP": f"{m['val_mAP']:.6f}"}
+    facts |= {"files": results.digest, "test_mAP": f"{m['test_mAP']:.6f} [{low:.6f}, {high:.6f}]"}
+    return {f"satclr.{key}": str(value) for key, value in facts.items()}
 
 
 def _set_champion(store: Store, version: Any, former: Any | None) -> None:
@@ -276,51 +267,37 @@ def _version(store: Store, name: str, version: str) -> Any:
 
 
 def _decision(
-    decision: Outcome,
-    name: str,
-    version: str,
-    tags: Any,
-    champion: Any,
-    reason: str,
-    found: Gap | None = None,
+    decision: Outcome, model: str, version: str, tags: Any, champion: Any, reason: str, found: Gap = NO_GAP
 ) -> Decision:
-    return Decision(
-        decided_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        decision=decision,
-        model=name,
-        version=str(version),
-        arm=tags["satclr.arm"],
-        seed=int(tags["satclr.seed"]),
-        val_mAP=float(tags["satclr.val_mAP"]),
-        test_mAP=float(tags["satclr.test_mAP"].split()[0]),
-        against="" if champion is None else str(champion.version),
-        delta_mAP=None if found is None else found.delta_mAP,
-        delta_lo=None if found is None else found.low,
-        delta_hi=None if found is None else found.high,
-        reason=reason,
+    arm, seed, val, test = (tags[f"satclr.{key}"] for key in ("arm", "seed", "val_mAP", "test_mAP"))
+    now, against = (
+        datetime.now(UTC).isoformat(timespec="seconds"),
+        "" if champion is None else str(champion.version),
     )
+    measured = (float(val), float(test.split()[0]))
+    return Decision(now, decision, model, str(version), arm, int(seed), *measured, against, *found, reason)
 
 
 def _record(
     project: Project,
     store: Store,
-    what: Outcome,
+    outcome: Outcome,
     version: Any,
     former: Any,
     reason: str,
-    found: Gap | None = None,
+    found: Gap = NO_GAP,
 ) -> Decision:
     """Keep a decision as tags of its version and as a line of promotions.csv."""
-    line = _decision(what, version.name, version.version, version.tags, former, reason, found)
+    line = _decision(outcome, version.name, version.version, version.tags, former, reason, found)
     for key in ("decision", "decided_at", "reason"):
         store.client.set_model_version_tag(line.model, line.version, f"satclr.{key}", getattr(line, key))
     path = project.reports / "promotions.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(asdict(line)), lineterminator="\n")
+        writer = csv.writer(file, lineterminator="\n")
         if file.tell() == 0:
-            writer.writeheader()
-        writer.writerow(asdict(line))
+            writer.writerow(asdict(line))
+        writer.writerow(asdict(line).values())
     return line
 
 
@@ -328,27 +305,14 @@ def _write_champion(
     project: Project, decision: Decision, ranking: Sequence[Results], champion: Any | None
 ) -> None:
     """Write champion.json: the champion, the decision, and the candidates by validation mAP."""
-    keys = ("val_mAP", "test_mAP", "test_mAP_ci95")
+    keys, named = ("val_mAP", "test_mAP", "test_mAP_ci95"), None
     rows = [
         {"arm": r.run.arm, "seed": r.run.seed, **{key: r.metrics[key] for key in keys}, "digest": r.digest}
         for r in ranking
     ]
-    tags = {} if champion is None else champion.tags
-    named = tags and {
-        "arm": tags["satclr.arm"],
-        "seed": int(tags["satclr.seed"]),
-        "val_mAP": float(tags["satclr.val_mAP"]),
-        "digest": tags[FILES],
-    }
-    files.write_json(
-        project.reports / "champion.json",
-        {
-            "profile": project.profile,
-            "model": decision.model,
-            "champion": named or None,
-            "candidate": rows[0],
-            "decision": decision.decision,
-            "reason": decision.reason,
-            "ranking": rows,
-        },
-    )
+    if champion is not None:
+        arm, seed, val = (champion.tags[f"satclr.{key}"] for key in ("arm", "seed", "val_mAP"))
+        named = {"arm": arm, "seed": int(seed), "val_mAP": float(val), "digest": champion.tags[FILES]}
+    tree = {"profile": project.profile, "model": decision.model, "champion": named, "candidate": rows[0]}
+    tree |= {"decision": decision.decision, "reason": decision.reason, "ranking": rows}
+    files.write_json(project.reports / "champion.json", tree)

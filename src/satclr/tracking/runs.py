@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import tempfile
 import threading
 import warnings
 from collections.abc import Mapping
@@ -120,17 +121,21 @@ def _log(store: Store, results: Results, digest: str) -> str:
     run_id = _create(store, run.key, tags | {"satclr.digest": digest})
     try:
         _log_data(store, results, run_id)
-        model_id = _log_model(results, probe, run_id)
+        log(store, run_id, params=parameters(results))
         log(
             store,
             run_id,
-            params=parameters(results),
             metrics=stamped(content.metrics(results)),
-            model_id=model_id,
+            model_id=_log_model(store, results, probe, run_id),
         )
-        if audit := content.read_audit(run):
-            log(store, run_id, metrics=stamped((f"tiles_audit/{k}", v, 0) for k, v in audit.numbers.items()))
-            client.log_artifact(run_id, str(audit.file), "data")
+        audit, _ = content.audit(run)
+        if audit:
+            log(
+                store,
+                run_id,
+                metrics=stamped((f"tiles_audit/{key}", value, 0) for key, value in audit.items()),
+            )
+            client.log_artifact(run_id, str(run.store / "audit.json"), "data")
         for name in Results.RESULTS:
             client.log_artifact(run_id, str(run.results / name), "results")
     except BaseException:
@@ -151,15 +156,10 @@ def _log_data(store: Store, results: Results, run_id: str) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
     from mlflow.exceptions import MlflowException
 
-    run = results.run
-    md5, audit = content.data_md5(run), content.read_audit(run)
-    data = Dataset(
-        name=run.profile,
-        digest=md5 or "unknown",
-        source_type="local",
-        source=json.dumps({"uri": f"data/{run.profile}", "dvc_md5": md5}),
-        profile=json.dumps({"test_tiles": results.metrics["test_tiles"], **(audit.numbers if audit else {})}),
-    )
+    profile, md5 = results.run.profile, content.data_md5(results.run)
+    facts = {"test_tiles": results.metrics["test_tiles"], **content.audit(results.run)[0]}
+    source = json.dumps({"uri": f"data/{profile}", "dvc_md5": md5})
+    data = Dataset(profile, md5 or "unknown", "local", source, profile=json.dumps(facts))
     for attempt in range(RACES):
         try:
             store.client.log_inputs(
@@ -172,13 +172,28 @@ def _log_data(store: Store, results: Results, run_id: str) -> None:
             return
 
 
-def _log_model(results: Results, probe: LinearProbe, run_id: str) -> str:
-    """Log the encoder and its probe with the code that serves them; return the model's id, `m-...`."""
+def _log_model(store: Store, results: Results, probe: LinearProbe, run_id: str) -> str:
+    """Log the encoder and its probe with the code that serves them; return the model's id, `m-...`.
+
+    `mlflow.pyfunc.log_model` would load the model to validate its example, which takes torch and 10 s.
+    """
     mlflow = load_mlflow()
-    run = results.run
-    with mlflow.start_run(run_id=run_id), warnings.catch_warnings(action="ignore"):  # advice on type hints
-        info = mlflow.pyfunc.log_model(
-            name=run.key,
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model
+
+    run, client = results.run, store.client
+    facts = {"arm": run.arm, "seed": run.seed, "profile": run.profile, "digest": results.digest}
+    model = client.create_logged_model(store.experiment_id, run.key, run_id)
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        warnings.catch_warnings(action="ignore"),
+    ):  # advice on type hints
+        mlflow.pyfunc.save_model(
+            f"{folder}/model",
+            mlflow_model=Model(
+                model.artifact_location, run_id, model_uuid=model.model_id, model_id=model.model_id
+            ),
             python_model=str(PACKAGE / "tracking" / "serving.py"),
             artifacts={"encoder": str(run.encoder), "probe": str(run.probe)},
             code_paths=[str(PACKAGE)],
@@ -187,9 +202,11 @@ def _log_model(results: Results, probe: LinearProbe, run_id: str) -> str:
             pip_requirements=[
                 f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES
             ],  # without +cpu
-            metadata={"arm": run.arm, "seed": run.seed, "profile": run.profile, "digest": results.digest},
+            metadata=facts,
         )
-    return str(info.model_id)
+        client.log_model_artifacts(model.model_id, f"{folder}/model")
+    client.finalize_logged_model(model.model_id, "READY")
+    return str(model.model_id)
 
 
 def _signature(labels: list[str]) -> Any:
@@ -200,7 +217,7 @@ def _signature(labels: list[str]) -> Any:
 
     columns = [ColSpec("double", label) for label in labels]
     columns.append(ColSpec(Array(DataType.string), "predicted_labels"))
-    return ModelSignature(inputs=Schema([ColSpec("binary", "tile")]), outputs=Schema(columns))
+    return ModelSignature(Schema([ColSpec("binary", "tile")]), Schema(columns))
 
 
 def _example(tile_px: int) -> Any:

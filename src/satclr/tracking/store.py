@@ -28,18 +28,10 @@ QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_DISABLE_AGENT_HINT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_PRINT_MODEL_URLS_ON_CREATION": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",  # a dry run of pip needs the network
     "MLFLOW_UV_AUTO_DETECT": "false",  # the model lists its requirements itself
     "MLFLOW_LOG_UV_FILES": "false",
     "GIT_PYTHON_REFRESH": "quiet",
-}
-LEVELS = {
-    "mlflow": logging.WARNING,
-    "alembic": logging.WARNING,
-    "mlflow.utils.environment": logging.ERROR,  # warns of an environment without pip
-    "mlflow.system_metrics": logging.ERROR,  # warns where `live` warns already
 }
 SILENCE_S = 3600.0  # after which a run on another machine counts as dead
 METRICS, PAIRS, VALUE_LENGTH = (
@@ -48,6 +40,7 @@ METRICS, PAIRS, VALUE_LENGTH = (
     6000,
 )  # per request; MLflow allows 1000 entities, 100 parameters or tags
 
+Number = tuple[str, float, int]  # key, value, step
 Point = tuple[str, float, int, int]  # key, value, milliseconds, step
 
 
@@ -89,7 +82,7 @@ def store_folder(root: Path, uri: str) -> Path:
 
 
 def open_store(root: Path, profile: str) -> Store:
-    """Open the store and make it MLflow's default; create it and the profile's experiment on first use.
+    """Open the store as MLflow's default; create it and the profile's experiment on first use.
 
     Raises `StoreError` if the store does not answer.
     """
@@ -98,20 +91,23 @@ def open_store(root: Path, profile: str) -> Store:
     folder = store_folder(root, uri)
     remote = uri.startswith(("http:", "https:", "databricks"))
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):  # two processes that create one SQLite database at once break it
+    # Two processes that create one SQLite database at once break it.
+    with FileLock(folder / ".lock"), warnings.catch_warnings(action="ignore", category=DeprecationWarning):
         if "MLFLOW_TRACKING_URI" not in os.environ:
             _set_moved_aside(_database(uri))
         try:
             if uri.startswith("sqlite:") and not _database(uri).exists():
                 _create(mlflow, _database(uri))
-            _make_default(mlflow, uri)
-            with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of SQLAlchemy
-                client = mlflow.MlflowClient(uri, uri)
-                experiment_id = _experiment(client, profile, None if remote else folder / "artifacts")
+            given = os.environ.get("MLFLOW_TRACKING_URI")
+            mlflow.set_tracking_uri(uri)  # the registry looks models up in the default store
+            if given is None:  # MLflow sets the variable too, which the next project would take for the user's
+                os.environ.pop("MLFLOW_TRACKING_URI", None)
+            client = mlflow.MlflowClient(uri, uri)
+            experiment_id = _experiment(client, profile, None if remote else folder / "artifacts")
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             raise StoreError(
-                f"MLflow store {uri} cannot be opened: {reason}; check MLFLOW_TRACKING_URI"
+                f"cannot open the MLflow store {uri}: {reason}; check MLFLOW_TRACKING_URI"
             ) from error
     return Store(uri, client, experiment_id)
 
@@ -122,8 +118,13 @@ def load_mlflow() -> Any:
         os.environ.setdefault(name, value)
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
         import mlflow
-    for name, level in LEVELS.items():
-        logging.getLogger(name).setLevel(level)
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in (
+        "mlflow.system_metrics",
+        "mlflow.utils.environment",
+    ):  # `live` warns already; pip is not needed
+        logging.getLogger(name).setLevel(logging.ERROR)
     return mlflow
 
 
@@ -136,7 +137,7 @@ def log(
     tags: Mapping[str, str] | None = None,
     model_id: str | None = None,
 ) -> None:
-    """Log to a run in as few requests as MLflow's limits allow; with `model_id`, metrics are the model's too."""
+    """Log to a run in as few requests as MLflow allows; with `model_id`, metrics are the model's too."""
     from mlflow.entities import Metric, Param, RunTag
 
     points = [Metric(*point, model_id=model_id) for point in metrics]
@@ -147,23 +148,15 @@ def log(
         points, pairs, labels = points[METRICS:], pairs[PAIRS:], labels[PAIRS:]
 
 
-def stamped(points: Iterable[tuple[str, float, int]]) -> list[Point]:
-    """Metrics (key, value, step) as of now."""
+def stamped(numbers: Iterable[Number]) -> list[Point]:
+    """Metrics as of now."""
     now_ms = int(time.time() * 1000)
-    return [(key, float(value), now_ms, step) for key, value, step in points]
+    return [(key, float(value), now_ms, step) for key, value, step in numbers]
 
 
 def owner() -> dict[str, str]:
     """Tags that name this process, so that another one can tell whether it still runs."""
-    import psutil
-
-    process = psutil.Process()
-    started = f"{process.create_time():.2f}"
-    return {
-        "satclr.host": socket.gethostname(),
-        "satclr.pid": str(process.pid),
-        "satclr.pid_started": started,
-    }
+    return {"satclr.host": socket.gethostname(), "satclr.process": _process(os.getpid())}
 
 
 def mark_killed(store: Store) -> None:
@@ -171,29 +164,28 @@ def mark_killed(store: Store) -> None:
 
     A process of another machine (on a shared server) counts as dead after an hour without a new metric.
     """
-    for run in store.search("attributes.status = 'RUNNING'", "tags.`satclr.pid` != ''"):
-        ours = run.data.tags["satclr.host"] == socket.gethostname()
+    for run in store.search("attributes.status = 'RUNNING'", "tags.`satclr.process` != ''"):
+        process = run.data.tags["satclr.process"]
         latest_ms = max([run.info.start_time, *(point.timestamp for point in run.data._metric_objs)])  # noqa: SLF001
-        if not (_process_lives(run.data.tags) if ours else time.time() - latest_ms / 1000 < SILENCE_S):
+        ours = run.data.tags["satclr.host"] == socket.gethostname()
+        silent = time.time() - latest_ms / 1000 > SILENCE_S
+        if _process(int(process.split()[0])) != process if ours else silent:
             store.client.set_terminated(run.info.run_id, "KILLED")
 
 
-def _process_lives(tags: Mapping[str, str]) -> bool:
+def _process(pid: int) -> str:
+    """A process id and when it started, since ids are reused."""
     import psutil
 
     try:
-        started = psutil.Process(int(tags["satclr.pid"])).create_time()
+        return f"{pid} {psutil.Process(pid).create_time():.2f}"
     except psutil.NoSuchProcess:
-        return False
-    return f"{started:.2f}" == tags["satclr.pid_started"]
+        return ""
 
 
 def _create(mlflow: Any, database: Path) -> None:
     """Create a database completely or not at all: MLflow cannot open one that was killed between two tables."""
-    with (
-        files.replacing(database) as part,
-        warnings.catch_warnings(action="ignore", category=DeprecationWarning),
-    ):
+    with files.replacing(database) as part:
         part.unlink(missing_ok=True)
         client = mlflow.MlflowClient(f"sqlite:///{part}", f"sqlite:///{part}")
         client.search_experiments(max_results=1)
@@ -201,7 +193,7 @@ def _create(mlflow: Any, database: Path) -> None:
 
 
 def _set_moved_aside(database: Path) -> None:
-    """Rename a database whose project folder was moved or copied since: MLflow stores absolute paths (mlflow#3144)."""
+    """Rename a database whose project folder was moved or copied: MLflow stores absolute paths (mlflow#3144)."""
     if not database.is_file():
         return
     with closing(sqlite3.connect(database, timeout=20)) as connection:
@@ -209,13 +201,12 @@ def _set_moved_aside(database: Path) -> None:
             rows = connection.execute("SELECT name, artifact_location FROM experiments").fetchall()
         except sqlite3.OperationalError:  # no tables yet
             return
-    artifacts = f"{database.parent.as_uri()}/artifacts/"
     ours = [str(location) for name, location in rows if str(location).endswith(f"/artifacts/{quote(name)}")]
-    if any(not location.startswith(artifacts) for location in ours):
+    if any(not location.startswith(f"{database.parent.as_uri()}/artifacts/") for location in ours):
         aside = database.with_name(f"{database.name}.moved-{datetime.now().astimezone():%Y%m%d-%H%M%S}")
         database.rename(aside)
         progress.say(
-            f"the project folder has moved: starting a new MLflow store (the former one is {aside.name}); "
+            f"the project folder has moved: starting a new MLflow store, the former one is {aside.name}; "
             "`satclr sync` publishes the results again"
         )
 
@@ -238,18 +229,6 @@ def _experiment(client: Any, profile: str, artifacts: Path | None) -> str:
     for key in tags.keys() - existing.tags.keys():  # keep what people changed
         client.set_experiment_tag(existing.experiment_id, key, tags[key])
     return str(existing.experiment_id)
-
-
-def _make_default(mlflow: Any, uri: str) -> None:
-    """Set the store for MLflow's global functions in this process only.
-
-    MLflow also sets the environment variable, which the next project would take for the user's own.
-    """
-    given = os.environ.get("MLFLOW_TRACKING_URI")
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    if given is None:
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 def _database(uri: str) -> Path:
