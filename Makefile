@@ -1,4 +1,4 @@
-# `make repro` and `make test` need python3, git and make; all else is installed here.
+# `make repro` and `make test` need python3 with venv, git and make; they install everything else into this folder.
 .DEFAULT_GOAL := help
 .PHONY: help setup repro test test-slow faults fuzz check audit format ui bench
 
@@ -7,7 +7,7 @@ UV_VERSION := 0.13.9
 RUN := $(UV) run --quiet --frozen
 SEED ?= 0
 
-help:                ## this list
+help:                ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 setup: .venv/.ready  ## install everything into .venv
@@ -18,33 +18,32 @@ setup: .venv/.ready  ## install everything into .venv
 	$(UV) sync --quiet --frozen
 	@touch $@
 
-repro: setup         ## the whole ablation: fetch the sample, run what changed
+repro: setup         ## run the ablation: fetch the sample, run every stage that changed
 	@$(RUN) dvc pull --quiet data.dvc
-	@$(RUN) satclr mend >/dev/null
 	$(RUN) dvc repro
 
-test: setup          ## the default test suite
+test: setup          ## run the default test suite
 	$(RUN) pytest -m "not slow"
 
-test-slow: setup     ## the long tests: real servers, browsers, real data
+test-slow: setup     ## run the long tests: servers, browsers, real data
 	$(RUN) --group test-s3 pytest -m slow
 
-faults: setup        ## kill the ablation at random moments and see that nothing is lost
+faults: setup        ## kill the ablation at random moments and check that nothing is lost
 	@$(RUN) dvc pull --quiet data.dvc
 	$(RUN) python -m tests.faults
 
-fuzz: setup          ## made-up and damaged input, a table of outcomes (SEED=0)
+fuzz: setup          ## run the fuzzers on random and damaged input (SEED=0)
 	$(RUN) python -m tests.fuzz --seed $(SEED)
 
-check: setup audit   ## lint, types, import contracts, known weaknesses of code and packages
+check: setup audit   ## lint, types, import contracts, known vulnerabilities
 	$(RUN) ruff format --check .
 	$(RUN) ruff check .
 	$(RUN) mypy
 	$(RUN) lint-imports
 	$(RUN) bandit --quiet --recursive --configfile pyproject.toml src benchmarks
 
-# uv ends with 1 where a package has a known vulnerability, with another code where the database does not answer.
-audit: setup         ## known vulnerabilities of the locked packages (asks a public database)
+# uv exits with 1 if a package has a known vulnerability, and with another code if the database does not answer.
+audit: setup         ## look up known vulnerabilities of the locked packages
 	@UV_HTTP_RETRIES=0 $(UV) audit --quiet --frozen $(AUDIT) \
 	  || { [ $$? -ne 1 ] && echo "warning: packages were not audited: the vulnerability database does not answer"; }
 
@@ -52,8 +51,8 @@ format: setup        ## format the code
 	$(RUN) ruff format .
 	$(RUN) ruff check --fix .
 
-ui: setup            ## MLflow on this project's store
+ui: setup            ## open this project's MLflow store
 	$(RUN) satclr ui
 
-bench: setup         ## measure against the paper's way and lightly's; writes benchmarks/results.json
+bench: setup         ## measure against the paper's code and lightly; writes benchmarks/results.json
 	$(RUN) --group bench python benchmarks/run.py

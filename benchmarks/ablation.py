@@ -34,11 +34,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as T  # noqa: N812
 
-from satclr.evaluation import embed, evaluate, probe
 from satclr.data import prepare, tiles
-from satclr.pretrain import stage as pretrain
+from satclr.evaluation import embed, evaluate, probe
 from satclr.pretrain import encoder as enc
-from satclr.params import Arm
+from satclr.pretrain import train
+from satclr.project import Project
 
 TRAIN, VAL, TEST = 0.7, 0.2, 0.1
 ARMS = ("baseline", "simclr")
@@ -90,13 +90,12 @@ def counted(scale: Scale) -> list[Row]:
 def measured(scale: Scale) -> Row:
     ours, theirs = [], []
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        files = common.subset(folder / "data", count=scale.tiles, tile_px=scale.tile_px)
         for turn in range(scale.rounds):
-            root = folder / str(turn)  # a new project: nothing is taken from a checkpoint
-            ours.append(common.seconds(lambda root=root: our_way(scale, files, root)))  # type: ignore[misc]
+            # A new project each time: nothing is taken from a checkpoint.
+            project = common.project(Path(name) / str(turn), sections(scale), count=scale.tiles, tile_px=scale.tile_px)
+            ours.append(common.seconds(lambda project=project: our_way(project)))  # type: ignore[misc]
             with ProcessPoolExecutor(1, get_context("spawn")) as apart:  # see benchmarks/pretrain.py
-                theirs.append(apart.submit(papers_seconds, scale, files, root / "build").result())
+                theirs.append(apart.submit(papers_seconds, scale, project.data, project.store).result())
     name = f"whole ablation, {scale.pretrain_epochs} + {scale.probe_epochs} epochs"
     row = common.rate_row(name, [1 / s for s in ours], [1 / s for s in theirs], "s")
     return row | {
@@ -106,40 +105,21 @@ def measured(scale: Scale) -> Row:
     }
 
 
-def our_way(scale: Scale, files: Path, root: Path) -> None:
-    sections = {
+def sections(scale: Scale) -> dict[str, Any]:
+    return {
         "data": {"tile_px": scale.tile_px},
         "views": {"crop_px": scale.crop_px},
         "pretrain": {"arch": scale.arch, "weights": "none", "precision": "bfloat16",
                      "epochs": scale.pretrain_epochs, "batch_size": scale.batch_size},
         "probe": {"epochs": scale.probe_epochs},
     }  # fmt: skip
-    arms = [common.arm(name, sections) for name in ARMS]
-    prepare.run(files, root / "build", arms[0].settings.data)
-    store = tiles.open_store(root / "build")
-    for arm in arms:
-        _stages(store, arm, root, root / arm.name)
 
 
-def _stages(store: tiles.TileStore, arm: Arm, root: Path, out: Path) -> None:
-    def log(_epoch: int, _measured: Mapping[str, float]) -> None: ...
-
-    encoder, features, layer = out / "encoder.safetensors", out / "features.npy", out / "probe.safetensors"
-    settings = arm.settings
-    curve = out / "pretrain.csv"
-    pretrain.run(store, settings=settings, seed=0, root=root, out=encoder, curve=curve, log=log)
-    embed.run(store, encoder=encoder, out=features, settings=settings)
-    probe.run(
-        store,
-        features=features,
-        encoder=encoder,
-        out=layer,
-        curve=out / "probe.csv",
-        settings=settings,
-        seed=0,
-        log=log,
-    )
-    evaluate.run(store, features=features, probe=layer, out=out, arm=arm)
+def our_way(project: Project) -> None:
+    prepare.run(project)
+    for arm in ARMS:
+        for stage in (train, embed, probe, evaluate):
+            stage.run(project.run(arm), lambda _epoch, _metrics: None)
 
 
 class Labelled(Dataset[tuple[Tensor, Tensor]]):

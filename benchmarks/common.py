@@ -8,18 +8,25 @@ from __future__ import annotations
 import csv
 import os
 import platform
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
+import yaml
 from PIL import Image
 
-from satclr import params
+from satclr import settings
+from satclr.data.tiles import Tiles, TileStore
+from satclr.params import SECTIONS, Params
+from satclr.project import Project, Run
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("satclr", "torch", "torchvision", "numpy", "pillow", "lightly")
@@ -69,12 +76,47 @@ def subset(out: Path, *, count: int, tile_px: int | None = None) -> Path:
     return out
 
 
-def arm(name: str, sections: Mapping[str, Any]) -> params.Arm:
-    """An arm of params.yaml at a scale of its own: `sections` as a profile has them."""
-    loaded = params.load(ROOT / "params.yaml")
-    empty: dict[str, Any] = {section: {} for section in params.SECTIONS}
-    profiles = loaded.profiles | {"bench": params.merge(empty, sections)}
-    return params.resolve(loaded.model_copy(update={"profiles": profiles}), "bench", name, 0)
+def project(folder: Path, sections: Mapping[str, Any], *, count: int, tile_px: int | None = None) -> Project:
+    """A project with the arms of params.yaml, a profile `bench` of these sections, and `count` tiles (see `subset`)."""
+    subset(folder / "data" / "bench", count=count, tile_px=tile_px)
+    (folder / "params.yaml").write_text(yaml.safe_dump(_params(sections), sort_keys=False), encoding="utf-8")
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    return Project(folder)
+
+
+def run(arm: str, sections: Mapping[str, Any], root: Path = ROOT) -> Run:
+    """An arm of params.yaml at a scale of its own, without files."""
+    resolved = settings.resolve(Params.model_validate(_params(sections)), "bench", arm)
+    return Run(root, "bench", arm, 0, resolved)
+
+
+def made_store(pixels: Tiles) -> TileStore:
+    """A store of training tiles (N,H,H,3) without labels, made without `prepare`."""
+    count, tile_px = pixels.shape[:2]
+    statistics = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    return TileStore(
+        folder=Path(),
+        pixels=pixels,
+        names=[f"tile{i}" for i in range(count)],
+        categories=["tile"] * count,
+        splits=np.full(count, "train"),
+        groups=[],
+        labels=[],
+        targets=np.zeros((count, 0), np.uint8),
+        stats={"tile_px": tile_px, "digest": "bench", "normalization": {"train": statistics}},
+    )
+
+
+def changed(run: Run, **pretrain: Any) -> Run:
+    """The run with other settings of pretraining."""
+    config = run.settings.pretrain.model_copy(update=pretrain)
+    return replace(run, settings=run.settings.model_copy(update={"pretrain": config}))
+
+
+def _params(sections: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    bench = {section: sections.get(section, {}) for section in SECTIONS}
+    return tree | {"profile": "bench", "profiles": {"bench": bench}, "run": ["baseline", "simclr"], "seeds": [0]}
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -58,9 +58,9 @@ def layer(*, views: int) -> Row:
 
 
 def measured(size: pretrain.Size, precision: str) -> Row:
-    how = {"arch": size.arch, "weights": "none", "batch_size": size.batch_size, "precision": precision}
-    settings = common.arm("simclr", {"pretrain": how}).settings
-    fast, usual = (pretrain.limit(size, settings, sped_up=sped_up) for sped_up in (True, False))
+    config = {"arch": size.arch, "weights": "none", "batch_size": size.batch_size, "precision": precision}
+    runs = [common.run("simclr", {"pretrain": config | {"matmul_convolutions": on}}) for on in (True, False)]
+    fast, usual = (pretrain.limit(size, run.settings.pretrain) for run in runs)
     ours: list[float] = []
     theirs: list[float] = []
     for turn in range(size.rounds + 1):

@@ -38,10 +38,7 @@ def main() -> None:
     duplicates.hashes(tiles)
     hashing_s = (time.perf_counter() - start) * TILES / HASHED
     print(f"hash: {hashing_s:.0f} s for {TILES:,} tiles, from {HASHED:,}")
-    for name, hashes in (
-        ("spread", balanced(rng, TILES)),
-        ("46 clusters", clustered(rng, TILES, centres=46)),
-    ):
+    for name, hashes in (("spread", balanced(rng, TILES)), ("46 clusters", clustered(rng, TILES, centres=46))):
         planted = rng.choice(TILES, 1000, replace=False)
         hashes[planted[500:]] = hashes[planted[:500]] ^ np.uint64(0b1011)
         start = time.perf_counter()

@@ -26,16 +26,17 @@ import torch
 import views as transforms
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from satclr import machine
+from satclr.data import tiles
+from satclr.params import Settings
+from satclr.pretrain import caching, train, views
 from satclr.pretrain import encoder as enc
 from satclr.pretrain import loss as objectives
-from satclr.pretrain import optimizers, stage as pretrain, views
-from satclr.data import tiles
+from satclr.pretrain import optimizer as optimizers
 from satclr.pretrain.convolution import speed_up_small_maps
-from satclr.params import Settings
-from satclr.pretrain.step import Step
 
 WARM_UP = 1  # epochs that are not counted
-PARTS = ("gather", "views", "step", "optimizer")
+PARTS = ("gather", "draw", "render", "backward", "optimizer")
 
 
 def main() -> None:
@@ -65,18 +66,18 @@ def main() -> None:
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     """The row, the peak of memory, and each part's share of the time."""
-    settings = common.arm("simclr", {
+    run = common.run("simclr", {
         "data": {"tile_px": given.tile_px},
         "views": {"crop_px": given.crop_px},
         "pretrain": {"arch": given.arch, "weights": "none", "precision": "bfloat16", "compile": given.compile,
                      "batch_size": given.batch_size, "epochs": given.rounds + WARM_UP + 1},
-    }).settings  # fmt: skip
+    })  # fmt: skip
     images = given.batch_size * given.steps
-    device = enc.device()
+    device = machine.device()
     ours: list[float] = []
     theirs: list[float] = []
     peaks: list[int] = []
-    limit = limit_of(settings, given.steps, device)
+    limit = limit_of(run.settings, given.steps, device)
     profiler = profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (device.type == "cuda")])
 
     def log(epoch: int, measured: Mapping[str, float]) -> None:
@@ -96,8 +97,14 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as name, annotated():
         folder = Path(name)
-        store = make_store(folder, count=images, tile_px=given.tile_px)
-        pretrain.train(store, settings=settings, seed=0, root=folder, folder=folder, log=log)
+        decoded = np.stack([tiles.decode(jpeg, given.tile_px) for jpeg in transforms.jpegs()])
+        shape = (images, given.tile_px, given.tile_px, 3)
+        pixels = np.lib.format.open_memmap(folder / "tiles.npy", "w+", np.uint8, shape)
+        for i in range(images):
+            pixels[i] = decoded[i % len(decoded)]
+        store = common.made_store(pixels)
+        encoder, width = enc.build(given.arch)
+        train.train(store, encoder.to(device), width, run=run, folder=folder, log=log)
     row = common.rate_row(
         f"pretraining {given.arch} {given.crop_px} px against the limit, {device.type}",
         ours, theirs, "images/s",
@@ -128,7 +135,7 @@ def limit_of(settings: Settings, steps: int, device: torch.device) -> Callable[[
 
     def run() -> None:
         for _ in range(steps):
-            with enc.autocast(device, how.precision):
+            with machine.autocast(device, how.precision):
                 z = forward(x)
             loss = objectives.nt_xent(z.float(), how.temperature)
             optimizer.zero_grad(set_to_none=True)
@@ -142,7 +149,7 @@ def limit_of(settings: Settings, steps: int, device: torch.device) -> Callable[[
 @contextmanager
 def annotated() -> Iterator[None]:
     """Name the parts of the product's step for the profiler."""
-    step, render, stream, draw = Step.__call__, views.render, tiles.stream, views.draw
+    backward, render, stream, draw = caching.backward, views.render, tiles.stream, views.draw
 
     def named(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -161,9 +168,9 @@ def annotated() -> Iterator[None]:
             yield item
 
     with (
-        mock.patch.object(Step, "__call__", named("step", step)),
-        mock.patch.object(views, "render", named("views", render)),
-        mock.patch.object(views, "draw", named("views", draw)),
+        mock.patch.object(caching, "backward", named("backward", backward)),
+        mock.patch.object(views, "render", named("render", render)),
+        mock.patch.object(views, "draw", named("draw", draw)),
         mock.patch.object(tiles, "stream", gathered),
     ):
         yield
@@ -181,33 +188,13 @@ def shares(profiler: profile, device: torch.device) -> dict[str, float]:
             whole += event.self_device_time_total if event.device_type.name == "CUDA" else 0
         if part in spent and event.device_type.name == "CPU":
             spent[part] += event.device_time_total if device.type == "cuda" else event.cpu_time_total
+    drawn = spent["draw"] + spent["render"]
     if device.type == "cpu":
-        whole = spent["gather"] + spent["step"]
-        rest = spent["step"] - spent["views"] - spent["optimizer"]
-    else:  # backward's kernels are launched by a thread of its own, outside the named step
-        rest = whole - spent["gather"] - spent["views"] - spent["optimizer"]
-    parts = {**{p: spent[p] for p in ("gather", "views", "optimizer")}, "forward_backward": rest}
+        whole = spent["gather"] + spent["draw"] + spent["backward"] + spent["optimizer"]
+    # What is left, on a GPU too, whose backward kernels are launched by a thread of its own, outside the named part.
+    rest = whole - spent["gather"] - drawn - spent["optimizer"]
+    parts = {"gather": spent["gather"], "views": drawn, "optimizer": spent["optimizer"], "forward_backward": rest}
     return {part: round(time / whole, 4) for part, time in parts.items()}
-
-
-def make_store(folder: Path, *, count: int, tile_px: int) -> tiles.TileStore:
-    """A store of training tiles, made without the stage that reads label tables."""
-    decoded = np.stack([tiles.decode(jpeg, tile_px) for jpeg in transforms.jpegs()])
-    pixels = np.lib.format.open_memmap(folder / "tiles.npy", "w+", np.uint8, (count, tile_px, tile_px, 3))
-    for i in range(count):
-        pixels[i] = decoded[i % len(decoded)]
-    statistics = {"mean": list(transforms.MEAN), "std": list(transforms.STD)}
-    return tiles.TileStore(
-        folder=folder,
-        pixels=pixels,
-        names=[f"tile{i}" for i in range(count)],
-        categories=["tile"] * count,
-        splits=np.full(count, "train"),
-        groups=[],
-        labels=[],
-        targets=np.zeros((count, 0), np.uint8),
-        stats={"tile_px": tile_px, "digest": "bench", "normalization": {"train": statistics}},
-    )
 
 
 if __name__ == "__main__":

@@ -39,9 +39,7 @@ def rows() -> list[Row]:
 
 
 def memory(ours: str, theirs: str, *, B: int) -> Row:
-    return row(
-        f"{ours} against {theirs}, peak memory, B={B}, D={D}", peak_mib(ours, B), peak_mib(theirs, B), "MiB"
-    )
+    return row(f"{ours} against {theirs}, peak memory, B={B}, D={D}", peak_mib(ours, B), peak_mib(theirs, B), "MiB")
 
 
 def duration(ours: str, theirs: str, *, B: int) -> Row:
@@ -101,9 +99,7 @@ def loss(name: str, z: Tensor, targets: Tensor) -> Tensor:
 
 
 def peak_mib(name: str, B: int) -> float:
-    done = subprocess.run(
-        [sys.executable, __file__, name, str(B)], check=True, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, __file__, name, str(B)], check=True, capture_output=True, text=True)
     return float(done.stdout) / 1024
 
 

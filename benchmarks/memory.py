@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -49,8 +50,7 @@ def rows(*, quick: bool = False) -> list[Row]:
         ]
         arm = ["--arm", "simclr", "--seed", "0"]
         found += [
-            stage(command, few, peak(small, command, *arm))
-            for command in ("pretrain", "embed", "probe", "evaluate")
+            stage(command, few, peak(small, command, *arm)) for command in ("pretrain", "embed", "probe", "evaluate")
         ]
         found.append(stage("compare", few, peak(small, "compare")))
     return found
@@ -63,6 +63,7 @@ def project(root: Path, count: int) -> Path:
     sections = {name: SCALE.get(name, {}) for name in tree["profiles"]["sample"]}
     tree |= {"profile": "bench", "profiles": {"bench": sections}, "run": ["simclr"]}
     (root / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    shutil.copy(common.ROOT / "dvc.yaml", root)
     return root
 
 

@@ -2,11 +2,10 @@
 
     python benchmarks/pretrain.py [--quick]
 
-Ours is `satclr.pretrain.train` on a packed store, its speed as it logs it each epoch; between two of its
+Ours is the loop, `satclr.pretrain.train.train`, on a tile store, its speed as it logs it each epoch; between two of its
 epochs a rival has a turn of as many steps. The limit is the same step on views already in memory, in the same
 process. The rivals read the same tiles as JPEG files of the store's size, with 2 workers, and run in processes
-of their own, so that what ours sets for its process (see `keep_freed_memory`) does not serve them too; both are
-written from their descriptions. An image is a tile, of which a step sees two views.
+of their own; both are written from their descriptions. An image is a tile, of which a step sees two views.
 """
 
 from __future__ import annotations
@@ -32,12 +31,15 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from satclr import machine
+from satclr.data import prepare, tiles
+from satclr.params import Pretrain
 from satclr.pretrain import encoder as enc
 from satclr.pretrain import loss as objectives
-from satclr.pretrain import optimizers, stage as pretrain
-from satclr.data import prepare, tiles
+from satclr.pretrain import optimizer as optimizers
+from satclr.pretrain import train
 from satclr.pretrain.convolution import speed_up_small_maps
-from satclr.params import Settings
+from satclr.project import Run
 
 WORKERS = 2
 SPARE = 20  # tiles that are not trained on, so that every split of a small store has some
@@ -73,22 +75,21 @@ def rows(*, quick: bool = False) -> list[Row]:
 
 def compare(size: Size) -> list[Row]:
     """Ours over each rival, at one size."""
-    settings = common.arm("simclr", {
+    sections = {
         "data": {"tile_px": size.tile_px},
         "views": {"crop_px": size.crop_px},
-        "pretrain": {"arch": size.arch, "weights": "none", "precision": "bfloat16",
-                     "batch_size": size.batch_size},
-    }).settings  # fmt: skip
+        "pretrain": {"arch": size.arch, "weights": "none", "precision": "bfloat16", "batch_size": size.batch_size},
+    }
     found: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
         count = size.batch_size * size.steps
-        files = common.subset(folder / "data", count=count + SPARE, tile_px=size.tile_px)
-        prepare.run(files, folder / "build", settings.data)
-        store = tiles.open_store(folder / "build")
+        project = common.project(Path(name), sections, count=count + SPARE, tile_px=size.tile_px)
+        prepare.run(project)
+        run, files = project.run("simclr"), project.data
+        store = tiles.open_store(run.store)
         store = replace(store, splits=np.where(np.arange(count + SPARE) < count, "train", "val"))
         rivals: dict[str, tuple[Callable[[], AbstractContextManager[Step]], int, str]] = {
-            "the limit": (lambda: nullcontext(limit(size, settings)), size.limit_rounds, "bfloat16"),
+            "the limit": (lambda: nullcontext(limit(size, run.settings.pretrain)), size.limit_rounds, "bfloat16"),
             "lightly's recipe": (lambda: apart(lightly, size, files), size.rounds, "float32"),
             "the paper's loop": (lambda: apart(paper, size, files), size.rounds, "float32"),
         }
@@ -96,9 +97,7 @@ def compare(size: Size) -> list[Row]:
             begin, rounds, precision = rivals[rival]
             warm_up = 1 if rival == "the limit" else size.warm_up
             with begin() as step:
-                ours, theirs = take_turns(
-                    store, settings, step, folder, rounds=rounds, warm_up=warm_up, images=count
-                )
+                ours, theirs = take_turns(store, run, step, rounds=rounds, warm_up=warm_up, images=count)
             batch = f", batch {size.batch_size}" if size.arch == "resnet50" else ""
             row = f"pretraining {size.arch} {size.crop_px} px{batch} against {rival}"
             found.append(common.rate_row(row, ours, theirs, "images/s") | {"their_precision": precision})
@@ -106,14 +105,7 @@ def compare(size: Size) -> list[Row]:
 
 
 def take_turns(
-    store: tiles.TileStore,
-    settings: Settings,
-    rival: Step,
-    folder: Path,
-    *,
-    rounds: int,
-    warm_up: int,
-    images: int,
+    store: tiles.TileStore, run: Run, rival: Step, *, rounds: int, warm_up: int, images: int
 ) -> tuple[list[float], list[float]]:
     """Images/s of ours and of the rival, a value a round after those that warm up."""
     ours: list[float] = []
@@ -125,10 +117,10 @@ def take_turns(
             ours.append(measured["tiles_per_s"])
             theirs.append(speed)
 
-    how = settings.pretrain.model_copy(update={"epochs": rounds + warm_up})
-    settings = settings.model_copy(update={"pretrain": how})
-    with tempfile.TemporaryDirectory(dir=folder) as fresh:  # no checkpoint to go on from
-        pretrain.train(store, settings=settings, seed=0, root=folder, folder=Path(fresh), log=log)
+    run = common.changed(run, epochs=rounds + warm_up)
+    with tempfile.TemporaryDirectory(dir=run.root) as fresh:  # no checkpoint to resume from
+        encoder, width = enc.build(run.settings.pretrain.arch)
+        train.train(store, encoder, width, run=run, folder=Path(fresh), log=log)
     return ours, theirs
 
 
@@ -151,16 +143,12 @@ def _turn() -> float:
 _step: Step
 
 
-def limit(size: Size, settings: Settings, *, sped_up: bool = True) -> Step:
-    """The same network, precision, loss and optimizer on views that lie ready.
-
-    Without `sped_up` small maps have torch's own convolutions.
-    """
-    how = settings.pretrain
+def limit(size: Size, how: Pretrain) -> Step:
+    """The same network, precision, loss and optimizer on views that lie ready."""
     encoder, width = enc.build(size.arch)
     model = nn.Sequential(encoder, enc.projection_head(width, **how.projection.model_dump())).train()
     model.to(memory_format=torch.channels_last)
-    if sped_up:
+    if how.matmul_convolutions:
         speed_up_small_maps(model)
     optimizer = optimizers.build(model, how)
     dtype = torch.bfloat16 if how.precision == "bfloat16" else torch.float32
@@ -169,7 +157,7 @@ def limit(size: Size, settings: Settings, *, sped_up: bool = True) -> Step:
 
     def steps() -> None:
         for _ in range(size.steps):
-            with enc.autocast(x.device, how.precision):
+            with machine.autocast(x.device, how.precision):
                 z = model(x)
             value = objectives.nt_xent(z.float(), how.temperature)
             optimizer.zero_grad(set_to_none=True)

@@ -8,61 +8,58 @@ probe of `e` epochs, so one probe a seed gives every number.
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 
 import common
+import numpy as np
+import numpy.typing as npt
 import torch
+import yaml
 
-from satclr.evaluation import embed, metrics, probe
-from satclr import params
 from satclr.data import prepare, tiles
-from satclr.pretrain import stage as pretrain
+from satclr.evaluation import embed, metrics, probe
+from satclr.pretrain import train
+from satclr.project import Project, Run
 
 SEEDS, EPOCHS = (0, 1, 2), 24
 
 
 def main(weights: Path, tile_px: int) -> None:
-    loaded = params.load(common.ROOT / "params.yaml")
-    changes = {
-        "data": {"tile_px": tile_px},
-        "pretrain": {"weights": str(weights.absolute())},
-        "probe": {"epochs": EPOCHS},
-    }
-    profile = params.merge(loaded.profiles["ucmerced"], changes)
-    loaded = loaded.model_copy(update={"profiles": {**loaded.profiles, "ucmerced": profile}})
-    arms = [params.resolve(loaded, "ucmerced", "baseline", seed) for seed in SEEDS]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        settings = arms[0].settings
-        prepare.run(common.data(), folder / "build", settings.data)
-        store = tiles.open_store(folder / "build")
-        pretrain.train(store, settings=settings, seed=0, root=folder, folder=folder, log=lambda *_: None)
-        encoder, features = folder / "encoder.safetensors", folder / "features.npy"
-        embed.run(store, encoder=encoder, out=features, settings=settings)
-        curves = [test_curve(store, features, arm) for arm in arms]
+        tree = yaml.safe_load((common.ROOT / "params.yaml").read_text())
+        profile = tree["profiles"]["ucmerced"]
+        for section, change in (("data", {"tile_px": tile_px}), ("probe", {"epochs": EPOCHS})):
+            profile[section] |= change
+        profile["pretrain"]["weights"] = str(weights.absolute())
+        (folder / "params.yaml").write_text(yaml.safe_dump(tree))
+        shutil.copy(common.ROOT / "dvc.yaml", folder)
+        (folder / "data").mkdir()
+        (folder / "data" / "ucmerced").symlink_to(common.data().absolute())
+        project = Project(folder, "ucmerced")
+        prepare.run(project)
+        runs = [project.run("baseline", seed) for seed in SEEDS]
+        for stage in (train, embed):
+            stage.run(runs[0], lambda _epoch, _metrics: None)
+        store = tiles.open_store(project.store)
+        features = tiles.load_features(runs[0].features, store)
+        curves = [test_curve(store, features, run) for run in runs]
     print("epochs  test mAP  sd over seeds")
     for epoch, values in enumerate(zip(*curves, strict=True), 1):
         print(f"{epoch:6}  {statistics.mean(values):.4f}    {statistics.stdev(values):.4f}")
 
 
-def test_curve(store: tiles.TileStore, features: Path, arm: params.Arm) -> list[float]:
-    """Test mAP after each epoch of the arm's probe."""
-    cached = tiles.load_features(features, store)
+def test_curve(store: tiles.TileStore, features: npt.NDArray[np.float32], run: Run) -> list[float]:
+    """Test mAP after each epoch of the run's probe."""
     rows = store.rows("test")
-    test, targets = torch.from_numpy(cached[rows]), store.targets[rows]
-    layer = probe.new_layer(cached.shape[1], len(store.labels), seed=arm.seed)
+    test, targets = torch.from_numpy(features[rows]), store.targets[rows]
+    layer = probe.new_layer(features.shape[1], len(store.labels), seed=run.seed)
     found = []
-    for _ in probe.train(
-        layer,
-        store,
-        lambda some: torch.from_numpy(cached[some]),
-        cached,
-        settings=arm.settings,
-        seed=arm.seed,
-    ):
+    for _ in probe.train(layer, store, features, run=run):
         with torch.inference_mode():
             ap = metrics.average_precision(layer(test).numpy(), targets)
         found.append(metrics.mean_average_precision(ap))

@@ -10,10 +10,13 @@ weights, 64 px, 20 epochs) and both probed by the product's stages. Seeds run tw
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 import sys
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -25,12 +28,12 @@ from loss_memory import loss as loss_of
 from PIL import Image
 from torch import nn
 
-from satclr.evaluation import embed, evaluate, probe
-from satclr import params, randomness
+from satclr import files, randomness
 from satclr.data import prepare, tiles
-from satclr.pretrain import stage as pretrain
+from satclr.evaluation import embed, evaluate, probe
 from satclr.pretrain import encoder as enc
-from satclr.params import Arm
+from satclr.pretrain import train
+from satclr.project import Project, Run
 
 SEEDS = range(4)
 WAYS = ("plain", "ours")
@@ -39,10 +42,10 @@ WAYS = ("plain", "ours")
 def rows() -> list[Row]:
     """Mean test mAP over seeds of ours and of the plain version, with each seed's and their spread."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        prepare.run(common.data(), folder / "build", _arm(0).settings.data)
+        project = _project(Path(name))
+        prepare.run(project)
         with ProcessPoolExecutor(2, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-            jobs = {(way, seed): pool.submit(mean_ap, folder, way, seed) for way in WAYS for seed in SEEDS}
+            jobs = {(way, seed): pool.submit(mean_ap, project, way, seed) for way in WAYS for seed in SEEDS}
             found = {way: [jobs[way, seed].result() for seed in SEEDS] for way in WAYS}
     mean = {way: statistics.mean(values) for way, values in found.items()}
     spread = {way: statistics.stdev(values) for way, values in found.items()}
@@ -58,40 +61,31 @@ def rows() -> list[Row]:
     return [row]
 
 
-def mean_ap(folder: Path, way: str, seed: int) -> float:
-    """Pretrain, embed, probe and test, all in a folder of its own."""
-    store, arm, out = tiles.open_store(folder / "build"), _arm(seed), folder / f"{way}-{seed}"
-    out.mkdir()
-    settings = arm.settings
-    encoder, features, layer = out / "encoder.safetensors", out / "features.npy", out / "probe.safetensors"
-    if way == "ours":
-        pretrain.train(store, settings=settings, seed=seed, root=folder, folder=out, log=lambda *_: None)
+def mean_ap(project: Project, way: str, seed: int) -> float:
+    """Pretrain, embed, probe and test."""
+    run = project.run("simclr", seed)
+    if way == "plain":
+        run = replace(run, arm="plain")
+        plain(run)
     else:
-        plain(store, arm, folder, encoder)
-    embed.run(store, encoder=encoder, out=features, settings=settings)
-    probe.run(
-        store,
-        features=features,
-        encoder=encoder,
-        out=layer,
-        curve=out / "probe.csv",
-        settings=settings,
-        seed=seed,
-        log=lambda *_: None,
-    )
-    result = evaluate.run(store, features=features, probe=layer, out=out, arm=arm)
-    print(way, seed, round(result["test_mAP"], 4), file=sys.stderr, flush=True)
-    return float(result["test_mAP"])
+        train.run(run, _quiet)
+    for stage in (embed, probe, evaluate):
+        stage.run(run, _quiet)
+    result = float(json.loads((run.results / "metrics.json").read_text())["test_mAP"])
+    print(way, seed, round(result, 4), file=sys.stderr, flush=True)
+    return result
 
 
-def plain(store: tiles.TileStore, arm: Arm, root: Path, out: Path) -> None:
-    """SimCLR as one would write it without thinking of speed; writes the encoder to `out`."""
-    how, settings = arm.settings.pretrain, arm.settings
+def _quiet(_epoch: int, _metrics: Mapping[str, float]) -> None: ...
+
+
+def plain(run: Run) -> None:
+    """SimCLR as one would write it without thinking of speed; writes the run's encoder."""
+    how, settings, store = run.settings.pretrain, run.settings, tiles.open_store(run.store)
+    files.write_csv(run.results / "pretrain.csv", ["epoch", "loss", "learning_rate"], [])
     mean, std = store.statistics(how.normalization)
-    encoder, width = enc.initial(
-        how.arch, how.weights, seed=randomness.derive(arm.seed, "encoder"), root=root
-    )
-    torch.manual_seed(arm.seed)
+    encoder, width = enc.initial(how.arch, how.weights, seed=randomness.derive(run.seed, "encoder"), root=run.root)
+    torch.manual_seed(run.seed)
     head = nn.Sequential(
         nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU(),
         nn.Linear(width, how.projection.out, bias=False), nn.BatchNorm1d(how.projection.out),
@@ -110,11 +104,16 @@ def plain(store: tiles.TileStore, arm: Arm, root: Path, out: Path) -> None:
             loss.backward()
             optimizer.step()
     facts = {"mean": mean, "std": std, "crop_px": settings.views.crop_px, "tile_px": store.stats["tile_px"]}
-    enc.save(encoder.eval(), out, arch=how.arch, width=width, **facts)
+    enc.save(encoder.eval(), run.encoder, arch=how.arch, width=width, **facts)
 
 
-def _arm(seed: int) -> Arm:
-    return params.resolve(params.load(common.ROOT / "params.yaml"), common.data().name, "simclr", seed)
+def _project(folder: Path) -> Project:
+    """A project with params.yaml's own profile of the data, which is not copied."""
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(common.ROOT / name, folder)
+    (folder / "data").mkdir()
+    (folder / "data" / common.data().name).symlink_to(common.data().absolute())
+    return Project(folder, common.data().name)
 
 
 if __name__ == "__main__":

@@ -64,9 +64,7 @@ def main() -> None:
     given = arguments.parse_args()
     unknown = set(given.which) - set(MODULES)
     if unknown:
-        arguments.error(
-            f"no benchmark is called {', '.join(sorted(unknown))}; there are {', '.join(MODULES)}"
-        )
+        arguments.error(f"no benchmark is called {', '.join(sorted(unknown))}; there are {', '.join(MODULES)}")
     which = given.which or [name for name in MODULES if name not in BY_NAME_ALONE]
     rows = [row for name in which for row in measured(name, quick=given.quick)]
     if not given.quick:

@@ -13,11 +13,11 @@ import math
 from types import SimpleNamespace
 from typing import Any, cast
 
+import common
 import numpy as np
 import torch
-from common import ROOT, Row, seconds
+from common import Row, seconds
 
-from satclr import params
 from satclr.evaluation import probe, sweep
 
 TRAIN, VAL, WIDTH, LABELS = 76_412, 21_832, 2_048, 60
@@ -25,25 +25,22 @@ TRAIN, VAL, WIDTH, LABELS = 76_412, 21_832, 2_048, 60
 
 def rows() -> list[Row]:
     """One row: seconds of the sweep and of one probe, and the ratio (one probe / sweep)."""
-    settings = params.resolve(params.load(ROOT / "params.yaml"), "mlrsnet", "baseline", 0).settings
-    how, size = settings.evaluate.sweep, settings.probe.batch_size
-    configs = [(rate, decay) for rate in how.learning_rates for decay in how.weight_decays]
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(TRAIN + VAL, WIDTH, generator=generator)
-    y = (x @ torch.randn(WIDTH, LABELS, generator=generator) > 60).to(torch.uint8)  # a tenth are positive
+    run = common.run("baseline", {})  # with the settings of the profile mlrsnet
+    settings = run.settings
+    epochs, size = settings.evaluate.sweep.epochs, settings.probe.batch_size
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((TRAIN + VAL, WIDTH), np.float32)
+    y = (x @ rng.standard_normal((WIDTH, LABELS), np.float32) > 60).astype(np.uint8)  # a tenth are positive
     split = {"train": np.arange(TRAIN), "val": np.arange(TRAIN, TRAIN + VAL)}
-    store = cast(Any, SimpleNamespace(targets=y.numpy(), rows=split.__getitem__))
-    features = x.numpy()
+    store = cast(Any, SimpleNamespace(targets=y, rows=split.__getitem__))
 
     def many() -> None:
-        steps = how.epochs * math.ceil(TRAIN / size)
         train, val = (x[:TRAIN], y[:TRAIN]), (x[TRAIN:], y[TRAIN:])
-        sweep.best(train, val, configs=configs, steps=steps, batch_size=size, seed=0)
+        steps = epochs * math.ceil(TRAIN / size)
+        sweep.best(train, val, configs=sweep.grid(), steps=steps, batch_size=size, seed=0)
 
     def one() -> None:
-        layer = torch.nn.Linear(WIDTH, LABELS)
-        encode = lambda rows: torch.from_numpy(features[rows])  # noqa: E731
-        for _ in probe.train(layer, store, encode, features, settings=settings, seed=0):
+        for _ in probe.train(torch.nn.Linear(WIDTH, LABELS), store, x, run=run):
             pass
 
     ours, theirs = seconds(many), seconds(one)

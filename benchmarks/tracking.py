@@ -12,38 +12,41 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import common
 import torch
 from common import Row
 
-from satclr import params, tracking
-from satclr.data import prepare, tiles
-from satclr.pretrain import stage as pretrain
+from satclr.data import prepare
+from satclr.pretrain import train
+from satclr.project import Project, Run
+from satclr.tracking import live
 
 EPOCHS, QUICK = 12, 2
 BOUND = 1.0  # percent of an epoch
 
 
 def rows(*, quick: bool = False) -> list[Row]:
-    arm = params.resolve(params.load(common.ROOT / params.FILE), "sample", "simclr", 0)
     epochs = QUICK if quick else EPOCHS
-    changed = arm.settings.pretrain.model_copy(update={"epochs": epochs})
-    arm = arm.model_copy(update={"settings": arm.settings.model_copy(update={"pretrain": changed})})
     data = common.ROOT / "data" / "sample"
     if not data.is_dir():
-        raise SystemExit("the sample is not here: run `dvc pull data.dvc`")
+        raise SystemExit("the sample is missing: run `dvc pull data.dvc`")
     with tempfile.TemporaryDirectory() as name, mock.patch.dict(os.environ):
         os.environ.pop("MLFLOW_TRACKING_URI", None)
-        prepare.run(data, Path(name) / "build", arm.settings.data)
-        cost = measured(Path(name), arm)
+        project = Project(Path(name), "sample")
+        for file in ("params.yaml", "dvc.yaml"):
+            shutil.copy(common.ROOT / file, name)
+        (project.root / "data").mkdir()
+        project.data.symlink_to(data)
+        prepare.run(project)
+        cost = measured(common.changed(project.run("simclr"), epochs=epochs))
     epochs_s = cost["training_s"] / torch.get_num_threads()
     share = 100 * (cost["log_s"] + cost["thread_s"]) / epochs_s
     scale = {"theirs": None, "ratio": None, "epochs": epochs}
@@ -56,47 +59,37 @@ def rows(*, quick: bool = False) -> list[Row]:
             "unit": "% (theirs: the bound)",
             "epochs": epochs,
         },
-        {
-            "name": "the sample's pretraining epoch",
-            "ours": round(epochs_s / epochs, 3),
-            "unit": "s",
-            **scale,
-        },
+        {"name": "the sample's pretraining epoch", "ours": round(epochs_s / epochs, 3), "unit": "s", **scale},
         {"name": "opening a new store and a run", "ours": round(cost["open_s"], 2), "unit": "s", **scale},
     ]
 
 
-def measured(root: Path, arm: params.Arm) -> dict[str, float]:
+def measured(run: Run) -> dict[str, float]:
     """Processor seconds of the training, of the calls that log, of the thread that writes, and of opening."""
     cost = dict.fromkeys(("training_s", "log_s", "thread_s", "open_s"), 0.0)
-    work = tracking.Live._work  # noqa: SLF001
+    work, begin = live._Worker.run, live._Worker._open  # noqa: SLF001
 
-    def timed_work(live: tracking.Live) -> None:
-        work(live)
-        cost["thread_s"] = time.thread_time()
+    def timed_work(worker: live._Worker) -> None:
+        work(worker)
+        cost["thread_s"] = time.thread_time() - cost["open_s"]
 
-    with mock.patch.object(tracking.Live, "_work", timed_work):
+    def timed_open(worker: live._Worker) -> str:
+        start = time.thread_time()
+        run_id = begin(worker)
+        cost["open_s"] += time.thread_time() - start
+        return run_id
+
+    timed = mock.patch.multiple(live._Worker, run=timed_work, _open=timed_open)  # noqa: SLF001
+    with timed, live.live(run, "pretrain", "bench") as shown:
+
+        def log(epoch: int, metrics: Mapping[str, float]) -> None:
+            before = time.thread_time()
+            shown(epoch, metrics)
+            cost["log_s"] += time.thread_time() - before
+
         start = time.process_time()
-        place: dict[str, Any] = {"profile": "sample", "arm": arm.name, "seed": 0, "stage": "pretrain"}
-        with tracking.live(root, **place, fingerprint="bench", params=arm.flat()) as run:
-            cost["open_s"] = time.process_time() - start
-
-            def log(epoch: int, metrics: Mapping[str, float]) -> None:
-                before = time.thread_time()
-                run.log(epoch, metrics)
-                cost["log_s"] += time.thread_time() - before
-
-            start = time.process_time()
-            pretrain.run(
-                tiles.open_store(root / "build"),
-                settings=arm.settings,
-                seed=0,
-                root=root,
-                out=root / "encoder.safetensors",
-                curve=root / "pretrain.csv",
-                log=log,
-            )
-            cost["training_s"] = time.process_time() - start
+        train.run(run, log)
+        cost["training_s"] = time.process_time() - start
     return cost
 
 

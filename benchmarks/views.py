@@ -10,9 +10,9 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+import common
 import numpy as np
 import torch
 from PIL import Image
@@ -23,25 +23,6 @@ from satclr.pretrain import views
 
 MEAN, STD = (0.48, 0.49, 0.45), (0.22, 0.2, 0.2)
 TILES, ROUNDS = 32, 5
-
-
-@dataclass(frozen=True)
-class Paper:
-    """The paper's augmentation family."""
-
-    crop_px: int
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (1.0, 1.0)
-    flip_p: float = 0.5
-    jitter_p: float = 0.8
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.4
-    hue: float = 0.1
-    grayscale_p: float = 0.2
-    blur_p: float = 1.0
-    blur_kernel_px: int = 23
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
 
 
 def jpegs() -> list[bytes]:
@@ -67,9 +48,7 @@ def decode(jpeg: bytes) -> Image.Image:
     return Image.open(io.BytesIO(jpeg)).convert("RGB")
 
 
-def paper(
-    crop_px: int, mean: Sequence[float] = MEAN, std: Sequence[float] = STD
-) -> Callable[[Image.Image], Tensor]:
+def paper(crop_px: int, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Callable[[Image.Image], Tensor]:
     """The paper's transform as it describes it, in torchvision on PIL images."""
     jitter = T.ColorJitter(0.4, 0.4, 0.4, 0.1)
     cubic = T.InterpolationMode.BICUBIC
@@ -123,7 +102,8 @@ def compare(crop_px: int, tile_px: int) -> list[dict[str, str | float]]:
     encoded = jpegs()
     images = [decode(jpeg).resize((tile_px, tile_px), Image.Resampling.BICUBIC) for jpeg in encoded]
     tiles = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
-    settings, generator = Paper(crop_px), torch.Generator().manual_seed(0)
+    settings = common.run("simclr", {"views": {"crop_px": crop_px}}).settings.views  # the paper's
+    generator = torch.Generator().manual_seed(0)
 
     def ours() -> None:
         for _ in range(4):  # a batch of 32 tiles is over too soon for the clock

@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 
 from satclr import machine
-from satclr.data import prepare, tiles
+from satclr.data import tiles
 from satclr.params import Params
 from satclr.project import Run
 from satclr.settings import merge
@@ -145,8 +145,10 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def store(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tiles.TileStore:
+    from satclr.data import prepare
+
     out = tmp_path_factory.mktemp("build")
-    prepare.run(tiny_data, out, make_run().settings.data)
+    prepare.write_store(tiny_data, out, make_run().settings.data)
     return tiles.open_store(out)
 
 
@@ -169,6 +171,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pa
         tree = tiny_params()
         change(tree)
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+        shutil.copyfile(ROOT / "dvc.yaml", tmp_path / "dvc.yaml")
         if data:
             write_data(tmp_path / "data" / "tiny")
         monkeypatch.chdir(tmp_path)

@@ -13,10 +13,10 @@ import numpy.typing as npt
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
+from satclr import randomness
+from satclr.evaluation.linear import LinearProbe
 from satclr.pretrain import encoder
-from satclr import tracking
 
 LABELS = ["airplane", "parking lot", "swimming pool", "ship/boat", "tennis court"]
 ARCH = "squeezenet1_1"  # the smallest in torchvision
@@ -88,36 +88,31 @@ def write(
     }
     (results / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     classes = [
-        [
-            label,
-            int(targets[1, :, k].sum()),
-            0.3,
-            *([ap[k], ap[k] - 0.1, ap[k] + 0.1] if k < 4 else ["", "", ""]),
-        ]
+        [label, int(targets[1, :, k].sum()), 0.3, *([ap[k], ap[k] - 0.1, ap[k] + 0.1] if k < 4 else ["", "", ""])]
         for k, label in enumerate(LABELS)
     ]
-    _table(
-        results / "per_class_ap.csv", ["label", "positives", "prevalence", "AP", "AP_lo", "AP_hi"], classes
-    )
+    _table(results / "per_class_ap.csv", ["label", "positives", "prevalence", "AP", "AP_lo", "AP_hi"], classes)
     return metrics
 
 
 def _save_models(folder: Path, seed: int, thresholds: bool) -> None:
-    with encoder.seeded(seed):
+    facts = {"mean": MEAN, "std": STD, "crop_px": CROP_PX, "tile_px": TILE_PX, "precision": "float32"}
+    facts |= {"fingerprint": f"made up {seed}", "weights_sha256": None}
+    with randomness.seeded(seed):
         model, width = encoder.build(ARCH)
-        probe = {"weight": torch.randn(len(LABELS), width), "bias": torch.randn(len(LABELS))}
-    encoder.save(model, folder / "encoder.safetensors", arch=ARCH, width=width)
-    metadata = {
-        "labels": json.dumps(LABELS),
-        "mean": json.dumps(MEAN),
-        "std": json.dumps(STD),
-        "crop_px": str(CROP_PX),
-        "tile_px": str(TILE_PX),
-        "best_epoch": "5",
-    }
-    if thresholds:
-        metadata["thresholds"] = json.dumps(THRESHOLDS)
-    save_file(probe, folder / "probe.safetensors", metadata)
+        weight, bias = torch.randn(len(LABELS), width), torch.randn(len(LABELS))
+    encoder.save(model, folder / "encoder.safetensors", arch=ARCH, width=width, **facts)
+    probe = LinearProbe(
+        weight=weight.numpy(),
+        bias=bias.numpy(),
+        labels=LABELS,
+        thresholds=np.array(THRESHOLDS if thresholds else [0.5] * len(LABELS)),
+        temperature=1.0,
+        best_epoch=5,
+        val_mAP=0.5,
+        encoder=facts | {"arch": ARCH, "feature_dim": width},
+    )
+    probe.save(folder / "probe.safetensors")
 
 
 def _table(path: Path, header: list[str], rows: list[list[Any]]) -> None:
@@ -130,8 +125,10 @@ def pixels(data: bytes) -> npt.NDArray[np.uint8]:
 
 
 def empty_store(folder: Path) -> Path:
-    """Make an empty store of the sample profile, to be copied: a database takes seconds to make."""
+    """Make an empty MLflow store of the sample profile, to be copied: a database takes seconds to make."""
+    from satclr.tracking import store
+
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        tracking.connect(folder, "sample")
+        store.open_store(folder, "sample")
     return folder

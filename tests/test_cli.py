@@ -44,31 +44,11 @@ def test_help_is_instant() -> None:
     assert found.stdout.strip() == "[]"
 
 
-def test_a_full_disk_under_mlflow_is_said_as_what_it_is() -> None:
-    from mlflow.exceptions import MlflowException
-
-    advice = "(raised as a result of Query-invoked autoflush; consider using a session.no_autoflush block)"
-    said = cli.entry.sentence(
-        MlflowException(f"{advice}\n(sqlite3.OperationalError) database or disk is full\n[SQL: …]")
-    )
-    assert said == (
-        "the MLflow store failed: (sqlite3.OperationalError) database or disk is full; "
-        "make space and run the same command again"
-    )
-
-
 def test_arms_shows_the_resolved_table(project: Make, capsys: pytest.CaptureFixture[str]) -> None:
     project(data=False)
     code, out, _ = satclr("arms", capsys=capsys)
     assert code == 0
-    for text in (
-        "profile tiny",
-        "baseline",
-        "simclr",
-        "pretrain.objective",
-        "nt_xent",
-        "pretrain.temperature",
-    ):
+    for text in ("profile tiny", "baseline", "simclr", "pretrain.objective", "nt_xent", "pretrain.temperature"):
         assert text in out
 
 
@@ -126,16 +106,6 @@ def test_outside_a_project_it_says_so(
     assert (code, "no params.yaml" in err) == (2, True)
 
 
-def test_exit_codes_tell_bad_input_from_failed_runs_from_our_faults() -> None:
-    from satclr.params import ParamsError
-    from satclr.pretrain.stage import RunError
-
-    assert cli.exit_code(ParamsError("x")) == 2
-    assert cli.exit_code(RunError("x")) == 1
-    assert cli.exit_code(OSError(28, "No space left on device")) == 1
-    assert cli.exit_code(ValueError("x")) is None
-
-
 def test_the_whole_line_from_tiles_to_a_champion(project: Make, capsys: pytest.CaptureFixture[str]) -> None:
     """Every stage through the command line, then a prediction by the registered model."""
     root = project()
@@ -160,9 +130,7 @@ def test_the_whole_line_from_tiles_to_a_champion(project: Make, capsys: pytest.C
     assert code == 0, err
     tile = root / "data/tiny/Images/water/water_00001.jpg"
     (root / "broken.jpg").write_bytes(b"no picture")
-    code, out, err = satclr(
-        "predict", "--json", "--top", "2", str(tile), str(root / "broken.jpg"), capsys=capsys
-    )
+    code, out, err = satclr("predict", "--json", "--top", "2", str(tile), str(root / "broken.jpg"), capsys=capsys)
     assert code == 1  # one of the two could not be read
     found = [json.loads(line) for line in out.splitlines()]
     assert found[0]["tile"] == str(tile)

@@ -1,10 +1,11 @@
-"""The short form of `make faults`: two stages, three kills; and what each table of it would say of a loss."""
+"""The short form of `make faults`: one stage, two kills; and what it would say of a loss."""
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from . import faults
 from .conftest import tiny_params
@@ -18,43 +19,29 @@ def test_a_killed_repro_ends_with_the_bytes_of_an_undisturbed_one(tiny_data: Pat
     reference, twin = (
         faults.make(tmp_path / name, tree=tree, data=tiny_data, targets=(TARGET,)) for name in ("a", "b")
     )
-    reference.run("dvc", "repro", TARGET)
-    order = faults.running(reference)
-    assert sorted(order) == ["lineage@tiny", "prepare@tiny", TARGET]
+    reference.repro()
+    order = reference.stages()
+    assert order == ["prepare@tiny", TARGET]
     plan = [
-        faults.Moment("store", "prepare@tiny", 0.0, faults.exists("build/*/tiles.npy.part"), ("all",)),
-        faults.Moment("checkpoint", TARGET, 0.0, faults.exists(".cache/checkpoints/*/*.part"), ("all",)),
-        faults.Moment("after it", TARGET, 0.0, faults.exists(".cache/checkpoints/*/checkpoint.*"), ("dvc",)),
+        faults.Moment(TARGET, 0.0, "all", ".cache/checkpoints/*/*.part"),
+        faults.Moment(TARGET, 0.0, "dvc", ".cache/checkpoints/*/checkpoint.*"),
     ]
-    tally = faults.Tally()
-    for moment in plan:
-        faults.kill(twin, moment, order, random.Random(0), tally)
-    assert [one.victim for one in tally.kills] == ["all", "all", "dvc"]
-    faults.finish(twin, tally)
-    found = faults.verdict(reference, twin, tally, None)
-    assert found.files > 6  # the store, one lineage an arm, encoder and curve
-    assert found.different == []
-    assert (found.left_open, found.orphans) == (0, 0)
+    assert [kill.victim for moment in plan if (kill := faults.kill(twin, moment, order))] == ["all", "dvc"]
+    twin.repro()
+    assert twin.outputs() == reference.outputs()
+    assert twin.tracked()["running"] == 0
+    assert twin.processes() == []
 
 
-def figures(**changes: Any) -> dict[str, Any]:
-    verdict = {
-        "files": 3, "different": [], "left_open": 0, "tracked_alike": True, "orphans": 0,
-        "other_checkpoint_untouched": True, "status": "Data and pipelines are up to date.",
-    }  # fmt: skip
-    return {"verdict": {**verdict, **changes}, "asked_to_leave": [["embed", "SIGTERM", 143, 0.5]]}
-
-
-def test_whatever_is_lost_is_said() -> None:
-    assert faults.lost(figures()) == []
-    for change in (
-        {"different": ["models/encoder.safetensors"]},
-        {"left_open": 1},
-        {"orphans": 2},
-        {"tracked_alike": False},
-        {"other_checkpoint_untouched": False},
-        {"status": "pretrain@sample-simclr-0: changed deps"},
-    ):
-        assert len(faults.lost(figures(**change))) == 1
-    slow = figures() | {"asked_to_leave": [["embed", "SIGINT", 130, 5.5], ["probe", "SIGINT", 1, 0.2]]}
-    assert len(faults.lost(slow)) == 2
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"different": ["models/encoder.safetensors"]}, {"runs_left_open": 1}, {"mlflow_equal": False},
+        {"processes_left": 2}, {"up_to_date": False}, {"stops": [["embed", "SIGTERM", 1, 0.5]]},
+        {"stops": [["embed", "SIGINT", 130, 9.0]]},
+    ],
+)  # fmt: skip
+def test_every_kind_of_loss_is_reported(change: dict[str, Any]) -> None:
+    good = {"different": [], "runs_left_open": 0, "processes_left": 0, "mlflow_equal": True, "up_to_date": True}
+    assert faults.losses(good | {"stops": [["embed", "SIGTERM", 143, 0.5]]}) == []
+    assert len(faults.losses(good | {"stops": []} | change)) == 1

@@ -9,7 +9,7 @@ import pytest
 
 from satclr.data import labels, prepare, tiles
 
-from .conftest import resolve, write_data
+from .conftest import make_run, write_data
 from .fuzz import ACCEPTED, REFUSED, Fuzzer, files, laws, pictures, settings, stores, tables
 
 SHORT: dict[str, tuple[Fuzzer, int, set[str]]] = {
@@ -49,22 +49,22 @@ def test_prepare_stores_every_kind_of_picture_or_names_it(tmp_path: Path) -> Non
         (tmp_path / "data/Images/road" / picture.name).write_bytes(picture.raw)
     (tmp_path / "data/Images/road" / "\udcff.png").write_bytes(sound[0].raw)  # a name that is no text
 
-    asked = resolve(data={"tile_px": pictures.SIDE, "on_unreadable": "drop"}).settings.data
-    prepare.run(tmp_path / "data", tmp_path / "build", asked)
+    asked = make_run(data={"tile_px": pictures.SIDE, "on_unreadable": "drop"}).settings.data
+    prepare.write_store(tmp_path / "data", tmp_path / "build", asked)
     store = tiles.open_store(tmp_path / "build")
     assert {name for name in store.names if name in names} == {picture.name for picture in sound}
     for picture in sound:
         np.testing.assert_array_equal(store.pixels[store.names.index(picture.name)], picture.pixels)
     assert store.pixels.reshape(len(store.pixels), -1).any(axis=1).all()
 
-    strict = resolve(data={"tile_px": pictures.SIDE, "on_unreadable": "fail"}).settings.data
+    strict = make_run(data={"tile_px": pictures.SIDE, "on_unreadable": "fail"}).settings.data
     for picture in bad:
         (tmp_path / "data/Images/road" / picture.name).rename(tmp_path / "kept")
         (tmp_path / "data/Images/road" / picture.name).write_bytes(sound[0].raw)
     (tmp_path / "data/Images/road" / "\udcff.png").unlink()
     (tmp_path / "data/Images/road" / bad[3].name).write_bytes(bad[3].raw)
     with pytest.raises(prepare.PrepareError, match=rf"road/{bad[3].name}: {bad[3].reason}"):
-        prepare.run(tmp_path / "data", tmp_path / "build", strict)
+        prepare.write_store(tmp_path / "data", tmp_path / "build", strict)
 
 
 def test_a_table_of_60000_columns_is_read_in_seconds(tmp_path: Path) -> None:

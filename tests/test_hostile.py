@@ -20,13 +20,14 @@ import pytest
 import safetensors.torch
 import torch
 from safetensors.torch import save_file
-
-from satclr.pretrain import encoder, stage as pretrain
-from satclr.data import importing, labels, tiles
-from satclr.tracking import register
-from satclr import tensorfile, tracking
-from satclr.data.importing import SourceError, archives
 from satclr.pretrain.stage import checkpoint
+
+from satclr import tensorfile, tracking
+from satclr.data import importing, labels, tiles
+from satclr.data.importing import SourceError, archives
+from satclr.pretrain import encoder
+from satclr.pretrain import stage as pretrain
+from satclr.tracking import register
 from satclr.tracking.register import gate, sources
 from satclr.tracking.ui import _command
 
@@ -90,9 +91,7 @@ def trainer() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
 def test_a_hostile_checkpoint_is_refused(raw: bytes, tmp_path: Path) -> None:
     before = peak_kb()
     (tmp_path / checkpoint.FILE).write_bytes(raw)
-    with pytest.raises(
-        pretrain.RunError, match=r"checkpoint\.safetensors is no checkpoint of this run.*delete it"
-    ):
+    with pytest.raises(pretrain.RunError, match=r"checkpoint\.safetensors is no checkpoint of this run.*delete it"):
         checkpoint.resume(tmp_path, *trainer())
     assert peak_kb() - before < 100_000
 
@@ -147,9 +146,7 @@ def test_weights_that_claim_more_than_they_are_take_no_memory(tmp_path: Path) ->
     """A tensor of one number seen as 10^12, a stored tensor cut short, and zeros packed a thousand to one."""
     state = dict(torch.nn.Conv2d(3, 64, 7).state_dict())
     torch.save({"conv1.weight": torch.zeros(1).expand(HUGE)}, tmp_path / "expanded.pth")
-    torch.save(
-        {"state_dict": state | {"conv1.weight": torch.zeros(1).expand(10**6, 10**6)}}, tmp_path / "wide.pth"
-    )
+    torch.save({"state_dict": state | {"conv1.weight": torch.zeros(1).expand(10**6, 10**6)}}, tmp_path / "wide.pth")
     torch.save({"conv1.weight": torch.zeros(10_000_000)}, tmp_path / "plain.pth")
     with (
         zipfile.ZipFile(tmp_path / "plain.pth") as plain,
@@ -195,10 +192,7 @@ def test_an_encoder_that_claims_an_impossible_view_is_refused(facts: dict[str, A
 def test_tables_and_archives_that_claim_more_than_they_are_take_no_memory(tmp_path: Path) -> None:
     before = peak_kb()
     for name, sheet in (
-        (
-            "claim",
-            '<dimension ref="A1:XFD1048576"/><sheetData><row r="1"><c r="A1"><v>1</v></c></row></sheetData>',
-        ),
+        ("claim", '<dimension ref="A1:XFD1048576"/><sheetData><row r="1"><c r="A1"><v>1</v></c></row></sheetData>'),
         ("far", '<sheetData><row r="1048576"><c r="XFD1048576"><v>1</v></c></row></sheetData>'),
     ):
         (tmp_path / f"{name}.xlsx").write_bytes(spreadsheet(sheet))
@@ -254,17 +248,11 @@ def model_folder(registered: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return probe.parents[1]
 
 
-def test_a_registered_models_code_and_pickles_are_not_run(
-    registered: Path, model_folder: Path, tmp_path: Path
-) -> None:
+def test_a_registered_models_code_and_pickles_are_not_run(registered: Path, model_folder: Path, tmp_path: Path) -> None:
     planted = tmp_path / "planted"
     assert next(register.predict(registered, "sample", [_tile(tmp_path)])).probabilities
     code = f"import pathlib\npathlib.Path({str(planted)!r}).touch()\n"
-    served = [
-        path
-        for path in model_folder.rglob("*.py")
-        if path.name == "serving.py" or path.parent.name == "satclr"
-    ]
+    served = [path for path in model_folder.rglob("*.py") if path.name == "serving.py" or path.parent.name == "satclr"]
     before = {path: path.read_bytes() for path in served}
     assert before
     for path in served:
@@ -280,18 +268,14 @@ def test_a_registered_models_code_and_pickles_are_not_run(
     (model_folder / "python_model.pkl").unlink()
 
 
-def test_a_registered_model_that_is_no_probe_is_refused(
-    registered: Path, model_folder: Path, tmp_path: Path
-) -> None:
+def test_a_registered_model_that_is_no_probe_is_refused(registered: Path, model_folder: Path, tmp_path: Path) -> None:
     probe = model_folder / "artifacts" / "probe.safetensors"
     before = probe.read_bytes()
     for raw, says in (
         (claiming([HUGE], labels="[]"), "safetensors"),
         (pickle.dumps(Planted(tmp_path / "planted")), "safetensors"),
         (
-            safetensors.torch.save(
-                {"weight": torch.zeros(3, 9), "bias": torch.zeros(3)}, {"labels": '["a"]'}
-            ),
+            safetensors.torch.save({"weight": torch.zeros(3, 9), "bias": torch.zeros(3)}, {"labels": '["a"]'}),
             "no probe",
         ),
         (safetensors.torch.save({"weight": torch.zeros(3, 9)}, {"labels": "["}), "labels"),
@@ -331,9 +315,7 @@ def test_a_scene_that_claims_endless_pixels_or_names_other_files_is_refused(tmp_
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.5])
 @pytest.mark.parametrize("bands", [1, 3])
-def test_a_float_geotiff_is_refused_where_it_is_imported_or_tagged(
-    value: float, bands: int, tmp_path: Path
-) -> None:
+def test_a_float_geotiff_is_refused_where_it_is_imported_or_tagged(value: float, bands: int, tmp_path: Path) -> None:
     rasterio = pytest.importorskip("rasterio")
     path = tmp_path / "set" / "sea" / "a.tif"
     path.parent.mkdir(parents=True)
@@ -375,8 +357,6 @@ def test_weights_that_become_infinite_stop_the_run_and_keep_the_last_checkpoint(
     good = (tmp_path / checkpoint.FILE).read_bytes()
     with torch.no_grad():
         next(model.parameters())[0, 1] = torch.inf
-    with pytest.raises(
-        pretrain.RunError, match=r"not finite in model\.weight after epoch 2, step 3.*is kept"
-    ):
+    with pytest.raises(pretrain.RunError, match=r"not finite in model\.weight after epoch 2, step 3.*is kept"):
         checkpoint.save(tmp_path, model, optimizer, checkpoint.State(epoch=2, step=3))
     assert (tmp_path / checkpoint.FILE).read_bytes() == good

@@ -14,14 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
-from satclr import tracking
+from satclr.tracking import store as tracking
 from tests.conftest import ROOT, tiny_params, write_data
-from tests.serving import free_port, served
+from tests.tracking.serving import free_port, served
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")]
 BIN = Path(sys.executable).parent
 TILE = "data/tiny/Images/water/water_00001.jpg"
 
@@ -33,9 +30,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def sh(folder: Path, *command: str, code: int = 0, **env: str) -> str:
     """Run a command in a folder and return what it printed."""
-    done = subprocess.run(
-        command, cwd=folder, env=environment(**env), capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, cwd=folder, env=environment(**env), capture_output=True, text=True, check=False)
     assert done.returncode == code, f"{' '.join(command)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -96,7 +91,7 @@ def test_a_cached_repro_adds_nothing_and_a_changed_one_supersedes(project: Path)
 def test_a_clone_that_was_moved_predicts_as_before(project: Path, tmp_path: Path) -> None:
     before = sh(project, "satclr", "predict", "--json", TILE)
     moved = Path(shutil.move(project, tmp_path / "another place"))
-    assert sh(moved, "satclr", "relocate") == "1 paths mended\n"
+    assert sh(moved, "satclr", "sync").startswith("2 arm runs in the store\nchampion restored")
     assert sh(moved, "satclr", "predict", "--json", TILE) == before
 
 

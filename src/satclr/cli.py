@@ -1,4 +1,4 @@
-"""The command line: one runner for all stages, and the commands that serve people.
+"""The command line: a command per stage, and the commands that serve people.
 
     satclr --help
 
@@ -8,19 +8,17 @@ Exit code 1: a run failed; 2: bad input. Heavy imports are inside the commands, 
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from satclr import progress, runner
+
 if TYPE_CHECKING:
-    from satclr.project import Run
+    from satclr.project import Project
 
 app = typer.Typer(
     help="Does contrastive pretraining help multi-label tagging of overhead images, by how much, and why?",
@@ -32,11 +30,6 @@ app = typer.Typer(
 Profile = Annotated[str | None, typer.Option(help="A profile of params.yaml; by default the one it names.")]
 ArmName = Annotated[str, typer.Option("--arm", help="An arm of params.yaml.")]
 Seed = Annotated[int | None, typer.Option(help="The seed; by default the first of params.yaml.")]
-Log = Callable[[int, Mapping[str, float]], None]
-
-MLFLOW = {"mlflow", "sqlalchemy", "sqlite3"}  # packages whose exceptions mean that the store failed
-WAIT_S = 10.0  # between two attempts to take a lock
-
 
 # Stages, as dvc.yaml calls them.
 
@@ -44,182 +37,89 @@ WAIT_S = 10.0  # between two attempts to take a lock
 @app.command()
 def prepare(profile: Profile = None) -> None:
     """Decode every tile once: data/<profile> → build/<profile>."""
-    _profile_stage("data.prepare", profile)
+    runner.profile_stage("data.prepare", profile)
 
 
 @app.command()
 def pretrain(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
     """Pretrain an arm's encoder (`objective: none` writes the initial one)."""
-    _arm_stage("pretrain.train", arm, profile, seed, shared=True, live=True)
+    runner.arm_stage("pretrain.train", arm, profile, seed, shared=True, live=True)
 
 
 @app.command()
 def embed(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
     """Encode every tile once with an arm's frozen encoder."""
-    _arm_stage("evaluation.embed", arm, profile, seed, shared=True)
+    runner.arm_stage("evaluation.embed", arm, profile, seed, shared=True)
 
 
 @app.command()
 def probe(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
     """Train the linear probe on an arm's features."""
-    _arm_stage("evaluation.probe", arm, profile, seed, live=True)
+    runner.arm_stage("evaluation.probe", arm, profile, seed, live=True)
 
 
 @app.command()
 def evaluate(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
     """Test an arm's probe and publish its run to MLflow."""
-    _arm_stage("evaluation.evaluate", arm, profile, seed, publish=True)
+    runner.arm_stage("evaluation.evaluate", arm, profile, seed, publish=True)
 
 
 @app.command()
 def robustness(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
     """Test an arm on corrupted tiles: haze, clouds, snow, noise and more."""
-    _arm_stage("evaluation.robustness", arm, profile, seed)
+    runner.arm_stage("evaluation.robustness", arm, profile, seed)
 
 
 @app.command()
 def maps(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
     """Map an arm's test tiles to the plane: UMAP, t-SNE, PCA."""
-    _arm_stage("evaluation.maps", arm, profile, seed)
+    runner.arm_stage("evaluation.maps", arm, profile, seed)
 
 
 @app.command()
 def compare(profile: Profile = None) -> None:
     """Compare the arms: table, intervals, figures in reports/<profile>."""
-    _profile_stage("study.compare", profile)
+    runner.profile_stage("study.compare", profile)
 
 
 @app.command()
 def report(profile: Profile = None) -> None:
     """Write the study as one page, reports/<profile>/report.html, and publish it to MLflow."""
-    from satclr import project
     from satclr.tracking import runs
 
-    _profile_stage("study.report.page", profile)
-    runs.publish_report(project.find(profile))
+    runner.profile_stage("study.report.page", profile)
+    runs.publish_report(_project(profile))
 
 
 @app.command()
 def register(profile: Profile = None) -> None:
     """Register the probe with the best validation mAP; make it champion if it passes the gate."""
-    _profile_stage("tracking.registry", profile)
-
-
-def _profile_stage(module: str, profile: str | None) -> None:
-    from satclr import project
-
-    chosen = project.find(profile)
-    with _lock(chosen.root, f"{chosen.profile}-{module}"):
-        import_module(f"satclr.{module}").run(chosen)
-
-
-def _arm_stage(
-    module: str,
-    arm: str,
-    profile: str | None,
-    seed: int | None,
-    *,
-    shared: bool = False,  # among the processes that params.yaml asks for
-    live: bool = False,  # log to MLflow while it runs
-    publish: bool = False,  # to MLflow once its files are written
-) -> None:
-    """Run one stage of an arm: alone on its files, with what it logs and publishes."""
-    from satclr import project
-
-    name = module.rpartition(".")[2].replace("train", "pretrain")
-    run = project.find(profile).run(arm, seed)
-    if publish:
-        from satclr.tracking import runs
-
-        runs.preload()  # MLflow is imported on a thread while the stage computes
-    stage = import_module(f"satclr.{module}")
-    fingerprint = stage.fingerprint(run) if live else ""
-    with _lock(run.root, f"{name}-{fingerprint[:16]}" if fingerprint else f"{run.profile}-{name}-{run.key}"):
-        if shared and run.processes > 1 and "RANK" not in os.environ:
-            _torchrun(name, run)
-            return
-        with _live(run, name, fingerprint) if live and _trains(run, name) else nullcontext(_quiet) as log:
-            stage.run(run, log)
-        if publish:
-            runs.publish(run)
-
-
-def _trains(run: Run, name: str) -> bool:
-    idle = name == "pretrain" and run.settings.pretrain.objective == "none"
-    return not idle and os.environ.get("RANK", "0") == "0"
-
-
-def _live(run: Run, name: str, fingerprint: str) -> Any:
-    from satclr.tracking import live
-
-    return live.live(run, name, fingerprint)
-
-
-def _quiet(_step: int, _metrics: Mapping[str, float]) -> None:
-    """A log for stages that have nothing to show while they run."""
-
-
-@contextmanager
-def _lock(root: Path, name: str) -> Iterator[None]:
-    """Wait for a concurrent run of the same stage and print its PID."""
-    import filelock
-
-    from satclr import progress
-
-    if os.environ.get("SATCLR_LOCKED") or os.environ.get("RANK", "0") != "0":  # another process of ours holds it
-        yield
-        return
-    path = root / ".cache" / "locks" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path)
-    holder = path.with_name(f"{name}.pid")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        pid = holder.read_text(encoding="utf-8") if holder.is_file() else "unknown"
-        progress.say(f"waiting for another run of this stage (PID {pid})")
-        lock.acquire()
-    try:
-        holder.write_text(str(os.getpid()), encoding="utf-8")
-        yield
-    finally:
-        lock.release()
-
-
-def _torchrun(name: str, run: Run) -> None:
-    """Run a stage in several processes of this machine."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={run.processes}"]
-    command += ["-m", "satclr", name, "--profile", run.profile, "--arm", run.arm, "--seed", str(run.seed)]
-    threads = max(1, (os.cpu_count() or 1) // run.processes)
-    environment = {"OMP_NUM_THREADS": str(threads)} | os.environ | {"SATCLR_LOCKED": "1"}
-    with subprocess.Popen(command, env=environment) as child:
-        try:
-            code = child.wait()
-        finally:
-            child.terminate()
-    if code:
-        fail(f"{name} failed in one of {run.processes} processes; the same command resumes it", code=1)
+    runner.profile_stage("tracking.registry", profile)
 
 
 # Commands that serve people.
 
 
+def _project(profile: str | None = None, *, or_ours: bool = False) -> Project:
+    from satclr import project
+
+    return project.find(profile, or_ours=or_ours)
+
+
 @app.command()
 def arms(profile: Profile = None) -> None:
     """Show the resolved arms: every setting of the first that runs, and what each other arm changes."""
-    from satclr import project
-
-    chosen = project.find(profile)
+    chosen = _project(profile)
     running = chosen.params.run
     reference, *others = dict.fromkeys([*running, *chosen.params.arms])
     settings = {name: chosen.run(name).settings.flat() for name in (reference, *others)}
-    print_table(list(settings[reference].items()), header=(f"profile {chosen.profile}", reference))
+    progress.print_table(list(settings[reference].items()), header=(f"profile {chosen.profile}", reference))
     typer.echo()
     rows: list[tuple[str, ...]] = [(reference, "yes" if reference in running else "no", "")]
     for name in others:
         changes = [f"{k} {v}" for k, v in settings[name].items() if settings[reference].get(k, v) != v]
         rows.append((name, "yes" if name in running else "no", "\n".join(changes)))
-    print_table(rows, header=("arm", "runs", f"changes to {reference}"))
+    progress.print_table(rows, header=("arm", "runs", f"changes to {reference}"))
 
 
 @app.command()
@@ -230,10 +130,9 @@ def views(
     seed: Annotated[int, typer.Option(help="Seed of the random views.")] = 0,
 ) -> None:
     """Draw a contact sheet of tiles' views: one row per augmentation, as pretraining sees them."""
-    from satclr import project
     from satclr.pretrain.views import sheet
 
-    sheet.write(tiles, out, project.find(profile).settings, seed=seed)
+    sheet.write(tiles, out, _project(profile).settings, seed=seed)
     typer.echo(f"{out}: {len(tiles)} tiles")
 
 
@@ -265,13 +164,13 @@ def import_(
     """Convert a downloaded data set to the layout that `prepare` reads: data/NAME."""
     import re
 
-    from satclr import project
     from satclr.data import importing
 
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        fail(f"invalid data set name {name!r}; use lower-case letters, digits and _, as for a profile", code=2)
-    chosen = project.find()
-    typer.echo(str(importing.run(source, chosen.root / "data" / name, labels_source=labels)))
+        raise typer.BadParameter(f"{name!r}: use lower-case letters, digits and _, as for a profile")
+    chosen = _project()
+    with runner.lock(chosen.root, f"import-{name}"):
+        typer.echo(str(importing.run(source, chosen.root / "data" / name, labels_source=labels)))
     profile = "" if name in chosen.params.profiles else f"add a profile {name!r} to params.yaml, then "
     typer.echo(f"next: `dvc add data`, then {profile}`dvc exp run -S profile={name}`")
 
@@ -286,39 +185,35 @@ def predict(
     scene_tile_px: Annotated[int, typer.Option(help="Side of the tiles that a scene is cut into.", min=8)] = 256,
 ) -> None:
     """Label tiles with the registered champion."""
-    from satclr import project
     from satclr.tracking import predict as serving
 
     form = "json" if json else "csv" if csv else "table"
-    failed = serving.run(project.find(profile), tiles, form=form, top=top, scene_tile_px=scene_tile_px)
+    failed = serving.run(_project(profile), tiles, form=form, top=top, scene_tile_px=scene_tile_px)
     sys.exit(1 if failed else 0)
 
 
 @app.command()
 def export(target: Annotated[Path, typer.Argument(help="The ONNX file to write.")], profile: Profile = None) -> None:
     """Write the champion as ONNX (optional packages: `uv sync --group onnx`)."""
-    from satclr import project
     from satclr.tracking import export as onnx
 
-    typer.echo(str(onnx.export(project.find(profile), target)))
+    typer.echo(str(onnx.export(_project(profile), target)))
 
 
 @app.command()
 def promote(version: str, profile: Profile = None) -> None:
     """Make a registered version champion, whatever the gate decided."""
-    from satclr import project
     from satclr.tracking import registry
 
-    typer.echo(registry.promote(project.find(profile), version).reason)
+    typer.echo(registry.promote(_project(profile), version).reason)
 
 
 @app.command()
 def rollback(profile: Profile = None) -> None:
     """Make the former champion champion again."""
-    from satclr import project
     from satclr.tracking import registry
 
-    typer.echo(registry.rollback(project.find(profile)).reason)
+    typer.echo(registry.rollback(_project(profile)).reason)
 
 
 @app.command()
@@ -328,19 +223,17 @@ def ui(
     browser: Annotated[bool, typer.Option(help="Open the browser.")] = False,
 ) -> None:
     """Serve this project's MLflow store on 127.0.0.1."""
-    from satclr import project
     from satclr.tracking import ui as server
 
-    sys.exit(server.serve(project.find(profile, or_ours=True), port=port, browser=browser))
+    sys.exit(server.serve(_project(profile, or_ours=True), port=port, browser=browser))
 
 
 @app.command()
 def sync(profile: Profile = None) -> None:
     """Publish to MLflow whatever its store lacks of the DVC outputs (after `dvc pull` or a move)."""
-    from satclr import project
     from satclr.tracking import registry, runs
 
-    chosen = project.find(profile)
+    chosen = _project(profile)
     published, missing = runs.publish_all(chosen)
     typer.echo(f"{len(published)} arm runs in the store")
     for line in missing:
@@ -363,7 +256,7 @@ def main() -> None:
     machine.stop.listen()
     try:
         app()
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - also what only ends Python
         code = _end(error)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -381,60 +274,14 @@ def _end(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    code = exit_code(error)
+    code = runner.exit_code(error)
     if code is None or os.environ.get("SATCLR_TRACEBACK"):
         traceback.print_exception(error)
     else:
-        print_error(sentence(error))
+        print_error(runner.sentence(error))
     return code or 1
-
-
-def exit_code(error: BaseException) -> int | None:
-    """2 for bad input, 1 for a failed run, None for a bug of ours.
-
-    A `ValueError` of ours is bad input, a `RuntimeError` of ours a failed run; so is what the MLflow store raises.
-    """
-    package = type(error).__module__.partition(".")[0]
-    if package == "satclr" and isinstance(error, ValueError):
-        return 2
-    failed = isinstance(error, OSError) or (package == "satclr" and isinstance(error, RuntimeError))
-    return 1 if failed or package in MLFLOW else None
-
-
-def sentence(error: BaseException) -> str:
-    """What happened and what to do, in one sentence."""
-    from satclr import files
-
-    if type(error).__module__.partition(".")[0] in MLFLOW:
-        lines = [line for line in str(error).splitlines() if not line.startswith("(raised as a result of")]
-        text = f"the MLflow store failed: {(lines or [type(error).__name__])[0]}"
-    elif isinstance(error, OSError):
-        text = str(files.explain(error, Path(error.filename or Path.cwd())))
-    else:
-        text = str(error)
-    return f"{text}; free some space and run the same command again" if "is full" in text else text  # SQLite
 
 
 def print_error(message: str) -> None:
     rank = f" (process {os.environ['RANK']})" if "RANK" in os.environ else ""
     typer.secho(f"error{rank}: {message}", fg=typer.colors.RED, err=True)
-
-
-def fail(message: str, *, code: int) -> NoReturn:
-    """End with one message."""
-    print_error(message)
-    sys.exit(code)
-
-
-def print_table(rows: Sequence[tuple[str, ...]], *, header: tuple[str, ...]) -> None:
-    """Print rows under `header`."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for i, title in enumerate(header):
-        table.add_column(title, no_wrap=i == 0, overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))  # not markup: [/] may be in a setting or a file's name
-    Console().print(table)

@@ -98,10 +98,10 @@ def reserve(path: Path) -> None:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Any], **facts: Any) -> None:
-    """Write arrays or tensors as safetensors, and each fact as JSON (text unchanged) in its metadata."""
+    """Write arrays or tensors as safetensors, and each fact as JSON in its metadata."""
     from safetensors.numpy import save
 
-    metadata = {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in facts.items()}
+    metadata = {name: json.dumps(value, ensure_ascii=False) for name, value in facts.items()}
     raw = save({name: _array(value) for name, value in tensors.items()}, metadata=metadata)
     end = 8 + int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8:end])
@@ -116,7 +116,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Any], **facts: Any) -> None:
 
 
 def load_tensors(path: Path) -> tuple[Arrays, dict[str, str]]:
-    """The arrays and the facts (as text) of a safetensors file.
+    """The arrays and the facts (as JSON) of a safetensors file.
 
     Raises FileNotFoundError, or `FileError` for a damaged file and for values that are not finite. safetensors
     checks the header against the file's size before it allocates memory, and runs no code.
@@ -136,7 +136,7 @@ def load_tensors(path: Path) -> tuple[Arrays, dict[str, str]]:
 
 
 def load_facts(path: Path) -> dict[str, str]:
-    """The facts (as text) alone, from the file's header. Raises as `load_tensors`."""
+    """The facts (as JSON) alone, from the file's header. Raises as `load_tensors`."""
     from safetensors import safe_open
 
     try:
@@ -161,7 +161,9 @@ def load_npz(path: Path) -> Arrays:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
     except Exception as error:  # noqa: BLE001 - whatever a damaged or hostile file raises
-        raise FileError(f"{path} is not a complete npz file of numbers ({error}); create or download it again") from None
+        raise FileError(
+            f"{path} is not a complete npz file of numbers ({error}); create or download it again"
+        ) from None
 
 
 def require_finite(tensors: Mapping[str, Any], source: object) -> None:

@@ -100,6 +100,7 @@ class Stop:
     def __init__(self) -> None:
         self.requested: int | None = None
         self._deferred = False
+        self._deadline = threading.Timer(GRACE_S, os._exit)
 
     def listen(self) -> None:
         """Handle signals, and stop when the process that started this one is gone (a killed `dvc repro`)."""
@@ -126,9 +127,9 @@ class Stop:
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self.requested = number
         if self._deferred:
-            timer = threading.Timer(GRACE_S, os._exit, (128 + number,))
-            timer.daemon = True
-            timer.start()
+            self._deadline = threading.Timer(GRACE_S, os._exit, (128 + number,))
+            self._deadline.daemon = True
+            self._deadline.start()
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
         else:

@@ -142,8 +142,7 @@ class Pretrain(Model):
             raise ValueError(f"warmup_epochs {self.warmup_epochs} requires schedule: cosine")
         if self.nt_xent_weight and self.objective in {"none", "nt_xent"}:
             raise ValueError(
-                f"nt_xent_weight {self.nt_xent_weight} requires an objective that uses labels, "
-                f"not {self.objective}"
+                f"nt_xent_weight {self.nt_xent_weight} requires an objective that uses labels, not {self.objective}"
             )
         if self.micro_batch_size is not None and self.forward == "separate":
             raise ValueError(f"micro_batch_size {self.micro_batch_size} requires forward: joint")

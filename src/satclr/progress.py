@@ -1,10 +1,10 @@
-"""Progress of long work on standard error: a bar on a terminal, a line now and then elsewhere."""
+"""What a person reads: progress on standard error (a bar on a terminal, else a line now and then), and tables."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -60,3 +60,17 @@ def show(what: RenderableType) -> None:
 def say(line: str) -> None:
     """Print one line."""
     print(line, file=sys.stderr, flush=True)
+
+
+def print_table(rows: Sequence[tuple[str, ...]], *, header: tuple[str, ...]) -> None:
+    """Print rows under `header` on standard output."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for i, title in enumerate(header):
+        table.add_column(title, no_wrap=i == 0, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))  # not markup: [/] may be in a setting or a file's name
+    Console().print(table)

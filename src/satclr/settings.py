@@ -169,8 +169,19 @@ def _keys_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
+# DVC reads YAML 1.2 and PyYAML 1.1: 010 is 10 or 8, `yes` is text or true, 1:30 is text or 90.
+_AMBIGUOUS = re.compile(r"[-+]?0[0-9_]+|[-+]?0o[0-7_]+|[-+]?[0-9_]+(:[0-9_.]+)+|yes|no|on|off", re.IGNORECASE)
+
+
 class _StrictLoader(yaml.SafeLoader):
-    """Refuses duplicate keys, of which YAML would silently keep the last."""
+    """Refuses duplicate keys, of which YAML would silently keep the last, and values that its versions disagree on."""
+
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        node = super().compose_scalar_node(anchor)
+        if node.style is None and _AMBIGUOUS.fullmatch(node.value):
+            problem = f"{node.value} means different things in YAML 1.1 and 1.2; quote it or write it another way"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return node
 
 
 def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Any, Any]:

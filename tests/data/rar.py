@@ -1,17 +1,14 @@
-"""Write rar archives, versions 5 and 4, with stored members, after RARLAB's technical notes."""
+"""Rar archives, versions 5 and 4, with stored members, after RARLAB's technical notes."""
 
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
 
 SIGNATURE = b"Rar!\x1a\x07\x01\x00"
 MAIN, FILE, END = 1, 2, 5
-HAS_DATA = 2
-HAS_CRC = 4
-UNIX = 1
+HAS_DATA, HAS_CRC, UNIX = 2, 4, 1
 
 
-def write(path: Path, members: Mapping[str, bytes]) -> None:
+def packed(members: Mapping[str, bytes]) -> bytes:
     blocks = [SIGNATURE, _block(_vint(MAIN) + _vint(0) + _vint(0))]
     for name, data in members.items():
         encoded = name.encode()
@@ -20,10 +17,10 @@ def write(path: Path, members: Mapping[str, bytes]) -> None:
         header += zlib.crc32(data).to_bytes(4, "little")
         header += _vint(0) + _vint(UNIX) + _vint(len(encoded)) + encoded
         blocks += [_block(header), data]
-    path.write_bytes(b"".join([*blocks, _block(_vint(END) + _vint(0) + _vint(0))]))
+    return b"".join([*blocks, _block(_vint(END) + _vint(0) + _vint(0))])
 
 
-def write_4(path: Path, members: Mapping[str, bytes], *, end: bool = True) -> None:
+def packed_4(members: Mapping[str, bytes]) -> bytes:
     blocks = [b"Rar!\x1a\x07\x00", _block_4(0x73, 0, bytes(6))]
     for name, data in members.items():
         size, crc = len(data).to_bytes(4, "little"), zlib.crc32(data).to_bytes(4, "little")
@@ -31,7 +28,7 @@ def write_4(path: Path, members: Mapping[str, bytes], *, end: bool = True) -> No
         fields = size + size + b"\x03" + crc + b"\0\0\x21\x50" + b"\x14\x30"
         fields += len(encoded).to_bytes(2, "little") + (0o100644).to_bytes(4, "little") + encoded
         blocks += [_block_4(0x74, 0x8000, fields), data]
-    path.write_bytes(b"".join([*blocks, *([_block_4(0x7B, 0x4000, b"")] if end else [])]))
+    return b"".join([*blocks, _block_4(0x7B, 0x4000, b"")])
 
 
 def _block_4(kind: int, flags: int, fields: bytes) -> bytes:

@@ -14,10 +14,7 @@ from satclr.data import duplicates
 def pictures(count: int, rng: np.random.Generator, side_px: int = 64) -> npt.NDArray[np.uint8]:
     """Unlike pictures with structure at several scales."""
     layers = [rng.integers(0, 256, (count, n, n, 3), dtype=np.uint8) for n in (4, 8, 16)]
-    resized = [
-        np.stack([np.asarray(Image.fromarray(x).resize((side_px, side_px))) for x in layer])
-        for layer in layers
-    ]
+    resized = [np.stack([np.asarray(Image.fromarray(x).resize((side_px, side_px))) for x in layer]) for layer in layers]
     return np.asarray(np.mean(resized, axis=0).astype(np.uint8))
 
 
@@ -35,10 +32,7 @@ def test_candidates_are_those_of_all_pairs(distance_bits: int) -> None:
         flips = sum(1 << int(bit) for bit in rng.choice(64, rng.integers(0, 17), replace=False))
         found[i] = found[i - 150] ^ np.uint64(flips)
     expected = {
-        (i, j)
-        for i in range(300)
-        for j in range(i + 1, 300)
-        if int(found[i] ^ found[j]).bit_count() <= distance_bits
+        (i, j) for i in range(300) for j in range(i + 1, 300) if int(found[i] ^ found[j]).bit_count() <= distance_bits
     }
     pairs = [
         (int(i), int(j))

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, TiffImagePlugin
 
+from satclr import settings
 from satclr.data import importing, labels, prepare, splits, tiles
-from satclr import params
 from satclr.data.importing import bigearthnet
 
 pa: Any = pytest.importorskip("pyarrow")
@@ -46,15 +46,9 @@ def download(tmp_path: Path) -> tuple[Path, list[dict[str, Any]], dict[str, npt.
     for i in range(12):
         patch = f"{SCENES[i % 2]}_{i:02}_{40 + i}"
         chosen = rng.choice(len(NAMES), rng.integers(1, 4), replace=False)
-        rows.append({
-            "patch_id": patch,
-            "labels": [NAMES[k] for k in (chosen if i else range(5))],
-            "split": SPLITS[i % 3],
-            "country": COUNTRIES[i % 2],
-            "s1_name": "S1B_IW_GRDH_1SDV",
-            "contains_seasonal_snow": False,
-            "contains_cloud_or_shadow": False,
-        })  # fmt: skip
+        shown = [NAMES[k] for k in (chosen if i else range(5))]
+        row = {"patch_id": patch, "labels": shown, "split": SPLITS[i % 3], "country": COUNTRIES[i % 2]}
+        rows.append(row | {"s1_name": "S1B_IW_GRDH_1SDV", "contains_seasonal_snow": False})
         pixels[patch] = rng.integers(0, 6000, (120, 120, 3), dtype=np.uint16)
         folder = source / "BigEarthNet-S2" / SCENES[i % 2] / patch
         for k, band in enumerate(("B04", "B03", "B02")):
@@ -91,9 +85,9 @@ def test_patches_become_rgb_tiles_with_their_labels_and_split(download: Download
 def test_prepare_takes_the_tiles_and_the_official_split(download: Download, tmp_path: Path) -> None:
     source, rows, pixels = download
     importing.run(source, tmp_path / "data")
-    loaded = params.load(Path(__file__).parents[2] / "params.yaml")
-    arm = params.resolve(loaded, "bigearthnet", "baseline", 0)
-    prepare.run(tmp_path / "data", tmp_path / "build", arm.settings.data)
+    loaded = settings.load(Path(__file__).parents[2] / "params.yaml")
+    resolved = settings.resolve(loaded, "bigearthnet", "baseline")
+    prepare.write_store(tmp_path / "data", tmp_path / "build", resolved.data)
     store = tiles.open_store(tmp_path / "build")
     official = {f"{row['patch_id']}.png": row["split"].replace("validation", "val") for row in rows}
     assert dict(zip(store.names, store.splits.tolist(), strict=True)) == official
@@ -118,7 +112,7 @@ def test_some_acquisitions_are_enough(download: Download, tmp_path: Path) -> Non
         patch.rmdir()
     report = importing.run(source, tmp_path / "part")
     assert report.tiles == 6
-    assert report.notes == ["6 of 12 patches are not there"]
+    assert report.notes == ["6 of 12 patches are missing"]
     assert set(labels.read(tmp_path / "part" / "Labels").names) == set(NAMES)
 
 
@@ -152,5 +146,5 @@ def test_the_package_that_is_missing_is_named(
     download: Download, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
-    with pytest.raises(importing.SourceError, match="pyarrow is needed"):
+    with pytest.raises(importing.SourceError, match="needs pyarrow"):
         importing.run(download[0], tmp_path / "mine")

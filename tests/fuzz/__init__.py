@@ -45,9 +45,7 @@ def explore(
     return outcomes
 
 
-def edited(
-    raw: strategies.SearchStrategy[bytes], *, edits: int = 4, size: int = 8
-) -> strategies.SearchStrategy[bytes]:
+def edited(raw: strategies.SearchStrategy[bytes], *, edits: int = 4, size: int = 8) -> strategies.SearchStrategy[bytes]:
     """Files with up to `edits` places where up to `size` bytes are changed, cut out, put in, or all else is missing."""
     place = strategies.integers(0, 2**31)
     kinds = strategies.sampled_from(["flip", "flip", "cut", "insert", "truncate"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from . import Fuzzer, files, laws, pictures, settings, stores, tables
+from . import Fuzzer, files, pictures, settings, stores, tables
 
 # name, fuzzer, cases of the long run
 FUZZERS: tuple[tuple[str, Fuzzer, int], ...] = (
@@ -24,7 +24,6 @@ FUZZERS: tuple[tuple[str, Fuzzer, int], ...] = (
     ("params.yaml, a setting at its edge", settings.run, 1500),
     ("params.yaml, damaged bytes", settings.run_edited, 500),
     ("model files and archives, damaged bytes", files.run, 3000),
-    ("laws of the metrics", laws.run, 3000),
 )
 
 

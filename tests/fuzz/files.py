@@ -15,11 +15,12 @@ import safetensors.torch
 import torch
 from hypothesis import strategies as st
 
-from satclr.pretrain import encoder
+from satclr import files, randomness
 from satclr.data import labels
-from satclr import tensorfile
-from satclr.data.importing import SourceError, archives, rar
+from satclr.data.importing import SourceError, archives
+from satclr.pretrain import encoder
 
+from ..data import rar
 from . import ACCEPTED, REFUSED, Outcomes, edited, explore
 from .pictures import encoded, noise
 
@@ -28,7 +29,7 @@ GROWTH_MAX_KB = 1_000_000  # of the process, by all cases together
 
 @cache
 def _weights() -> dict[str, torch.Tensor]:
-    with encoder.seeded(0):
+    with randomness.seeded(0):
         model, _ = encoder.build("squeezenet1_1")
     first = list(model.state_dict().items())[:2]
     return {k: v[:2, :1].contiguous() if v.ndim > 1 else v[:2].contiguous() for k, v in first}
@@ -63,25 +64,20 @@ def samples() -> dict[str, bytes]:
         ".xlsx": book.getvalue(),
         ".zip": packed.getvalue(),
         ".tar.gz": rolled.getvalue(),
-        ".rar": rar.SIGNATURE_5 + bytes.fromhex("f3e82b3d0a0105060105060180800000") + b"\x00" * 40,
+        ".rar": rar.packed({"set/sea/a.png": tile}),
     }
 
 
 def read(path: Path) -> None:
     """Read a file as the product does; raises the product's own errors."""
     if path.name.endswith(".npz"):
-        tensorfile.load_arrays(path)
+        files.load_npz(path)
     elif path.name.endswith(".xlsx"):
-        labels.sheets(path.read_bytes(), path)
-    elif path.name.endswith(".rar"):
-        if rar.files(path) is None:
-            raise SourceError(f"{path}: not a whole rar archive")
-    elif path.name.endswith((".zip", ".tar.gz")):
+        labels.sheets(path)
+    elif path.name.endswith((".zip", ".tar.gz", ".rar")):
         scratch = path.with_name("scratch")
         shutil.rmtree(scratch, ignore_errors=True)
-        with archives.Download(path, scratch) as download:
-            for i, member in enumerate(download.members):
-                archives.copy(member, scratch / "copies" / str(i))
+        archives.members(path, scratch)
     else:
         encoder._read(path, known="")
 
@@ -89,7 +85,7 @@ def read(path: Path) -> None:
 def run(cases: int, seed: int, folder: Path) -> Outcomes:
     """Damaged files are refused by their path, or read; none takes the memory that its header claims."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    refusals = (encoder.EncoderError, tensorfile.TensorFileError, labels.LabelError, SourceError)
+    refusals = (encoder.EncoderError, files.FileError, labels.LabelError, SourceError)
 
     def check(case: tuple[str, bytes]) -> str:
         suffix, raw = case

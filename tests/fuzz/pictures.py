@@ -46,9 +46,7 @@ def noise(side: int = SIDE, *, seed: int = 0) -> Image.Image:
     """A tile with structure and noise, brighter than black everywhere."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(40, 220, (6, 6, 3), np.uint8)).resize((side, side))
-    return Image.fromarray(
-        (np.asarray(coarse) + rng.integers(0, 36, (side, side, 3), np.uint8)).astype(np.uint8)
-    )
+    return Image.fromarray((np.asarray(coarse) + rng.integers(0, 36, (side, side, 3), np.uint8)).astype(np.uint8))
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -67,9 +65,7 @@ def whole() -> list[Picture]:
     progressive = encoded(noise(), "JPEG", progressive=True, quality=95)
     found.append(Picture("progressive.jpg", progressive, _pixels(progressive)))
     for kind in ("TIFF", "PNG"):
-        packed = encoded(
-            noise(), kind, **({"compression": "tiff_lzw"} if kind == "TIFF" else {"optimize": True})
-        )
+        packed = encoded(noise(), kind, **({"compression": "tiff_lzw"} if kind == "TIFF" else {"optimize": True}))
         found.append(Picture(f"packed{SUFFIX[kind]}", packed, _pixels(packed)))
     png = encoded(noise(), "PNG")
     found.append(Picture("png-named.jpg", png, _pixels(png)))
@@ -115,9 +111,7 @@ def png_header(width: int, height: int, *, depth: int = 8, colour: int = 2, data
     """A PNG of few bytes that claims a size."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-        )
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     body = chunk(b"IDAT", zlib.compress(data or bytes(1000)))
@@ -180,11 +174,7 @@ def run_kinds(cases: int, seed: int, folder: Path) -> Outcomes:  # a fixed list
 def run_truncated(cases: int, seed: int, folder: Path) -> Outcomes:  # every place is tried
     """A file cut off at any 512th byte, or at its last, is refused or has all its pixels; of `cases` at most."""
     outcomes: Outcomes = Counter()
-    cuts = [
-        (picture, end)
-        for picture in whole()
-        for end in (*range(0, len(picture.raw), STEP), len(picture.raw) - 1)
-    ]
+    cuts = [(picture, end) for picture in whole() for end in (*range(0, len(picture.raw), STEP), len(picture.raw) - 1)]
     for picture, end in cuts[:: -(-len(cuts) // cases)]:
         try:
             found = _decode(picture.raw[:end])

@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 from hypothesis import strategies as st
 
-from satclr import cli, params
+from satclr import cli, settings
+from satclr.params import ARM_SECTIONS, SECTIONS, Settings
 
 from ..conftest import ROOT
 from . import ACCEPTED, REFUSED, Outcomes, edited, explore
@@ -32,10 +33,7 @@ PLACES = ("defaults", "profiles.sample", "arms.simclr")
 def _file() -> dict[str, Any]:
     """The project's own, with few arms and profiles, since each is resolved in each case."""
     tree: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    for table, kept in (
-        ("profiles", ("sample", "mlrsnet")),
-        ("arms", ("baseline", "simclr", "baseline_adapted")),
-    ):
+    for table, kept in (("profiles", ("sample", "mlrsnet")), ("arms", ("baseline", "simclr", "baseline_adapted"))):
         tree[table] = {name: tree[table][name] for name in kept}
     return tree | {"ladder": ["baseline", "simclr"]}
 
@@ -43,7 +41,7 @@ def _file() -> dict[str, Any]:
 @cache
 def leaves() -> dict[Key, dict[str, Any]]:
     """Every setting's path and its part of the JSON schema."""
-    schema = params.Settings.model_json_schema(by_alias=True)
+    schema = Settings.model_json_schema(by_alias=True)
 
     def walk(node: dict[str, Any], path: Key) -> Iterator[tuple[Key, dict[str, Any]]]:
         if "$ref" in node:
@@ -66,9 +64,7 @@ def edges(node: dict[str, Any]) -> list[Any]:
         for bound in (part[k] for k in part if k.lower().endswith(("minimum", "maximum"))):
             whole = part.get("type") == "integer"
             steps = (
-                (bound - 1, bound, bound + 1)
-                if whole
-                else (bound, math.nextafter(bound, -9), math.nextafter(bound, 9))
+                (bound - 1, bound, bound + 1) if whole else (bound, math.nextafter(bound, -9), math.nextafter(bound, 9))
             )
             found += steps
         found += [[value] for value in part.get("enum", [])]
@@ -79,7 +75,7 @@ def edges(node: dict[str, Any]) -> list[Any]:
 def changes(draw: st.DrawFn) -> tuple[str, Key, Any]:
     """A place, a setting (or one that there is not), and a value at the edge of what it may be."""
     place = draw(st.sampled_from(PLACES))
-    allowed = [k for k in leaves() if not place.startswith("arms") or k[0] in params.ARM_SECTIONS]
+    allowed = [k for k in leaves() if not place.startswith("arms") or k[0] in ARM_SECTIONS]
     key = draw(st.sampled_from(sorted(allowed)))
     if draw(st.integers(0, 9)) == 0:
         key = (*key[:-1], draw(st.sampled_from(["temprature", "a b", "[/]", "\u202e", "é", "0", "null"])))
@@ -101,7 +97,7 @@ TOP = {
 def top_changes(draw: st.DrawFn) -> tuple[str, Key, Any]:
     key = draw(st.sampled_from(sorted(TOP)))
     if key == "run.0":
-        return "", ("profiles", "sample", draw(st.sampled_from(params.SECTIONS))), draw(st.sampled_from(ODD))
+        return "", ("profiles", "sample", draw(st.sampled_from(SECTIONS))), draw(st.sampled_from(ODD))
     return "", (key,), draw(st.sampled_from(TOP[key]))
 
 
@@ -124,17 +120,15 @@ def run(cases: int, seed: int, folder: Path) -> Outcomes:
 def run_edited(cases: int, seed: int, folder: Path) -> Outcomes:
     """The file with damaged bytes: refused on one line, or shown by `satclr arms`."""
     raw = yaml.safe_dump(_file(), sort_keys=False).encode()
-    return explore(
-        edited(st.just(raw), edits=1, size=1), lambda bad: _load(folder, bad, []), cases=cases, seed=seed
-    )
+    return explore(edited(st.just(raw), edits=1, size=1), lambda bad: _load(folder, bad, []), cases=cases, seed=seed)
 
 
 def _load(folder: Path, text: str | bytes, path: list[str]) -> str:
     file = folder / "params.yaml"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     try:
-        loaded = params.load(file)
-    except params.ParamsError as error:
+        loaded = settings.load(file)
+    except settings.ParamsError as error:
         message = str(error)
         assert message.isprintable() or all(c.isprintable() or c == " " for c in message), repr(message)
         key = ".".join(path)
@@ -143,7 +137,7 @@ def _load(folder: Path, text: str | bytes, path: list[str]) -> str:
         assert shown in message or (path and _names(message, path)), (shown, message)
         return REFUSED
     with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()) as out:
-        cli.people.arms(None)
+        cli.arms(None)
     assert loaded.profile in out.getvalue()
     return ACCEPTED
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from satclr.data import prepare, tiles
 
-from ..conftest import resolve
+from ..conftest import make_run
 from . import ACCEPTED, Outcomes, explore
 from .tables import TILE, grids
 
@@ -24,7 +24,7 @@ THIRDS = {"split": {"fractions": [0.34, 0.33, 0.33]}}
 
 def run(cases: int, seed: int, folder: Path) -> Outcomes:
     """Each row of the index is a row of the tables, with its pixels and its labels."""
-    settings = resolve(data={"tile_px": SIDE, **THIRDS}).settings.data
+    settings = make_run(data={"tile_px": SIDE, **THIRDS}).settings.data
     categories = st.lists(TILE.filter(lambda t: len(t.encode()) < 200), min_size=3, max_size=3, unique=True)
 
     def check(case: tuple[Any, list[str]]) -> str:
@@ -33,7 +33,7 @@ def run(cases: int, seed: int, folder: Path) -> Outcomes:
         shutil.rmtree(folder, ignore_errors=True)
         for (_, grid), category in zip(found.items(), names, strict=False):
             _write(folder / "data", category, grid)
-        prepare.run(folder / "data", folder / "build", settings)
+        prepare.write_store(folder / "data", folder / "build", settings)
         store = tiles.open_store(folder / "build")
         assert {name.removesuffix(".png") for name in store.names} == set(truth)
         for row, name in enumerate(store.names):

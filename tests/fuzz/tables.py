@@ -16,7 +16,7 @@ import hypothesis
 from hypothesis import strategies as st
 from rich.console import Console
 
-from satclr.data import labels
+from satclr.data import audit, labels
 
 from . import ACCEPTED, REFUSED, Outcomes, edited, explore
 
@@ -69,10 +69,7 @@ def saved(draw: st.DrawFn, grid: Grid) -> bytes:
     empty = draw(st.integers(0, 2))
     text = io.StringIO(newline="")
     writer = csv.writer(
-        text,
-        delimiter=delimiter,
-        lineterminator=end,
-        quoting=draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL])),
+        text, delimiter=delimiter, lineterminator=end, quoting=draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
     )
     for i, row in enumerate(grid):
         if i and draw(st.integers(0, 5)) == 0:
@@ -228,7 +225,7 @@ def _write(folder: Path, tables: dict[str, bytes]) -> Path:
 
 
 def _audit(found: labels.Labels, folder: Path) -> None:
-    report = labels.audit(found, folder)
+    report = audit.audit(found, folder)
     tree: Any = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert tree["tiles"] == len(found.tiles)
-    Console(file=io.StringIO(), width=100).print(labels.render(report))
+    Console(file=io.StringIO(), width=100).print(audit.render(report))

@@ -11,6 +11,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
+from satclr import files, randomness
 from satclr.pretrain import encoder
 
 
@@ -20,7 +21,7 @@ from satclr.pretrain import encoder
      ("convnext_tiny", 768), ("regnet_y_400mf", 440)],
 )  # fmt: skip
 def test_the_head_is_taken_off(arch: str, width: int) -> None:
-    with encoder.seeded(0):
+    with randomness.seeded(0):
         model, d = encoder.build(arch)
     assert d == width
     assert model.eval()(torch.zeros(2, 3, 64, 64)).shape == (2, width)
@@ -42,9 +43,7 @@ def test_an_arch_without_a_removable_head_is_refused(arch: str) -> None:
 
 
 def test_random_weights_are_a_function_of_the_seed(tmp_path: Path) -> None:
-    a, b, c = (
-        encoder.initial("squeezenet1_1", "none", seed=s, root=tmp_path)[0].state_dict() for s in (1, 1, 2)
-    )
+    a, b, c = (encoder.initial("squeezenet1_1", "none", seed=s, root=tmp_path)[0].state_dict() for s in (1, 1, 2))
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert not all(torch.equal(a[k], c[k]) for k in a)
 
@@ -80,18 +79,18 @@ def test_a_pickle_in_a_weights_file_is_refused_and_not_run(tmp_path: Path) -> No
 
 def spoilt(change: str) -> dict[str, torch.Tensor]:
     state = dict(torchvision.models.resnet18(weights=None).state_dict())
-    if change == "lacks":
+    if change == "missing":
         del state["layer1.0.conv1.weight"]
-    elif change == "has unknown":
+    elif change == "unknown":
         state["layer9.weight"] = torch.zeros(1)
-    elif change == "has other shapes":
+    elif change == "wrong shape":
         state["conv1.weight"] = torch.zeros(1)
     else:
         state["conv1.weight"] = state["conv1.weight"] * float("nan")
     return state
 
 
-@pytest.mark.parametrize("change", ["lacks", "has unknown", "has other shapes", "is not finite"])
+@pytest.mark.parametrize("change", ["missing", "unknown", "wrong shape", "not finite"])
 def test_weights_that_do_not_fit_say_how(change: str, tmp_path: Path) -> None:
     save_file(spoilt(change), tmp_path / "w.safetensors")
     with pytest.raises(encoder.EncoderError, match=change):
@@ -116,7 +115,13 @@ def test_no_network_and_no_cache_names_the_file_the_place_and_the_way_out(
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     with pytest.raises(encoder.EncoderError) as caught:
         encoder.initial("resnet50", "IMAGENET1K_V2", seed=0, root=tmp_path)
-    for text in ("resnet50-11ad3fa6.pth", str(tmp_path / "checkpoints"), "none", "no route to host"):
+    for text in (
+        "could not find or download",
+        "resnet50-11ad3fa6.pth",
+        str(tmp_path / "checkpoints"),
+        "none",
+        "no route to host",
+    ):
         assert text in str(caught.value)
 
 
@@ -128,7 +133,7 @@ def test_an_unknown_name_of_weights_lists_what_there_is(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ResNet-18 whose BatchNorm has seen data."""
-    with encoder.seeded(5):
+    with randomness.seeded(5):
         model, width = encoder.build("resnet18")
         for _ in range(3):
             model.train()(torch.randn(16, 3, 32, 32))
@@ -146,8 +151,9 @@ def test_a_saved_encoder_comes_back(saved: Path) -> None:
     model, width = encoder.load(saved)
     assert width == 512
     assert not model.training
-    assert encoder.metadata(saved)["std"] == [0.2] * 3
-    with pytest.raises(encoder.EncoderError):
+    facts = files.load_facts(saved)
+    assert (facts["arch"], facts["feature_dim"], facts["std"]) == ('"resnet18"', "512", "[0.2, 0.2, 0.2]")
+    with pytest.raises(encoder.EncoderError, match="is not a readable encoder"):
         encoder.load(saved.with_name("none.safetensors"))
 
 

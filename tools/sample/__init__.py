@@ -2,7 +2,7 @@
 
 Enters: a seed. Leaves: `Images/<category>/<category>_00001.jpg` and `Labels/<category>.csv`, the same
 bytes for the same seed, Pillow and numpy. The tiles are painted, not photographed.
-`python -m satclr.sample FOLDER` makes them.
+`python -m tools.sample FOLDER` makes them.
 """
 
 from __future__ import annotations
@@ -39,9 +39,7 @@ def tile(category: str, index: int, *, seed: int = 0) -> tuple[bytes, frozenset[
         labels = visible(canvas.things)
         if labels & scene.shows and len(labels) <= MAX_LABELS:
             break
-        attempt += (
-            1  # an object that gives the category its name is hidden, or too much is in view: paint another
-        )
+        attempt += 1  # an object that gives the category its name is hidden, or too much is in view: paint another
     buffer = io.BytesIO()
     photograph(canvas).save(buffer, "JPEG", quality=canvas.count(72, 86))
     return buffer.getvalue(), labels

@@ -67,18 +67,14 @@ class Canvas:
         self.asphalt_colour = self.tinted(
             self.pick(((84, 84, 86), (112, 112, 112), (140, 138, 134), (98, 94, 92))), 0.06
         )
-        self.concrete_colour = self.tinted(
-            self.pick(((172, 168, 160), (150, 148, 144), (190, 184, 172))), 0.05
-        )
+        self.concrete_colour = self.tinted(self.pick(((172, 168, 160), (150, 148, 144), (190, 184, 172))), 0.05)
         azimuth, elevation = self.uniform(0, 2 * math.pi), math.radians(self.uniform(24, 66))
         self.sun = (math.cos(azimuth), math.sin(azimuth))  # on the picture, towards the sun
         self.warmth = 1 - elevation / math.radians(66)
         self.shadow_per_m = min(1.5, 1 / math.tan(elevation)) * self.px_per_m
         self.overcast = self.chance(0.15)
         dark = self.uniform(0.72, 0.85) if self.overcast else self.uniform(0.34, 0.6)
-        self._shade = [
-            int(value * gain) for gain in (dark, dark * 1.03, min(1.0, dark * 1.14)) for value in range(256)
-        ]
+        self._shade = [int(value * gain) for gain in (dark, dark * 1.03, min(1.0, dark * 1.14)) for value in range(256)]
 
     # ---- chance
 
@@ -104,9 +100,7 @@ class Canvas:
     def scatter(self, count: int, *, on: Iterable[str]) -> list[tuple[float, float]]:
         """Up to `count` random places (metres) where one of the things `on` is visible."""
         pixels = self.rng.uniform(0, SIDE_PX, (count, 2)).tolist()
-        return [
-            place for place in (self.place(x, y) for x, y in pixels) if any(self.shows(t, place) for t in on)
-        ]
+        return [place for place in (self.place(x, y) for x, y in pixels) if any(self.shows(t, place) for t in on)]
 
     def shows(self, thing: str, place: tuple[float, float]) -> bool:
         """Whether `thing` is what is visible at a place in metres."""
@@ -156,9 +150,7 @@ class Canvas:
         pattern: Floats | None = None,
     ) -> None:
         """Cover `where` (all, if None) with a textured surface times `pattern` (side, side)."""
-        value = (
-            1 + np.float32(patchy) * self.grain("coarse") + np.float32(patchy * 0.5) * self.grain("medium")
-        )
+        value = 1 + np.float32(patchy) * self.grain("coarse") + np.float32(patchy * 0.5) * self.grain("medium")
         if pattern is not None:
             value = value * pattern
         tint = np.float32(patchy * 0.4) * self.grain("coarse")
@@ -174,26 +166,20 @@ class Canvas:
     def mask(where: Bools) -> Image.Image:
         return Image.fromarray(where.astype(np.uint8) * np.uint8(255))
 
-    def stencil(
-        self, *, polygons: Iterable[Points] = (), lines: Iterable[tuple[Points, float]] = ()
-    ) -> Image.Image:
+    def stencil(self, *, polygons: Iterable[Points] = (), lines: Iterable[tuple[Points, float]] = ()) -> Image.Image:
         """A mask of polygons and of polylines with a width, all in metres."""
         mask = Image.new("L", (SIDE_PX, SIDE_PX))
         draw = ImageDraw.Draw(mask)
         for polygon in polygons:
             draw.polygon([self.px(*p) for p in polygon], fill=255)
         for line, width_m in lines:
-            draw.line(
-                [self.px(*p) for p in line], fill=255, width=round(width_m * self.px_per_m), joint="curve"
-            )
+            draw.line([self.px(*p) for p in line], fill=255, width=round(width_m * self.px_per_m), joint="curve")
         return mask
 
     def claim(self, thing: str, where: Image.Image, *, over: str, only: Bools | None = None) -> None:
         """Call the pixels of `where` that show `over` (and lie in `only`) `thing`, without painting."""
         seen = (np.asarray(where) > 0) & self.is_thing((over,))
-        self.things.paste(
-            IDS[thing], (0, 0, SIDE_PX, SIDE_PX), self.mask(seen if only is None else seen & only)
-        )
+        self.things.paste(IDS[thing], (0, 0, SIDE_PX, SIDE_PX), self.mask(seen if only is None else seen & only))
 
     def is_thing(self, names: Iterable[str]) -> Bools:
         return np.isin(np.asarray(self.things), [IDS[name] for name in names])
@@ -211,9 +197,7 @@ class Canvas:
         if thing:
             self._mark.polygon(pixels, fill=IDS[thing])
 
-    def disc(
-        self, centre: tuple[float, float], radius_m: float, colour: Colour, thing: str | None = None
-    ) -> None:
+    def disc(self, centre: tuple[float, float], radius_m: float, colour: Colour, thing: str | None = None) -> None:
         (x, y), r = self.px(*centre), radius_m * self.px_per_m
         box = (x - r, y - r, x + r, y + r)
         self._draw.ellipse(box, fill=_ink(colour))

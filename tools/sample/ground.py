@@ -57,9 +57,7 @@ def lawn(c: Canvas, *, bare: float = 0.3) -> None:
         soil(c, blob(c, c.uniform(0.08, 0.3)))
 
 
-def paving(
-    c: Canvas, where: Image.Image | Bools | None = None, *, thing: str = "paving", slabs: float = 0.0
-) -> None:
+def paving(c: Canvas, where: Image.Image | Bools | None = None, *, thing: str = "paving", slabs: float = 0.0) -> None:
     """Concrete or asphalt; `slabs` is the side of its slabs in metres, 0 for none."""
     pattern = None
     if slabs:
@@ -89,21 +87,15 @@ def crop(c: Canvas, where: Image.Image | Bools | None = None, *, heading: float 
     if c.chance(0.6):
         gap = c.uniform(12, 26)
         rows = rows * (1 - np.float32(c.uniform(0.12, 0.3)) * (np.abs(across % gap - gap / 2) < 0.45))
-    c.surface(
-        "crop", c.tinted(c.pick(colours), 0.12), where=where, patchy=c.uniform(0.04, 0.14), pattern=rows
-    )
+    c.surface("crop", c.tinted(c.pick(colours), 0.12), where=where, patchy=c.uniform(0.04, 0.14), pattern=rows)
 
 
 # ---- water
 
 
-def water(
-    c: Canvas, thing: str, where: Image.Image | Bools | None = None, *, shore: Floats | None = None
-) -> None:
+def water(c: Canvas, thing: str, where: Image.Image | Bools | None = None, *, shore: Floats | None = None) -> None:
     """Water; `shore` (side, side), 0 at the shore and 1 far out, makes the shallows lighter."""
-    deep = c.pick(
-        ((52, 72, 84), (44, 62, 62), (70, 92, 104), (72, 84, 72), (38, 48, 56), (60, 104, 116), (92, 96, 84))
-    )
+    deep = c.pick(((52, 72, 84), (44, 62, 62), (70, 92, 104), (72, 84, 72), (38, 48, 56), (60, 104, 116), (92, 96, 84)))
     heading = c.uniform(0, math.pi)
     across = c.u * np.float32(math.cos(heading)) + c.v * np.float32(math.sin(heading))
     ripples = wave(across + np.float32(0.9) * c.grain("medium"), c.uniform(1.5, 4.5), c.uniform(0.01, 0.05))
@@ -117,9 +109,7 @@ def water(
 # ---- roads
 
 
-def road(
-    c: Canvas, v: float, *, width: float, walk: float = 0.0, traffic: float = 0.0, bend: float = 0.0
-) -> None:
+def road(c: Canvas, v: float, *, width: float, walk: float = 0.0, traffic: float = 0.0, bend: float = 0.0) -> None:
     """A road along u at `v`, `width` metres wide; sidewalks `walk` wide; about `traffic` cars a 70 m."""
     line = [(u, v + bend * (u / c.reach_m) ** 2) for u in np.linspace(-c.reach_m, c.reach_m, 13).tolist()]
     if walk:
@@ -145,10 +135,7 @@ def road(
 def dirt(c: Canvas, v: float, width: float) -> None:
     """A trail along u at about `v`."""
     bend, phase = c.uniform(0, 0.07) * c.side_m, c.uniform(0, 6.3)
-    line = [
-        (u, v + bend * math.sin(phase + 4 * u / c.side_m))
-        for u in np.linspace(-c.reach_m, c.reach_m, 40).tolist()
-    ]
+    line = [(u, v + bend * math.sin(phase + 4 * u / c.side_m)) for u in np.linspace(-c.reach_m, c.reach_m, 40).tolist()]
     colour = gained(c.soil_colour, c.uniform(1.1, 1.35))
     c.surface("trail", colour, where=c.stencil(lines=[(line, width)]), patchy=0.08)
     if c.chance(0.5):
@@ -163,11 +150,7 @@ def dashed(c: Canvas, line: list[Place], colour: Colour, *, solid: bool = False,
         n = max(1, round(math.hypot(u1 - u0, v1 - v0) / 7))
         for i in range(n):
             a, b = i / n, (i + 0.45) / n
-            c.line(
-                [(u0 + a * (u1 - u0), v0 + a * (v1 - v0)), (u0 + b * (u1 - u0), v0 + b * (v1 - v0))],
-                width,
-                colour,
-            )
+            c.line([(u0 + a * (u1 - u0), v0 + a * (v1 - v0)), (u0 + b * (u1 - u0), v0 + b * (v1 - v0))], width, colour)
 
 
 def crosswalk(c: Canvas, centre: Place, heading: float, *, width: float) -> None:
@@ -189,14 +172,7 @@ def apart(places: list[tuple[Place, float]], gap: float) -> list[tuple[Place, fl
 
 
 def stalls(
-    c: Canvas,
-    centre: Place,
-    length: float,
-    *,
-    full: float,
-    marked: bool,
-    heading: float = 0.0,
-    lot: bool = False,
+    c: Canvas, centre: Place, length: float, *, full: float, marked: bool, heading: float = 0.0, lot: bool = False
 ) -> None:
     """Two facing rows of parking stalls along `heading`, a share `full` of them taken.
 
@@ -205,11 +181,7 @@ def stalls(
     pitch, depth = 2.7, 5.2
     n = int(length / pitch)
     if lot:
-        paving(
-            c,
-            c.stencil(polygons=[rectangle(centre, n * pitch + 2, 2 * depth + 11, heading)]),
-            thing="parking",
-        )
+        paving(c, c.stencil(polygons=[rectangle(centre, n * pitch + 2, 2 * depth + 11, heading)]), thing="parking")
     cos, sin = math.cos(heading), math.sin(heading)
 
     def at(x: float, y: float) -> Place:
@@ -224,20 +196,14 @@ def stalls(
     for i in range(n):
         for side in (-1, 1):
             if c.chance(full):
-                spot = at(
-                    (i - n / 2 + 0.5) * pitch + c.uniform(-0.2, 0.2), side * depth / 2 + c.uniform(-0.3, 0.3)
-                )
+                spot = at((i - n / 2 + 0.5) * pitch + c.uniform(-0.2, 0.2), side * depth / 2 + c.uniform(-0.3, 0.3))
                 if math.hypot(*spot) < c.reach_m + 3:
                     places.append((spot, heading + math.pi / 2 * c.pick((-1, 1)) + c.uniform(-0.04, 0.04)))
     cars(c, places)
 
 
 def grove(
-    c: Canvas,
-    count: int,
-    *,
-    on: tuple[str, ...] = ("grass", "soil"),
-    radius_m: tuple[float, float] = (1.6, 4.0),
+    c: Canvas, count: int, *, on: tuple[str, ...] = ("grass", "soil"), radius_m: tuple[float, float] = (1.6, 4.0)
 ) -> None:
     """Up to `count` trees where one of the things `on` is visible."""
     trees(c, c.scatter(count, on=on), radius_m=radius_m, conifers=c.pick((0.0, 0.1, 0.6)))

@@ -64,9 +64,7 @@ def rectangle(centre: Place, length: float, width: float, heading: float = 0.0) 
     return moved([(-a, -b), (a, -b), (a, b), (-a, b)], centre, heading)
 
 
-def trees(
-    c: Canvas, places: Sequence[Place], *, radius_m: tuple[float, float], conifers: float = 0.2
-) -> None:
+def trees(c: Canvas, places: Sequence[Place], *, radius_m: tuple[float, float], conifers: float = 0.2) -> None:
     """Crowns of a radius in the given range, in two storeys; a share of them `conifers`."""
     crowns = [(place, c.uniform(*radius_m) * c.pick((0.8, 1.0, 1.2))) for place in places]
     crowns.sort(key=lambda crown: crown[1])
@@ -200,10 +198,7 @@ def tanks(c: Canvas, plan: Sequence[tuple[Place, float]]) -> None:
                 )
             c.disc(place, 0.06 * r, gained(colour, 0.6))
         angle = c.uniform(0, 2 * math.pi)
-        stair = [
-            (place[0] + r * math.cos(angle + t), place[1] + r * math.sin(angle + t))
-            for t in (0, 0.25, 0.5, 0.75)
-        ]
+        stair = [(place[0] + r * math.cos(angle + t), place[1] + r * math.sin(angle + t)) for t in (0, 0.25, 0.5, 0.75)]
         c.line(stair, 0.6, (120, 120, 120))
 
 
@@ -211,15 +206,7 @@ def court(c: Canvas, centre: Place, heading: float) -> None:
     """A tennis court, 36 m by 18 m with its run-off."""
     green, blue, clay, grey = (84, 122, 92), (74, 104, 146), (172, 104, 76), (130, 136, 136)
     outside, inside = c.pick(
-        (
-            (green, green),
-            (green, blue),
-            (clay, green),
-            (clay, clay),
-            (green, clay),
-            (blue, blue),
-            (grey, green),
-        )
+        ((green, green), (green, blue), (clay, green), (clay, clay), (green, clay), (blue, blue), (grey, green))
     )
     c.polygon(rectangle(centre, 36, 18, heading), c.tinted(outside, 0.08), "court")
     c.polygon(rectangle(centre, 23.8, 11, heading), c.tinted(inside, 0.08), "court")
@@ -257,11 +244,7 @@ def pool(c: Canvas, centre: Place, heading: float, length: float) -> None:
 def stacks(centre: Place, heading: float, length: float, width: float) -> list[tuple[Place, float]]:
     """The (place, heading) of each container stack in a `length` by `width` block."""
     across, along = max(1, int(width / 2.6)), max(1, int(length / 12.6))
-    spots = [
-        ((i - (along - 1) / 2) * 12.6, (j - (across - 1) / 2) * 2.6)
-        for i in range(along)
-        for j in range(across)
-    ]
+    spots = [((i - (along - 1) / 2) * 12.6, (j - (across - 1) / 2) * 2.6) for i in range(along) for j in range(across)]
     return [(place, heading) for place in moved(spots, centre, heading)]
 
 

@@ -36,8 +36,6 @@ def noise(rng: np.random.Generator, cell_px: float, octaves: int) -> Floats:
 def speckle(rng: np.random.Generator, sigma_px: float = 1.6) -> Floats:
     """Isotropic noise of about unit variance and the finest scale that survives the camera, (side, side)."""
     white = 128 + 40 * rng.standard_normal((SIDE_PX, SIDE_PX), dtype=np.float32)
-    blurred = Image.fromarray(np.clip(white, 0, 255).astype(np.uint8)).filter(
-        ImageFilter.GaussianBlur(sigma_px)
-    )
+    blurred = Image.fromarray(np.clip(white, 0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(sigma_px))
     gain = 2 * math.sqrt(math.pi) * sigma_px / 40  # a Gaussian blur divides the deviation by 2 sigma sqrt(pi)
     return (np.asarray(blurred, np.float32) - 128) * np.float32(gain)

@@ -90,11 +90,7 @@ def plane(c: Canvas, place: Place, heading: float, length: float) -> None:
         dim = bright
     c.line(dim, 0.018 * length, gained(colour, 0.68))
     fin = moved([(-0.33 * length, 0), (-0.5 * length, 0)], place, heading)
-    c.line(
-        fin,
-        0.016 * length,
-        c.tinted(c.pick(((150, 50, 46), (50, 74, 130), (70, 110, 90), (120, 120, 124))), 0.1),
-    )
+    c.line(fin, 0.016 * length, c.tinted(c.pick(((150, 50, 46), (50, 74, 130), (70, 110, 90), (120, 120, 124))), 0.1))
 
 
 def ship(c: Canvas, place: Place, heading: float, length: float, *, wake: bool = False) -> None:

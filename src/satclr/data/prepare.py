@@ -1,7 +1,7 @@
 """Decode every tile once: data/<profile> → build/<profile>.
 
-In: `Images/<category>/*.jpg` and `Labels/<category>.csv`. Out: `tiles.npy` (N,H,H,3 uint8), `index.csv`,
-`stats.json`, `audit.json`.
+In: `Images/<category>/*.jpg` and `Labels/<category>.csv`. Out: `tiles.npy` (N,H,H,3 uint8), `index.csv`, `stats.json`,
+`audit.json`.
 
     satclr prepare --profile sample
 """
@@ -10,173 +10,76 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from satclr import atomic, progress
-from satclr.data import duplicates, labels, splits, tiles
+from satclr import files, progress
+from satclr.data import audit, duplicates, labels, splits, tiles
 from satclr.params import Data
+from satclr.project import Project
 
-IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-RELEASED_BATCH = 256  # tiles a batch in the notebook's statistics
-CHUNK = 256  # tiles in flight: what bounds memory
-SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
-SHOWN = 10
+IMAGENET: Final = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+RELEASED_BATCH: Final = 256  # tiles per batch in the notebook's statistics
+CHUNK: Final = 256  # tiles decoded at a time, which bounds memory
+SHOWN: Final = 10
 
-Sums = npt.NDArray[np.int64]  # (N,2,3): sum and sum of squares of a tile's pixel values, a channel
+Sums = npt.NDArray[np.int64]  # (N,2,3): sum and sum of squares of a tile's pixel values, per channel
+Problems = list[dict[str, str]]  # path, relative to the data folder, and reason
 
 
 class PrepareError(ValueError):
-    """A data set that cannot be used as it is: bad input, exit code 2."""
+    """A data set that cannot be used: bad input, exit code 2."""
 
 
-@dataclass(frozen=True)
-class Problem:
-    path: str  # relative to the data folder
-    reason: str
+def run(project: Project) -> None:
+    """Write the project's tile store, build/<profile>."""
+    write_store(project.data, project.store, project.settings.data)
 
 
-def run(data: Path, out: Path, settings: Data) -> None:
-    """Write the store of `data` into `out`.
+def write_store(data: Path, out: Path, settings: Data) -> None:
+    """Write the tile store of the data set in `data` to `out`. Every finding is in out/audit.json, also on failure.
 
-    Raises `PrepareError` if tiles and rows do not match or a tile is unreadable, unless
-    `settings.on_unreadable` is `drop`, and if the audit flags rows where `settings.labels.on_problem` is
-    `fail`; `labels.LabelError` for a bad table, `splits.SplitError` for a split that cannot be made.
-    Every finding stands in out/audit.json, whether the stage stops or not.
+    Raises `PrepareError` if tiles and rows do not match or a tile is unreadable, unless `settings.on_unreadable` is
+    `drop`, and if the audit flags rows where `settings.labels.on_problem` is `fail`; `labels.LabelError` for an invalid
+    table, `splits.SplitError` for an impossible split.
     """
     if not data.is_dir():
-        raise PrepareError(
-            f"no data: {data} does not exist; put Images/<category>/*.jpg and Labels/<category>.csv there "
-            "(`dvc pull` fetches the sample)"
-        )
+        layout = "put Images/<category>/*.jpg and Labels/<category>.csv there"
+        raise PrepareError(f"no data: {data} does not exist; {layout} (`dvc pull` fetches the sample)")
     table = labels.read(data / "Labels")
-    audit = labels.audit(table, data / "Labels")
-    flagged = {int(row) for row in labels.flagged_rows(audit)}
-    out.mkdir(parents=True, exist_ok=True)
+    found = audit.audit(table, data / "Labels")
     paths, problems = _match(data, table)
-    report: dict[str, Any] = {**audit.to_dict(), "on_problem": settings.labels.on_problem}
-    with _audit_file(out / "audit.json", report):
-        if flagged and settings.labels.on_problem == "fail":
-            raise PrepareError(
-                f"{data / 'Labels'}: the audit flags {len(flagged):,} tiles; see `satclr audit {data / 'Labels'}`, "
-                "or set data.labels.on_problem to warn or drop"
-            )
-        if flagged:
-            progress.say(
-                f"warning: the audit flags {len(flagged):,} of {len(table.tiles):,} tiles "
-                f"({settings.labels.on_problem}); see `satclr audit {data / 'Labels'}`"
-            )
-        dropped = flagged if settings.labels.on_problem == "drop" else set()
-        rows = [(row, path) for row, path in sorted(paths.items()) if row not in dropped]
-        with _parts(out) as parts:
-            kept: list[int] = []
-            sums, digest = np.zeros((0, 2, 3), np.int64), b""
-            if settings.on_unreadable == "drop" or not problems:
-                kept, sums, digest, unreadable = _pack(data, parts["tiles.npy"], rows, settings.tile_px)
-                problems += unreadable
-            report["dropped"] = [vars(problem) for problem in problems]
-            if problems and settings.on_unreadable == "fail":
-                raise PrepareError(_sentence(data, problems, out))
-            if not kept:
-                raise PrepareError(f"{data} has no tile that can be used")
-            _finish(data, parts, settings, table, np.array(kept), sums, digest, report)
-
-
-@contextmanager
-def _parts(out: Path) -> Iterator[dict[str, Path]]:
-    """The files of a store, to be written; they take their places together.
-
-    stats.json, without which a store does not open, goes first and comes last: whenever the process ends, what
-    opens is a whole store, the former or the new one.
-    """
-    with (
-        atomic.replacing(out / "stats.json") as stats,
-        atomic.replacing(out / "index.csv") as index,
-        atomic.replacing(out / "tiles.npy") as pixels,
-    ):
-        yield {"stats.json": stats, "index.csv": index, "tiles.npy": pixels}
-        (out / "stats.json").unlink(missing_ok=True)
-
-
-def _finish(
-    data: Path,
-    parts: Mapping[str, Path],
-    settings: Data,
-    table: labels.Labels,
-    kept: npt.NDArray[np.int64],
-    sums: Sums,
-    digest: bytes,
-    report: dict[str, Any],
-) -> None:
-    """Group near-duplicates, split, and write index.csv and stats.json of the packed tiles."""
-    names = [table.tiles[row] for row in kept]
-    targets = table.targets[kept]
-    group = duplicates.groups(np.load(parts["tiles.npy"], mmap_mode="r", allow_pickle=False))
-    split = _split(names, targets, group, data, settings, left_out=set(table.tiles) - set(names))
-    leaks = splits.spanning(split, group.tolist())
-    report["near_duplicates"] = {
-        "groups": [[names[i] for i in np.flatnonzero(group == g)] for g in _several(group)],
-        "groups_across_splits": len(leaks),
-    }
-    report["split"] = {
-        "sizes": dict(sorted(Counter(split).items())),
-        "prevalence": {
-            which: dict(zip(table.names, share.tolist(), strict=True))
-            for which, share in splits.prevalence(split, targets).items()
-        },
-    }
-    progress.show(splits.summary(split, targets, table.names))
-    if leaks:
-        mend = "data.split.by: group keeps them together"
-        if settings.split.file is not None:
-            mend = (
-                f"{settings.split.file} says so: arms with near_duplicates: leave_out measure what that does"
-            )
-        progress.say(
-            f"warning: {len(leaks):,} of {len(_several(group)):,} groups of near-duplicates lie in more than "
-            f"one split; {mend}"
-        )
-    index = _index(table, kept.tolist(), split, [names[g] for g in group])
-    parts["index.csv"].write_text(index, encoding="utf-8")
-    train = np.flatnonzero(np.array(split) == "train")
-    stats = {
-        "labels": list(table.names),
-        "tile_px": settings.tile_px,
-        "tiles": report["split"]["sizes"],
-        "normalization": {
-            "train": train_statistics(sums[train], settings.tile_px),
-            "imagenet": IMAGENET,
-            "released": released_statistics(sums[train], settings.tile_px),
-        },
-        "digest": hashlib.sha256(digest + index.encode()).hexdigest(),
-    }
-    parts["stats.json"].write_text(json.dumps(stats, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _audit_file(path: Path, report: dict[str, Any]) -> Iterator[None]:
-    """Write the audit whether the stage goes through or stops."""
+    record: dict[str, Any] = {**found.to_dict(), "on_problem": settings.labels.on_problem}
+    out.mkdir(parents=True, exist_ok=True)
     try:
-        yield
+        flagged = _check_flagged(data, found, settings.labels.on_problem)
+        record["dropped"] = problems
+        strict = settings.on_unreadable == "fail"
+        _check_problems(data, problems if strict else [], out)
+        rows = [(row, path) for row, path in sorted(paths.items()) if row not in flagged]
+        with _parts(out) as parts:
+            kept, sums, digest = _pack(data, parts["tiles.npy"], rows, settings.tile_px, problems)
+            _check_problems(data, problems if strict else [], out)
+            if not kept:
+                raise PrepareError(f"{data} has no usable tile")
+            _finish(data, parts, settings, table, kept, sums, digest, record)
     finally:
-        atomic.write_json(path, report, allow_nan=True)
+        files.write_json(out / "audit.json", record, allow_nan=True)
 
 
 def train_statistics(sums: Sums, tile_px: int) -> dict[str, list[float]]:
-    """Exact mean and population standard deviation a channel, of pixels in [0,1].
+    """Exact mean and population standard deviation per channel, of pixels in [0, 1].
 
-    From integer sums, so the result does not depend on the order of the tiles.
+    Computed from integer sums, so the result does not depend on the order of the tiles.
     """
     count = len(sums) * tile_px**2
     totals = [[int(v) for v in row] for row in sums.sum(axis=0)]  # Python integers do not overflow
@@ -186,12 +89,11 @@ def train_statistics(sums: Sums, tile_px: int) -> dict[str, list[float]]:
 
 
 def released_statistics(sums: Sums, tile_px: int) -> dict[str, list[float]]:
-    """Mean and standard deviation as the paper's notebook has them: image means and variances are summed.
+    """Mean and standard deviation as in the paper's notebook, which adds up image means and variances.
 
-    Batches of 256 in order; a batch's "mean" is the sum of its tiles' means, its "variance" the sum of their
-    unbiased variances; batches are then merged as if those were means and variances of n tiles
-    (lbriody/simple-multilabel-cl, `compute_mean_std`, `agg_batch_stats=False`). Near 90 and 3 on
-    MLRSNet, not 0.4 and 0.2.
+    In batches of 256, a batch's "mean" is the sum of its tiles' means, its "variance" the sum of their unbiased
+    variances; batches are then merged as if those were means and variances of n tiles (lbriody/simple-multilabel-cl,
+    `compute_mean_std`, `agg_batch_stats=False`). Near 90 and 3 on MLRSNet, instead of 0.4 and 0.2.
     """
     pixels = tile_px**2
     means = sums[:, 0] / (255 * pixels)
@@ -208,60 +110,89 @@ def released_statistics(sums: Sums, tile_px: int) -> dict[str, list[float]]:
     return {"mean": mean.tolist(), "std": np.sqrt(np.maximum(variance, 1e-24)).tolist()}
 
 
-def _match(data: Path, table: labels.Labels) -> tuple[dict[int, Path], list[Problem]]:
+def _check_flagged(data: Path, found: audit.Audit, on_problem: str) -> set[int]:
+    """Refuse rows that the audit flags, or warn; returns those to drop."""
+    flagged = set(audit.flagged_rows(found).tolist())
+    count = f"{len(flagged):,} of {len(found.labels.tiles):,} tiles"
+    said = f"the audit flags {count}; see `satclr audit {data / 'Labels'}`"
+    if flagged and on_problem == "fail":
+        raise PrepareError(f"{said}, or set data.labels.on_problem to warn or drop")
+    if flagged:
+        progress.say(f"warning: {said} (data.labels.on_problem: {on_problem})")
+    return flagged if on_problem == "drop" else set()
+
+
+def _match(data: Path, table: labels.Labels) -> tuple[dict[int, Path], Problems]:
     """The image file of each row, and what does not match."""
-    found: dict[tuple[str, str], Path] = {}
-    problems = []
     images = data / "Images"
     if not images.is_dir():
-        raise PrepareError(
-            f"no data: {images} does not exist; it should hold one folder of images a category"
-        )
+        raise PrepareError(f"no data: {images} does not exist; it should hold one folder of images per category")
+    found: dict[tuple[str, str], Path] = {}
+    reasons: dict[str, str] = {}
     for folder in sorted(p for p in images.iterdir() if not p.name.startswith(".")):
         if not folder.is_dir():
-            problems.append(Problem(f"Images/{folder.name}", "a file where folders of images are expected"))
+            reasons[folder.name] = "a file where folders of images are expected"
             continue
         for path in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
-            if path.suffix.lower() not in SUFFIXES:
-                problems.append(Problem(f"Images/{folder.name}/{path.name}", "not named as an image"))
+            name = f"{folder.name}/{path.name}"
+            if path.suffix.lower() not in tiles.SUFFIXES:
+                reasons[name] = "not named as an image"
             elif not path.is_file():
-                problems.append(Problem(f"Images/{folder.name}/{path.name}", "no file, or a link to none"))
+                reasons[name] = "not a file, or a broken link"
             elif not path.resolve().is_relative_to(data.resolve()):
-                problems.append(
-                    Problem(f"Images/{folder.name}/{path.name}", "a link that leaves the data folder")
-                )
+                reasons[name] = "a link that leaves the data folder"
             else:
                 found[folder.name, path.name] = path
-    paths = {}
-    for row, key in enumerate(zip(table.categories, table.tiles, strict=True)):
-        if key in found:
-            paths[row] = found.pop(key)
-        else:
-            reason = f"a row of Labels/{key[0]}.csv without a tile"
-            problems.append(Problem(f"Images/{key[0]}/{key[1]}", reason))
-    for category, name in found:
-        problems.append(
-            Problem(f"Images/{category}/{name}", f"a tile without a row in Labels/{category}.csv")
-        )
-    return paths, problems
+    rows = list(zip(table.categories, table.tiles, strict=True))
+    paths = {row: found[key] for row, key in enumerate(rows) if key in found}
+    for key in rows:
+        if found.pop(key, None) is None:
+            reasons.setdefault("/".join(key), f"a row of Labels/{key[0]}.csv without a tile")
+    reasons |= {f"{c}/{name}": f"a tile without a row in Labels/{c}.csv" for c, name in found}
+    return paths, [{"path": f"Images/{name}", "reason": reason} for name, reason in reasons.items()]
+
+
+def _check_problems(data: Path, problems: Problems, out: Path) -> None:
+    lines = [f"  {problem['path']}: {problem['reason']}" for problem in problems[:SHOWN]]
+    if len(problems) > SHOWN:
+        lines.append(f"  and {len(problems) - SHOWN:,} more, listed in {out / 'audit.json'}")
+    count = "1 tile" if len(problems) == 1 else f"{len(problems):,} tiles"
+    remedy = "Fix them, or set data.on_unreadable: drop in the profile to skip them."
+    if problems:
+        raise PrepareError("\n".join([f"{data}: {count} cannot be used", *lines, remedy]))
+
+
+@contextmanager
+def _parts(out: Path) -> Iterator[dict[str, Path]]:
+    """The files of a store, to be written; they replace the former ones together.
+
+    A store does not open without stats.json, which is deleted first and renamed last: even if the process is killed,
+    what opens is a complete store.
+    """
+    with (
+        files.replacing(out / "stats.json") as stats,
+        files.replacing(out / "index.csv") as index,
+        files.replacing(out / "tiles.npy") as pixels,
+    ):
+        yield {"stats.json": stats, "index.csv": index, "tiles.npy": pixels}
+        (out / "stats.json").unlink(missing_ok=True)
 
 
 def _pack(
-    data: Path, part: Path, rows: Sequence[tuple[int, Path]], tile_px: int
-) -> tuple[list[int], Sums, bytes, list[Problem]]:
-    """Decode in parallel, append in order: kept rows, their sums, a digest of the pixels, what failed."""
+    data: Path, part: Path, rows: Sequence[tuple[int, Path]], tile_px: int, problems: Problems
+) -> tuple[list[int], Sums, bytes]:
+    """Decode in parallel, append in order: the rows kept, their sums, a digest of the pixels."""
 
-    def read(path: Path) -> tuple[tiles.Tiles, Any] | str:
+    def read(path: Path) -> tuple[bytes, Sums] | str:
         try:
             tile = tiles.decode(path, tile_px)
         except (tiles.TileError, OSError) as error:
             return str(error)
         values = tile.reshape(-1, 3).astype(np.int64)
-        return tile, (values.sum(axis=0), (values * values).sum(axis=0))
+        return tile.tobytes(), np.stack([values.sum(axis=0), (values * values).sum(axis=0)])
 
     kept: list[int] = []
-    sums = []
-    problems = []
+    sums: list[Sums] = []
     digest = hashlib.sha256()
     with (
         part.open("wb") as file,
@@ -273,68 +204,73 @@ def _pack(
             chunk = rows[start : start + CHUNK]
             for (row, path), result in zip(chunk, pool.map(read, [p for _, p in chunk]), strict=True):
                 if isinstance(result, str):
-                    problems.append(Problem(str(path.relative_to(data)), result))
+                    problems.append({"path": str(path.relative_to(data)), "reason": result})
                     continue
                 kept.append(row)
                 sums.append(result[1])
-                pixels = result[0].tobytes()
-                digest.update(pixels)
-                file.write(pixels)
+                digest.update(result[0])
+                file.write(result[0])
             advance(len(chunk))
         file.seek(0)
         _header(file, len(kept), tile_px)
-    return kept, np.array(sums, np.int64).reshape(-1, 2, 3), digest.digest(), problems
+    return kept, np.array(sums, np.int64).reshape(-1, 2, 3), digest.digest()
 
 
 def _header(file: BinaryIO, count: int, tile_px: int) -> None:
-    """Write numpy's own header; it leaves room for the first axis, so a smaller count fits the same bytes."""
+    """Write numpy's header; it reserves room for the first axis, so a smaller count has the same length."""
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, tile_px, tile_px, 3)}
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def _split(
-    names: Sequence[str],
-    targets: npt.NDArray[np.uint8],
-    group: npt.NDArray[np.intp],
-    data: Path,
-    settings: Data,
-    left_out: set[str],
-) -> list[str]:
-    how = settings.split
-    if how.file is not None:
-        return splits.from_file(data / how.file, names, left_out=left_out)
-    return splits.split(
-        names,
-        fractions=how.fractions,
-        seed=how.seed,
-        groups=[names[g] for g in group] if how.by == "group" else None,
-        stratify=targets if how.stratify else None,
-    )
-
-
-def _several(group: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-    """The groups with more than one member."""
-    which, count = np.unique(group, return_counts=True)
-    return which[count > 1]
-
-
-def _index(table: labels.Labels, kept: Sequence[int], split: Sequence[str], group: Sequence[str]) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["tile", "category", "split", "group", "labels"])
-    for place, row in enumerate(kept):
-        present = "|".join(table.names[k] for k in np.flatnonzero(table.targets[row]))
-        writer.writerow([table.tiles[row], table.categories[row], split[place], group[place], present])
-    return text.getvalue()
-
-
-def _sentence(data: Path, problems: Sequence[Problem], out: Path) -> str:
-    shown = [f"  {problem.path}: {problem.reason}" for problem in problems[:SHOWN]]
-    if len(problems) > SHOWN:
-        shown.append(f"  and {len(problems) - SHOWN:,} more, listed in {out / 'audit.json'}")
-    tiles_ = "1 tile" if len(problems) == 1 else f"{len(problems):,} tiles"
-    return "\n".join([
-        f"{data}: {tiles_} cannot be used",
-        *shown,
-        "Mend them, or set data.on_unreadable: drop in the profile to leave them out.",
-    ])  # fmt: skip
+def _finish(
+    data: Path, parts: Mapping[str, Path], settings: Data, table: labels.Labels,
+    kept: list[int], sums: Sums, digest: bytes, record: dict[str, Any],
+) -> None:  # fmt: skip
+    """Group near-duplicates, split, and write index.csv and stats.json of the packed tiles."""
+    names = [table.tiles[row] for row in kept]
+    targets = table.targets[kept]
+    group = duplicates.groups(np.load(parts["tiles.npy"], mmap_mode="r", allow_pickle=False))
+    groups = [names[g] for g in group]
+    if settings.split.file is None:
+        split = splits.split(
+            names,
+            fractions=settings.split.fractions,
+            seed=settings.split.seed,
+            groups=groups if settings.split.by == "group" else None,
+            stratify=targets if settings.split.stratify else None,
+        )
+    else:
+        left_out = set(table.tiles) - set(names)
+        split = splits.from_file(data / settings.split.file, names, left_out=left_out)
+    sizes = dict(sorted(Counter(split).items()))
+    shares = splits.prevalence(split, targets).items()
+    several = [[names[i] for i in rows] for rows in splits.members(group.tolist()) if len(rows) > 1]
+    leaks = splits.spanning(split, groups)
+    record["near_duplicates"] = {"groups": several, "groups_across_splits": len(leaks)}
+    record["split"] = {
+        "sizes": sizes,
+        "prevalence": {s: dict(zip(table.names, share.tolist(), strict=True)) for s, share in shares},
+    }
+    progress.show(splits.summary(split, targets, table.names))
+    if leaks:
+        remedy = "data.split.by: group keeps them together"
+        if settings.split.file is not None:
+            remedy = f"{settings.split.file} puts them there; near_duplicates: leave_out measures the effect"
+        spread = f"{len(leaks):,} of {len(several):,} groups of near-duplicates are in more than one split"
+        progress.say(f"warning: {spread}; {remedy}")
+    with parts["index.csv"].open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["tile", "category", "split", "group", "labels"])
+        for place, row in enumerate(kept):
+            present = "|".join(table.names[k] for k in np.flatnonzero(targets[place]))
+            writer.writerow([names[place], table.categories[row], split[place], groups[place], present])
+    train = sums[np.array(split) == "train"]
+    normalization = {
+        "train": train_statistics(train, settings.tile_px),
+        "imagenet": IMAGENET,
+        "released": released_statistics(train, settings.tile_px),
+    }
+    digest = hashlib.sha256(digest + parts["index.csv"].read_bytes()).digest()
+    stats = {"labels": list(table.names), "tile_px": settings.tile_px, "tiles": sizes}
+    stats |= {"normalization": normalization, "digest": digest.hex()}
+    parts["stats.json"].write_text(json.dumps(stats, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,6 +1,7 @@
-"""The tile store: every tile decoded once into one uint8 memory map, with its index.
+"""Tiles: the one reader of image files, and the tile store that holds every tile decoded.
 
-In: build/<profile>/ as `prepare` wrote it. Out: `TileStore`, and batches of tiles ahead of need.
+In: image files (`decode`), or build/<profile>/ as `prepare` wrote it (`open_store`). Out: uint8 arrays, `TileStore`,
+and batches of its tiles read ahead (`stream`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,38 +26,39 @@ if TYPE_CHECKING:
     import torch
 
 SPLITS = ("train", "val", "test")
-MAX_PIXELS = 64_000_000  # a larger picture is no tile, and may be a decompression bomb
-MIN_SIDE_PX = 8
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})  # of files that are read as images
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")  # not Pillow's others, some of which run programs
-Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS is the bound, told as an error and not first as a warning
+MAX_PIXELS = 64_000_000  # a larger image is not a tile and may be a decompression bomb
+MIN_SIDE_PX = 8
+Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS is checked instead, without a warning first
 
 Tiles = npt.NDArray[np.uint8]
 Channels = tuple[float, float, float]  # red, green, blue
 
 
 class TileError(ValueError):
-    """A tile or a store that cannot be read: which, why, and what to do."""
+    """An unreadable tile or store: which, why, and what to do."""
 
 
 def decode(source: bytes | Path, tile_px: int) -> Tiles:
-    """One image file as RGB of side `tile_px`: (tile_px, tile_px, 3) uint8.
+    """Read one image file as RGB: (tile_px, tile_px, 3) uint8.
 
-    Another size is resized (bicubic, antialiased). Raises `TileError` as `picture` does, and for a picture
-    that is black everywhere, which is what is left of one without data.
+    Other sizes are resized (bicubic, antialiased). Raises `TileError` as `picture` does, and for an image that is black
+    everywhere: the mark of missing data.
     """
     image = picture(io.BytesIO(source) if isinstance(source, bytes) else source)
     if image.getbbox() is None:
-        raise TileError("every pixel is black, as of a tile without data")
+        raise TileError("every pixel is black, as in a tile without data")
     if image.size != (tile_px, tile_px):
         image = image.resize((tile_px, tile_px), Image.Resampling.BICUBIC)
     return np.asarray(image)
 
 
 def picture(source: Path | IO[bytes]) -> Image.Image:
-    """One image file as Pillow's RGB, the way up that its EXIF data say.
+    """Read one image file as Pillow's RGB, turned as its EXIF data say.
 
-    Raises `TileError` with the reason for anything that is not one whole picture of 8 bits a channel, of some
-    FORMATS and a tile's size; whatever a damaged or hostile file provokes in its decoder is such a reason.
+    Raises `TileError` with the reason for anything but one complete image of 8 bits per channel, in one of FORMATS and
+    of a tile's size, including whatever a damaged or hostile file provokes in its decoder.
     """
     try:
         with Image.open(source, formats=FORMATS) as image:
@@ -68,22 +71,20 @@ def picture(source: Path | IO[bytes]) -> Image.Image:
         raise TileError(f"not an image ({', '.join(FORMATS)})") from None
     except Exception as error:  # a decoder raises whatever its parsing raises
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk's doing, not the picture's
+            raise  # the disk's error, not the image's
         raise TileError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
-def _check(image: Image.Image) -> None:
-    """Refuse by the header, before pixels take memory."""
+def _check(image: Image.Image) -> None:  # the header, before pixels take memory
     if image.width * image.height > MAX_PIXELS or min(image.size) < MIN_SIDE_PX:
-        raise TileError(
-            f"{image.width}×{image.height} pixels is no tile ({MIN_SIDE_PX} a side to {MAX_PIXELS:,} in all)"
-        )
-    parts = getattr(image, "tile", ())  # how Pillow reads it: it halves 16-bit RGB unasked
+        allowed = f"at least {MIN_SIDE_PX} per side and at most {MAX_PIXELS:,} in all"
+        raise TileError(f"{image.width}×{image.height} pixels is not a tile's size ({allowed})")
+    parts = getattr(image, "tile", ())  # Pillow's decoder arguments: it silently halves 16-bit RGB
     raw = str(parts[0].args) if parts else ""
     if image.mode.startswith("I;16") or image.mode in ("I", "F") or re.search(r";(16|32)[BLNSF]", raw):
-        raise TileError(f"mode {image.mode}, more than 8 bits a channel: 8 bits are needed; rescale it first")
+        raise TileError(f"mode {image.mode}, more than 8 bits per channel: rescale it to 8 bits first")
     if (frames := getattr(image, "n_frames", 1)) > 1:
-        raise TileError(f"{frames} frames: one picture a file is needed")
+        raise TileError(f"{frames} frames: one image per file is needed")
 
 
 @dataclass(frozen=True)
@@ -105,48 +106,39 @@ class TileStore:
         return np.flatnonzero(self.splits == split)
 
     def learning(self, near_duplicates: str) -> TileStore:
-        """The store as an arm learns from it: all of it (`keep`), or (`leave_out`) without the training tiles
-        that show the same as a validation or test tile. These are then in no split; val and test stay.
+        """The store an arm learns from: all of it (`keep`), or (`leave_out`) without the training tiles that are
+        near-duplicates of a validation or test tile. Those are then in no split.
         """
         if near_duplicates == "keep":
             return self
-        held_out = {group for group, split in zip(self.groups, self.splits, strict=True) if split != "train"}
-        leaks = np.isin(self.groups, list(held_out)) & (self.splits == "train")
+        tested = [group for group, split in zip(self.groups, self.splits, strict=True) if split != "train"]
+        leaks = np.isin(self.groups, tested) & (self.splits == "train")
         return replace(self, splits=np.where(leaks, "", self.splits))
 
     @cached_property
     def digest(self) -> str:
-        """Stands for every pixel, label and split of the store."""
+        """A digest of every pixel, label and split of the store."""
         return str(self.stats["digest"])
 
     def statistics(self, name: str) -> tuple[Channels, Channels]:
-        """Mean and standard deviation a channel (pixels in [0,1]): train, imagenet or released."""
+        """Mean and standard deviation per channel (pixels in [0, 1]): train, imagenet or released."""
         entry = self.stats["normalization"][name]
         return tuple(entry["mean"]), tuple(entry["std"])
 
 
 def open_store(folder: Path) -> TileStore:
-    """Open build/<profile>. Raises `TileError` when prepare has not run or its files do not fit together."""
-    try:
+    """Open build/<profile>. Raises `TileError` when its files are missing, damaged or do not match."""
+    with _reading(f"satclr prepare --profile {folder.name}"):
         stats = json.loads((folder / "stats.json").read_text(encoding="utf-8"))
         pixels = np.load(folder / "tiles.npy", mmap_mode="r", allow_pickle=False)
         with (folder / "index.csv").open(encoding="utf-8", newline="") as file:
             index = list(csv.DictReader(file))
-    except FileNotFoundError as error:
-        raise TileError(
-            f"{error.filename} does not exist; run `satclr prepare --profile {folder.name}` first"
-        ) from None
-    except (ValueError, OSError, EOFError) as error:
-        raise TileError(f"the store in {folder} is damaged ({error}); run prepare again") from None
-    if len(index) != len(pixels):
-        raise TileError(
-            f"the store in {folder} has {len(pixels)} tiles but {len(index)} rows; run prepare again"
-        )
+        if len(index) != len(pixels):
+            raise ValueError(f"{len(pixels)} tiles but {len(index)} rows in {folder}")
     column = {label: k for k, label in enumerate(stats["labels"])}
     targets = np.zeros((len(index), len(column)), np.uint8)
     for i, row in enumerate(index):
-        for label in filter(None, row["labels"].split("|")):
-            targets[i, column[label]] = 1
+        targets[i, [column[label] for label in row["labels"].split("|") if label]] = 1
     return TileStore(
         folder=folder,
         pixels=pixels,
@@ -162,25 +154,30 @@ def open_store(folder: Path) -> TileStore:
 
 def load_features(path: Path, store: TileStore) -> npt.NDArray[np.float32]:
     """Features (N,D) that `embed` wrote. Raises `TileError` if they are not this store's."""
-    try:
+    with _reading("satclr embed"):
         features: npt.NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise TileError(f"{path} does not exist; run `satclr embed` first") from None
-    except (ValueError, OSError, EOFError) as error:
-        raise TileError(f"{path} is damaged ({error}); run embed again") from None
-    if len(features) != len(store.names):
-        raise TileError(
-            f"{path} has features of {len(features)} tiles, the store has {len(store.names)}; run embed again"
-        )
+        if len(features) != len(store.names):
+            raise ValueError(f"{path} has {len(features)} tiles, the store {len(store.names)}")
     return features
+
+
+@contextmanager
+def _reading(command: str) -> Iterator[None]:
+    """Raise `TileError` for a missing or damaged file, with the command that writes it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise TileError(f"{error.filename} does not exist; run `{command}` first") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise TileError(f"damaged files ({error}); run `{command}` again") from None
 
 
 def stream(
     store: TileStore, batches: Sequence[npt.NDArray[np.int64]], device: torch.device
 ) -> Iterator[tuple[npt.NDArray[np.int64], torch.Tensor]]:
-    """(rows, tiles) for each batch of rows, read one batch ahead of need.
+    """Yield (rows, tiles) for each batch of rows, reading one batch ahead.
 
-    Tiles are uint8 (B,H,H,3) on `device`; on a GPU they travel from pinned memory while it works.
+    Tiles are uint8 (B,H,H,3) on `device`; they are copied to a GPU from pinned memory while it computes.
     """
     import torch
 
@@ -197,5 +194,5 @@ def stream(
 
 
 def split_batches(rows: npt.NDArray[np.int64], size: int) -> list[npt.NDArray[np.int64]]:
-    """`rows` cut into batches of `size`; the last may be smaller."""
+    """Cut `rows` into batches of `size`; the last may be smaller."""
     return [rows[start : start + size] for start in range(0, len(rows), size)]

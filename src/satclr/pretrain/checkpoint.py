@@ -1,18 +1,26 @@
-"""Checkpoints: where a run is, its weights and its optimizer's moments, in one file replaced as a whole."""
+"""Checkpoints: progress, weights and the optimizer's moments in one file that is replaced as a whole."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from satclr import tensorfile
+from satclr import files, progress
+from satclr.machine import Stop
+from satclr.pretrain import distributed
 
 FILE = "checkpoint.safetensors"
+CHECKPOINT_AFTER_S = float(os.environ.get("SATCLR_CHECKPOINT_AFTER_S", "30"))
+COST_RATIO = 50  # train at least so many times as long as the last checkpoint took to write
 
 
 class RunError(RuntimeError):
@@ -21,74 +29,100 @@ class RunError(RuntimeError):
 
 @dataclass
 class State:
-    """Where a run is: `epoch` finished epochs, `step` finished steps of the next, their losses."""
+    """How far a run is: `epoch` finished epochs, `step` finished steps of the next, and their losses."""
 
     epoch: int = 0
     step: int = 0
-    partial: list[float] = field(default_factory=list)  # losses of the epoch under way
-    curve: list[tuple[float, float]] = field(default_factory=list)  # (mean loss, learning rate) an epoch
+    losses: list[float] = field(default_factory=list)  # of the steps of the current epoch
+    curve: list[tuple[float, float]] = field(default_factory=list)  # (mean loss, learning rate) of each epoch
+
+    def __str__(self) -> str:
+        return f"after epoch {self.epoch}, step {self.step}"
+
+    def finish_epoch(self, rate: float) -> None:
+        self.curve.append((math.fsum(self.losses) / self.step, rate))
+        self.epoch, self.step, self.losses = self.epoch + 1, 0, []
+
+
+class Writer:
+    """Writes a checkpoint every CHECKPOINT_AFTER_S, and when the process is asked to stop."""
+
+    def __init__(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
+        self.save = partial(save, folder, model, optimizer, state)
+        self.state = state
+        self._since, self._cost_s = time.monotonic(), 0.0  # since and of the last checkpoint
+
+    def due(self, stop: Stop) -> bool:
+        wait_s = max(CHECKPOINT_AFTER_S, COST_RATIO * self._cost_s) if CHECKPOINT_AFTER_S else 0.0
+        return stop.requested is not None or time.monotonic() - self._since >= wait_s
+
+    def write(self, stop: Stop) -> None:
+        """Save on process 0, then leave if a signal asked for it. The losses of all steps must be in `state`.
+
+        The other processes do not leave by themselves: process 0 may need them to finish its step.
+        """
+        began = time.monotonic()
+        if distributed.rank() == 0:
+            self.save()
+            if stop.requested is not None:
+                progress.say(f"stopped {self.state}; the same command resumes from there")
+                stop.leave()
+        self._since = time.monotonic()
+        self._cost_s = self._since - began
 
 
 def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
-    """Put model, optimizer and place in place of the last checkpoint.
-
-    Raises `RunError`, and keeps the last one, when a weight or a moment is not finite.
-    """
+    """Replace the last checkpoint; raises `RunError` and keeps it when a weight or a moment is not finite."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     for i, entry in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": v for k, v in entry.items()}
     require_finite(tensors, state)
-    tensorfile.save(folder / FILE, tensors, state=vars(state))
+    files.save_tensors(folder / FILE, tensors, state=asdict(state))
 
 
 def require_finite(tensors: Mapping[str, Tensor], state: State) -> None:
     """Raise `RunError` naming the epoch, the step and the tensors that are not finite."""
     try:
-        tensorfile.require_finite(tensors, "the model")
-    except tensorfile.TensorFileError as error:
+        files.require_finite(tensors, "the model")
+    except files.FileError as error:
         raise RunError(
-            f"{str(error).partition(';')[0]} after epoch {state.epoch}, step {state.step}. "
+            f"{str(error).partition(';')[0]} {state}. "
             "Lower learning_rate or raise temperature; the last checkpoint is kept"
         ) from None
 
 
 def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
-    """Load the last checkpoint, if there is one, and say where it stands.
+    """Load the last checkpoint into model and optimizer, if there is one; returns how far it is.
 
-    Raises `RunError` when the file is not a checkpoint of this model: it is data only, and nothing of it is run.
+    Raises `RunError` when the file is not a checkpoint of this model. It is data only: no code in it is run.
     """
     path = folder / FILE
     if not path.exists():
         return State()
     try:
-        tensors, facts = tensorfile.load(path)
+        arrays, facts = files.load_tensors(path)
+        tensors = {key: torch.from_numpy(value) for key, value in arrays.items()}
         weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
         model.load_state_dict(weights)
         moments = _moments(tensors, list(model.parameters()))
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
         state = State(**json.loads(facts["state"]))
-        if min(state.epoch, state.step) < 0:
-            raise ValueError(f"epoch {state.epoch}, step {state.step}")
-        state.curve = [(float(loss), float(rate)) for loss, rate in state.curve]
-        state.partial = [float(loss) for loss in state.partial]
     except (RuntimeError, LookupError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RunError(f"{path} is no checkpoint of this run ({reason}); delete it to begin again") from None
+        reason = str(error).partition("\n")[0]
+        raise RunError(f"{path} is not a checkpoint of this run ({reason}); delete it to start over") from None
+    if distributed.rank() == 0:
+        progress.say(f"resuming from the checkpoint {state}")
     return state
 
 
-def _moments(tensors: Mapping[str, Tensor], parameters: Sequence[Tensor]) -> dict[int, dict[str, Tensor]]:
-    """The optimizer's state, by parameter: of its shape, or a number."""
+def _moments(tensors: Mapping[str, Tensor], parameters: list[Tensor]) -> dict[int, dict[str, Tensor]]:
+    """The optimizer's state by parameter: tensors of the parameter's shape, or single numbers."""
     moments: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             _, i, name = key.split(".")
             parameter = parameters[int(i)]
-            if value.ndim and value.shape != parameter.shape:
-                raise ValueError(f"{key} has the shape {tuple(value.shape)}, not {tuple(parameter.shape)}")
-            moments.setdefault(int(i), {})[name] = (
-                # in the parameter's memory order, which fused steps rely on
-                torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
-            )
+            if value.shape == parameter.shape:  # in the parameter's memory order, which fused steps rely on
+                value = torch.empty_like(parameter).copy_(value)  # noqa: PLW2901
+            moments.setdefault(int(i), {})[name] = value
     return moments

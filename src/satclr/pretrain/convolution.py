@@ -1,8 +1,8 @@
 """3×3 convolutions of maps a few pixels wide, on a CPU: the same sums, as matrix products.
 
 oneDNN computes the gradient of such a convolution's weights slowly: forward and backward, 512 → 512 channels on
-2×2 maps take it three times as long as matrix products. `benchmarks/convolution.py` measures that, and what a
-training step gains.
+2×2 maps take it three times as long as matrix products (`benchmarks/convolution.py`). The setting
+`pretrain.matmul_convolutions` turns this off.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _Window = tuple[slice, slice]  # of output pixels, and of the input pixels that 
 def speed_up_small_maps(model: nn.Module) -> None:
     """Replace the wide 3×3 convolutions inside `model` by `SmallMapConv2d`, for good; they keep their weights.
 
-    Those with a bias, groups, dilation or another padding than one zero stay. Hooks on what is replaced are lost.
+    Those with a bias, groups, dilation or a padding other than one zero stay. Hooks on a replaced one are lost.
     """
     for parent in list(model.modules()):
         for name, child in parent.named_children():
@@ -34,45 +34,30 @@ def speed_up_small_maps(model: nn.Module) -> None:
 
 
 def _fits(conv: nn.Conv2d) -> bool:
-    return (
-        conv.kernel_size == (3, 3)
-        and conv.padding == (1, 1)
-        and conv.stride in {(1, 1), (2, 2)}
-        and conv.dilation == (1, 1)
-        and conv.groups == 1
-        and conv.bias is None
-        and conv.padding_mode == "zeros"
-    )
+    plain = conv.groups == 1 and conv.bias is None and conv.padding_mode == "zeros"
+    square = conv.kernel_size == (3, 3) and conv.padding == conv.dilation == (1, 1)
+    return plain and square and conv.stride in {(1, 1), (2, 2)}
 
 
 class SmallMapConv2d(nn.Conv2d):
-    """A 3×3 convolution with padding 1 and without bias, faster where it trains on small maps.
-
-    It has the weights of `like`. Raises ValueError where `like` is another kind of convolution.
-    """
+    """A 3×3 convolution with padding 1 and without bias, faster in training on small maps; shares `like`'s weight."""
 
     def __init__(self, like: nn.Conv2d) -> None:
-        if not _fits(like):
-            raise ValueError(f"{like} is no 3×3 convolution with padding 1, stride 1 or 2 and no bias")
-        super().__init__(
-            like.in_channels, like.out_channels, 3, like.stride[0], padding=1, bias=False, device="meta"
-        )
+        channels, stride = (like.in_channels, like.out_channels), like.stride[0]
+        super().__init__(*channels, 3, stride, padding=1, bias=False, device="meta")
         self.weight = like.weight
         self.train(like.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N,C,H,W) → (N,O,⌈H/stride⌉,⌈W/stride⌉)."""
-        if not self.training or not self._small(x):
+        batch = x.ndim == 4 and x.shape[1] == self.in_channels and x.device.type == "cpu"
+        if not (self.training and batch and max(x.shape[2:]) <= SMALL_PX * self.stride[0]):
             return super().forward(x)
         w: Tensor = self.weight
         if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:  # as autocast treats a convolution
             x, w = (part.to(torch.get_autocast_dtype("cpu")) for part in (x, w))
         y: Tensor = _Convolve.apply(x, w, self.stride[0])
         return y
-
-    def _small(self, x: Tensor) -> bool:
-        is_batch = x.ndim == 4 and x.shape[1] == self.in_channels and x.device.type == "cpu"
-        return is_batch and max(x.shape[2:]) <= SMALL_PX * self.stride[0]
 
 
 class _Convolve(torch.autograd.Function):
@@ -122,14 +107,14 @@ def _by_weight(x: Tensor, gradient: Tensor, stride: int) -> Tensor:
     """The loss's gradient by w (O,C,3,3): a matrix product a tap, of the pixels that it joins."""
     pixels, gradients = _last(x), _last(gradient)
     channels_in, channels_out = x.shape[1], gradient.shape[1]
-    found = x.new_zeros(channels_out, 3, 3, channels_in)
+    gradient_w = x.new_zeros(channels_out, 3, 3, channels_in)
     columns = list(_windows(x.shape[3], gradient.shape[3], stride))
     for i, (out_rows, in_rows) in enumerate(_windows(x.shape[2], gradient.shape[2], stride)):
         for j, (out_columns, in_columns) in enumerate(columns):
             if (outs := gradients[:, out_rows, out_columns]).numel():
                 ins = pixels[:, in_rows, in_columns]
-                found[:, i, j] = outs.reshape(-1, channels_out).T @ ins.reshape(-1, channels_in)
-    return _first(found)
+                gradient_w[:, i, j] = outs.reshape(-1, channels_out).T @ ins.reshape(-1, channels_in)
+    return _first(gradient_w)
 
 
 def _windows(inputs: int, outputs: int, stride: int) -> Iterator[_Window]:

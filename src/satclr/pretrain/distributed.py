@@ -1,22 +1,16 @@
-"""Several processes as one: who this process is, its share of the work, and sums over all.
+"""Several processes as one: this process's share of the work, and sums over all processes.
 
     torchrun --nproc-per-node 2 -m satclr pretrain --profile sample --arm simclr --seed 0
 
-gloo on CPUs, nccl on GPUs. Outside `group` every function does what one process alone needs, that is nothing.
-The loss is computed on every process from all projections, so that `gather` hands back gradients without
-communication and `sum_gradients` is the only other exchange of a step besides BatchNorm's.
+gloo on CPUs, nccl on GPUs. With a single process these functions have nothing to exchange.
+Every process computes the loss from all projections. `gather` therefore returns gradients without communication,
+and a step exchanges projections, `sum_gradients`, and BatchNorm's statistics.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import logging
 import os
-import signal
-import sys
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import pairwise
@@ -27,77 +21,28 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-TIMEOUT_S = 120.0  # of one exchange: past it a process hangs (one that dies is noticed at once)
+TIMEOUT_S = 120.0  # of one exchange: then a process hangs (one that ends is noticed at once)
 
 
 class ProcessError(RuntimeError):
-    """Another process is gone: exit code 1, the last good checkpoint kept."""
+    """Another process ended: exit code 1, the last good checkpoint kept."""
 
 
 def rank() -> int:
-    """Which of the processes this is, from 0; 0 is the one that logs and writes."""
+    """The number of this process, from 0; process 0 logs and writes."""
     return int(os.environ.get("RANK", "0"))
 
 
 def processes() -> int:
-    """How many share the work."""
+    """How many processes share the work."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def launch(count: int, *arguments: str) -> None:
-    """Run `python <arguments>` in `count` processes of this machine, as torchrun does.
-
-    Raises `ProcessError` when one ends badly, in seconds: which, and why; torchrun ends the others.
-    """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=count,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,  # the user decides; nothing is lost but the steps since the checkpoint
-        monitor_interval=0.1,
-    )
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // count)))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # said below, in one line
-    try:
-        elastic_launch(config, sys.executable)(*arguments)
-    except ChildFailedError as error:
-        raise ProcessError(
-            f"{_verdict({rank: failure.exitcode for rank, failure in error.failures.items()}, count)}; "
-            "the others were stopped. "
-            "The same command goes on from the last checkpoint, with another number of processes too"
-        ) from None
-    except SignalException as stopped:
-        sys.exit(128 + stopped.sigval)
-
-
-def _verdict(codes: Mapping[int, int], count: int) -> str:
-    """Who began it: rather a process that was killed than those that missed it, and none that torchrun ended."""
-    first = {rank: code for rank, code in sorted(codes.items()) if code != -signal.SIGTERM} or codes
-    first = {rank: code for rank, code in first.items() if code < 0} or first
-    ends = [
-        f"process {rank} of {count} "
-        + (
-            f"was killed by {signal.Signals(-code).name}"
-            if code < 0
-            else f"failed with exit code {code} (see above)"
-        )
-        for rank, code in first.items()
-    ]
-    return ", ".join(ends)
 
 
 @contextmanager
 def group(device_type: str) -> Iterator[None]:
-    """Join the processes that torchrun started; nothing to join for a process alone or in a group already.
+    """Join the processes that torchrun started, if it did and they have not joined yet.
 
-    Join once in a process's life: gloo finds the addresses of a former group.
+    Join only once per process: gloo finds the addresses of the former group.
     """
     if processes() == 1 or dist.is_initialized():
         yield
@@ -106,20 +51,13 @@ def group(device_type: str) -> Iterator[None]:
     if device_type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    _end_with_the_launcher()
-    backend = "nccl" if device_type == "cuda" else "gloo"
     with _peers("starting"):
+        backend = "nccl" if device else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=TIMEOUT_S), device_id=device)
     try:
         yield
     finally:
         dist.destroy_process_group()
-
-
-def _end_with_the_launcher() -> None:
-    """Have Linux send SIGTERM when torchrun is gone: it starts processes in sessions of their own, which outlive it."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").prctl(ctypes.c_int(1), ctypes.c_ulong(signal.SIGTERM))  # PR_SET_PDEATHSIG
 
 
 def share(whole: slice) -> slice:
@@ -135,10 +73,10 @@ def shares(count: int, parts: int) -> list[slice]:
 
 
 def gather(z: Tensor, whole: slice) -> Tensor:
-    """Put together z (2,b,D) of each process's `share(whole)`: (2,B,D), with gradients.
+    """Combine z (2,b,D) of each process's `share(whole)` into (2,B,D), with gradients.
 
-    Every process must compute the same function of the result: each then holds the gradient of all rows and
-    keeps its own.
+    Every process must compute the same function of the result: it then has the gradient of all rows and keeps
+    that of its own.
     """
     if processes() == 1:
         return z
@@ -147,11 +85,11 @@ def gather(z: Tensor, whole: slice) -> Tensor:
 
 
 def sum_gradients(model: nn.Module) -> None:
-    """Add up the processes' gradients, which are those of one loss by each one's tiles."""
+    """Add up the processes' gradients, each of the whole batch's loss by the process's own tiles."""
     parameters = [p for p in model.parameters() if p.grad is not None]
     if processes() == 1 or not parameters:
         return
-    # As they lie in memory, whose order (channels-last for convolutions) is the parameter's on every process.
+    # In memory order (channels-last for convolutions), which is the parameter's on every process.
     flat = torch.cat([p.grad.as_strided((p.numel(),), (1,)) for p in parameters])  # type: ignore[union-attr]
     _sum(flat, "summing gradients")
     start = 0
@@ -161,73 +99,48 @@ def sum_gradients(model: nn.Module) -> None:
 
 
 def agree(word: bool, *, device: torch.device) -> bool:
-    """What process 0 says, on every process; waits for all."""
+    """What process 0 passed, on every process; waits for all of them."""
     if processes() == 1:
         return word
-    said = torch.tensor([int(word and rank() == 0)], device=device)
-    return bool(_sum(said, "waiting").item())
+    flag = torch.tensor([int(word and rank() == 0)], device=device)
+    return bool(_sum(flag, "waiting").item())
 
 
 def synchronize_batch_norm(model: nn.Module) -> None:
-    """Let every BatchNorm normalise by the batch of all processes; parameters and buffers stay the same objects.
+    """Let every BatchNorm inside `model` normalise by the batch of all processes, with the same parameters and buffers.
 
-    PyTorch's own SyncBatchNorm runs on GPUs alone; on a CPU `SyncBatchNorm` below takes its place.
+    PyTorch's SyncBatchNorm runs only on GPUs; on a CPU `SyncBatchNorm` below takes its place.
     """
     if processes() == 1:
         return
-    for name, child in model.named_children():
-        if isinstance(child, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 - the base of all three
-            on_gpu = next(child.buffers()).is_cuda
-            setattr(
-                model,
-                name,
-                nn.SyncBatchNorm.convert_sync_batchnorm(child) if on_gpu else SyncBatchNorm.like(child),
-            )
-        else:
-            synchronize_batch_norm(child)
+    if next(model.parameters()).is_cuda:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 - the base of all three
+            module.__class__ = SyncBatchNorm
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001
-    """BatchNorm over the rows of all processes, any device: x (B,C,...) → the same shape."""
-
-    @classmethod
-    def like(cls, norm: nn.modules.batchnorm._BatchNorm) -> SyncBatchNorm:
-        """Stands in for `norm`, whose parameters and buffers it takes over."""
-        twin = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-        twin.weight, twin.bias = norm.weight, norm.bias
-        twin.running_mean, twin.running_var = norm.running_mean, norm.running_var
-        twin.num_batches_tracked = norm.num_batches_tracked
-        return twin.train(norm.training)
-
-    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - the base's name
-        if input.ndim < 2:
-            raise ValueError(f"BatchNorm got {input.ndim} dimensions; it needs (B,C,...)")
+    """BatchNorm in training over the rows of all processes, on any device: x (B,C,...) → the same shape."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)
         y, mean, var, count = _Normalize.apply(x, self.weight, self.bias, self.eps)
-        if self.running_mean is not None and self.running_var is not None:
-            tracked = self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-            momentum = 1 / float(tracked) if self.momentum is None else self.momentum
-            self.running_mean.lerp_(mean, momentum)
-            self.running_var.lerp_(var * (count / (count - 1)), momentum)
+        self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+        self.running_mean.lerp_(mean, self.momentum)  # type: ignore[union-attr, arg-type]
+        self.running_var.lerp_(var * (count / (count - 1)), self.momentum)  # type: ignore[union-attr, arg-type]
         out: Tensor = y
         return out
 
 
 class _Normalize(torch.autograd.Function):
-    """Mean and variance of all processes' rows, from each one's own, so that large means do no harm."""
+    """Mean and variance over all processes' rows, combined from each one's own so that large means do no harm."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        # Running statistics, which no momentum moves, have those of a bfloat16 x in float32.
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        # Passing running statistics (unused: momentum 0) makes those of a bfloat16 x float32.
         unused = torch.zeros(2, x.shape[1], dtype=weight.dtype)
-        own_mean, own_var = torch.batch_norm_update_stats(
-            x, unused[0], unused[1], 0.0
-        )  # the variance is biased
+        own_mean, own_var = torch.batch_norm_update_stats(x, unused[0], unused[1], 0.0)  # a biased variance
         rows = own_mean.new_full((1,), x.numel() / x.shape[1])
         every = _all(torch.cat([own_mean, own_var, rows]), "synchronizing BatchNorm")
         means, variances, counts = every.split([len(own_mean), len(own_mean), 1], 1)
@@ -282,7 +195,7 @@ def _sum(values: Tensor, what: str) -> Tensor:
 
 
 def _all(values: Tensor, what: str) -> Tensor:
-    """Every process's `values`, by rank: (processes, ...). For small ones it takes half the time of `_sum`."""
+    """Every process's `values`, by rank: (processes, ...). Small ones take half the time of `_sum`."""
     every = values.new_empty(processes(), *values.shape)
     with _peers(what):
         dist.all_gather(list(every), values)
@@ -295,6 +208,4 @@ def _peers(what: str) -> Iterator[None]:
         yield
     except (RuntimeError, dist.DistError) as error:
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-        raise ProcessError(
-            f"process {rank()} of {processes()} lost another while {what} ({reason[0][:200]})"
-        ) from None
+        raise ProcessError(f"process {rank()} of {processes()} lost another while {what} ({reason[0][:200]})") from None

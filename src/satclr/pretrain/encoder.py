@@ -1,4 +1,4 @@
-"""torchvision encoders without their head, the projection head, and safetensors in and out.
+"""torchvision encoders without their head, the projection head, and encoder files.
 
 In: an architecture's name and where its weights come from. Out: a module (B,3,S,S) → h (B,D).
 """
@@ -6,11 +6,9 @@ In: an architecture's name and where its weights come from. Out: a module (B,3,S
 from __future__ import annotations
 
 import json
-import os
 import urllib.error
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,142 +18,97 @@ import torch
 import torchvision
 from torch import nn
 
-from satclr import tensorfile
-from satclr.pretrain import views
+from satclr import files, machine, randomness
+from satclr.data import tiles
 from satclr.data.tiles import Channels
+from satclr.params import Settings
+from satclr.pretrain import views
 
-HEADS = ("fc.", "classifier.", "head.", "heads.")
-SIDE_MAX_PX = 1024  # of a view; a file that claims more would fill the memory
+HEADS = ("fc", "classifier", "head", "heads")
+MAX_CROP_PX = 1024  # as params.yaml allows; a file with more would fill the memory
+
+State = Mapping[str, torch.Tensor]
+BatchNorm = nn.modules.batchnorm._BatchNorm  # noqa: SLF001 - the base of all three
 
 
 class EncoderError(ValueError):
-    """An architecture or weights that cannot be had: what, where it was looked for, what to do."""
+    """An architecture or weights that cannot be loaded: what, where they were looked for, what to do."""
 
 
 def build(arch: str) -> tuple[nn.Module, int]:
     """A torchvision classification model without its head.
 
-    Returns the module, (B,3,S,S) → (B,D), and D. Weights are random, drawn from torch's global
-    generator (see `seeded`). Raises `EncoderError` for a name that torchvision does not have.
+    Returns the module, (B,3,S,S) → (B,D), and D. Its weights are random, from torch's global generator.
+    Raises `EncoderError` for a name that torchvision does not have.
     """
-    if arch not in torchvision.models.list_models(module=torchvision.models):
-        raise EncoderError(
-            f"unknown encoder arch {arch!r}; torchvision has resnet18, resnet50, squeezenet1_1, ..."
-        )
-    if arch in ("googlenet", "inception_v3"):
-        raise EncoderError(f"encoder arch {arch!r} has auxiliary heads; use a ResNet, say")
+    _check_arch(arch)
     model = torchvision.models.get_model(arch, weights=None)
-    name = next((n for n in ("fc", "classifier", "head", "heads") if hasattr(model, n)), None)
+    name = next((n for n in HEADS if hasattr(model, n)), None)
     if name is None:
-        raise EncoderError(f"encoder arch {arch!r} has no head that can be taken off; use a ResNet, say")
+        raise EncoderError(f"encoder arch {arch!r} has no head that can be removed; use a ResNet, say")
     head = getattr(model, name)
-    linear = [m for m in head.modules() if isinstance(m, nn.Linear)]
-    if linear:
-        # What stands before the head's first linear layer (ConvNeXt's LayerNorm) belongs to the features.
-        before = (
-            list(head.children())[: list(head.children()).index(linear[0])] if list(head.children()) else []
-        )
-        kept = [m for m in before if not isinstance(m, nn.Dropout)]
-        setattr(model, name, nn.Sequential(*kept) if kept else nn.Identity())
-        return model, linear[0].in_features
-    conv = next(m for m in head.modules() if isinstance(m, nn.Conv2d))  # SqueezeNet's head is a convolution
-    setattr(model, name, nn.AdaptiveAvgPool2d(1))
-    return model, conv.in_channels
+    linear = next((m for m in head.modules() if isinstance(m, nn.Linear)), None)
+    if linear is None:  # SqueezeNet's head is a convolution
+        conv = next(m for m in head.modules() if isinstance(m, nn.Conv2d))
+        setattr(model, name, nn.AdaptiveAvgPool2d(1))
+        return model, conv.in_channels
+    # What precedes the head's first linear layer (ConvNeXt's LayerNorm) belongs to the features.
+    layers = list(head.children())
+    before = [m for m in layers[: layers.index(linear)] if not isinstance(m, nn.Dropout)] if layers else []
+    setattr(model, name, nn.Sequential(*before) if before else nn.Identity())
+    return model, linear.in_features
 
 
 def initial(arch: str, weights: str, *, seed: int, root: Path) -> tuple[nn.Module, int]:
     """The encoder that pretraining starts from, in eval mode, and its D.
 
     `weights`: `none` (random from `seed`), a name of torchvision's Multi-Weight API (`IMAGENET1K_V2`),
-    or the path, relative to `root`, of a safetensors or state-dict file with torchvision's names.
-    Raises `EncoderError` when the weights are not to be had or do not fit.
+    or the path, relative to `root`, of an encoder of ours or another safetensors or state-dict file with
+    torchvision's names. Raises `EncoderError` when the weights cannot be loaded or do not fit.
     """
-    with seeded(seed):
+    with randomness.seeded(seed):
         model, width = build(arch)
     if weights != "none":
-        named = torchvision.models.get_model_weights(arch).__members__
-        if weights in named:
-            state = _published(arch, named[weights])
-        else:
-            state = _read(root / weights, known=", ".join(named) or "no published weights")
-        _fill(model, state, source=weights)
+        file = weights_file(arch, weights, root=root)
+        state = _read(file) if file else _published(arch, torchvision.models.get_model_weights(arch)[weights])
+        model.load_state_dict(_fitting(state, model, source=weights), strict=False)
     return model.eval(), width
 
 
-def load(path: Path) -> tuple[nn.Module, int]:
-    """The encoder that `save` wrote, in eval mode, and its D. Raises `EncoderError` if it is not one."""
-    state, facts = _contents(path)
-    if "arch" not in facts:
-        raise EncoderError(f"{path} does not say its architecture; write it with `satclr pretrain`")
-    with torch.device("meta"):  # a header may name any architecture: no memory before the tensors fit
-        _refuse_misfits(build(facts["arch"])[0], state, source=str(path))
-    model, width = build(facts["arch"])
-    _fill(model, state, source=str(path))
-    return model.eval(), width
+def weights_file(arch: str, weights: str, *, root: Path) -> Path | None:
+    """The file that `weights` names, or None for `none` and for published weights. Raises `EncoderError`."""
+    _check_arch(arch)
+    published = torchvision.models.get_model_weights(arch).__members__
+    if weights == "none" or weights in published:
+        return None
+    if not (root / weights).is_file():
+        known = ", ".join(published) or "no published weights"
+        raise EncoderError(f"pretrain.weights: {root / weights} does not exist; give none, a file, or one of: {known}")
+    return root / weights
 
 
-def metadata(path: Path) -> dict[str, Any]:
-    """What `save` wrote beside the tensors and the architecture. Raises `EncoderError` where it is no JSON."""
-    facts = _contents(path)[1]
-    try:
-        return {k: json.loads(v) for k, v in facts.items() if k != "arch"}
-    except ValueError as error:
-        raise EncoderError(
-            f"{path} has metadata that are not JSON ({error}); make or fetch it again"
-        ) from None
+def adapt_batch_norm(encoder: nn.Module, store: tiles.TileStore, settings: Settings) -> None:
+    """Re-estimate BatchNorm's running statistics on evaluation views of the training tiles (arXiv:1603.04779).
 
-
-def evaluation_facts(facts: Mapping[str, Any], source: object) -> tuple[Channels, Channels, int]:
-    """The mean, the std and the crop_px that belong to an encoder, of the facts that its file holds.
-
-    Raises `EncoderError` where they are not three finite means, three positive deviations and a side that
-    params.yaml could ask for.
+    They become the mean over batches, in index order. The encoder is left in eval mode.
     """
-    try:
-        mean, std = (tuple(float(v) for v in facts[name]) for name in ("mean", "std"))
-        crop_px = int(facts["crop_px"])
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise EncoderError(
-            f"{source} does not say its mean, std and crop_px ({error!r}); make it again"
-        ) from None
-    if not (len(mean) == len(std) == 3 and np.isfinite([*mean, *std]).all() and min(std) > 0):
-        raise EncoderError(f"{source}: mean {mean} and std {std} are not three numbers each, std above 0")
-    if not 8 <= crop_px <= SIDE_MAX_PX:
-        raise EncoderError(f"{source}: crop_px {crop_px} is not between 8 and {SIDE_MAX_PX}")
-    return mean, std, crop_px
-
-
-def save(model: nn.Module, path: Path, *, arch: str, width: int, **facts: Any) -> None:
-    """Write the encoder's state and what is needed to use it."""
-    tensorfile.save(path, model.state_dict(), arch=arch, feature_dim=width, **facts)
-
-
-class Frozen:
-    """An encoder that does not learn, with the evaluation view that belongs to it.
-
-    Eval mode: a tile's features depend on that tile alone and no buffer moves. `batch_norm="batch"` is the
-    notebook's way: BatchNorm normalises by the batch at hand, so they depend on its other tiles.
-    """
-
-    def __init__(self, path: Path, *, precision: str = "float32", batch_norm: str = "frozen") -> None:
-        model, self.width = load(path)
-        self.mean, self.std, self.crop_px = evaluation_facts(metadata(path), path)
-        self.precision = precision
-        self.device = device()
-        if batch_norm == "batch":
-            forget_running_statistics(model)
-        self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    @torch.inference_mode()
-    def __call__(self, batch: torch.Tensor) -> npt.NDArray[np.float32]:
-        """Features (B,D) of tiles (B,H,H,3) uint8."""
-        x = views.evaluation_view(
-            batch.to(self.device), crop_px=self.crop_px, mean=self.mean, std=self.std, dtype=torch.float32
-        )
-        with autocast(self.device, self.precision):
-            h: torch.Tensor = self.model(x)
-        features: npt.NDArray[np.float32] = h.float().cpu().numpy()
-        return features
+    size, crop_px = settings.pretrain.batch_size, settings.views.crop_px
+    mean, std = store.statistics(settings.pretrain.normalization)
+    norms = _batch_norms(encoder)
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain average over batches
+        norm.train()
+    batches = tiles.split_batches(store.rows("train"), size)
+    if len(batches) > 1 and len(batches[-1]) < size:
+        batches = batches[:-1]  # a small rest would count as much as a whole batch
+    with torch.inference_mode():
+        for _, batch in tiles.stream(store, batches, next(encoder.parameters()).device):
+            encoder(views.evaluation_view(batch, crop_px=crop_px, mean=mean, std=std))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    encoder.eval()
 
 
 def projection_head(width: int, *, hidden: int | None, out: int, batch_norm: bool) -> nn.Sequential:
@@ -163,137 +116,140 @@ def projection_head(width: int, *, hidden: int | None, out: int, batch_norm: boo
 
     With BatchNorm as in SimCLR's published code, without as in the paper's notebook.
     """
-    hidden = hidden or width
-    layers: list[nn.Module] = [nn.Linear(width, hidden, bias=not batch_norm)]
-    layers += [nn.BatchNorm1d(hidden)] * batch_norm + [nn.ReLU(inplace=True)]
-    layers += [nn.Linear(hidden, out, bias=not batch_norm)] + [nn.BatchNorm1d(out)] * batch_norm
-    return nn.Sequential(*layers)
+    hidden, bias = hidden or width, not batch_norm
+    first = [nn.Linear(width, hidden, bias=bias), *[nn.BatchNorm1d(hidden)] * batch_norm, nn.ReLU(inplace=True)]
+    return nn.Sequential(*first, nn.Linear(hidden, out, bias=bias), *[nn.BatchNorm1d(out)] * batch_norm)
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Put torch's global CPU generator at `seed` inside, as it was before outside."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
+def save(model: nn.Module, path: Path, *, arch: str, width: int, **facts: Any) -> None:
+    """Write the encoder's state, and as JSON in the file's metadata what is needed to use it."""
+    facts |= {"arch": arch, "feature_dim": width}
+    files.save_tensors(path, model.state_dict(), **facts)
 
 
-def _published(arch: str, weights: Any) -> Mapping[str, torch.Tensor]:
+def load(path: Path) -> tuple[nn.Module, int]:
+    """The encoder that `save` wrote, in eval mode, and its D. Raises `EncoderError` if it is not one."""
+    return _load(path)[:2]
+
+
+def _load(path: Path) -> tuple[nn.Module, int, dict[str, Any]]:
+    try:
+        arrays, text = files.load_tensors(path)
+        facts = {name: json.loads(value) for name, value in text.items()}
+    except (OSError, ValueError) as error:
+        raise EncoderError(f"{path} is not a readable encoder: {error}") from None
+    if "arch" not in facts:
+        raise EncoderError(f"{path} does not name its architecture; write it with `satclr pretrain`")
+    state = {key: torch.from_numpy(value) for key, value in arrays.items()}
+    with torch.device("meta"):  # a header may name any architecture: no memory before the tensors fit
+        _fitting(state, build(facts["arch"])[0], source=path)
+    model, width = build(facts["arch"])
+    model.load_state_dict(_fitting(state, model, source=path), strict=False)
+    return model.eval(), width, facts
+
+
+def evaluation_facts(facts: Mapping[str, Any], source: object) -> tuple[Channels, Channels, int]:
+    """Mean, std and crop_px of an encoder's input, from its file's facts; raises `EncoderError` for impossible ones."""
+    try:
+        mean, std = (tuple(float(v) for v in facts[name]) for name in ("mean", "std"))
+        crop_px = int(facts["crop_px"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise EncoderError(f"{source} lacks its mean, std or crop_px ({error!r}); write it again") from None
+    if not (len(mean) == len(std) == 3 and np.isfinite([*mean, *std]).all() and min(std) > 0):
+        raise EncoderError(f"{source}: mean {mean} and std {std} must be three numbers each, std above 0")
+    if not 8 <= crop_px <= MAX_CROP_PX:
+        raise EncoderError(f"{source}: crop_px {crop_px} is not between 8 and {MAX_CROP_PX}")
+    return mean, std, crop_px
+
+
+class Frozen:
+    """An encoder that does not learn, with its evaluation view.
+
+    It is in eval mode: a tile's features depend on that tile alone and no buffer moves. With `batch_norm="batch"`, as
+    in the notebook, BatchNorm normalises by the batch. `precision` is a setting: float32, bfloat16 or auto.
+    """
+
+    def __init__(self, path: Path, *, precision: str = "float32", batch_norm: str = "frozen") -> None:
+        model, self.width, facts = _load(path)
+        self.mean, self.std, self.crop_px = evaluation_facts(facts, path)
+        self.precision, _ = machine.precision(precision)
+        self.device = machine.device()
+        if batch_norm == "batch":
+            for norm in _batch_norms(model):
+                norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+        self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @torch.inference_mode()
+    def __call__(self, batch: torch.Tensor) -> npt.NDArray[np.float32]:
+        """Features (B,D) of tiles (B,H,H,3) uint8."""
+        batch = batch.to(self.device)
+        x = views.evaluation_view(batch, crop_px=self.crop_px, mean=self.mean, std=self.std)
+        with machine.autocast(self.device, self.precision):
+            h: torch.Tensor = self.model(x)
+        features: npt.NDArray[np.float32] = h.float().cpu().numpy()
+        return features
+
+
+def _check_arch(arch: str) -> None:
+    if arch not in torchvision.models.list_models(module=torchvision.models):
+        raise EncoderError(f"unknown encoder arch {arch!r}; torchvision has resnet18, resnet50, ...")
+    if arch in ("googlenet", "inception_v3"):
+        raise EncoderError(f"encoder arch {arch!r} has auxiliary heads; use a ResNet, say")
+
+
+def _published(arch: str, weights: Any) -> State:
     file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
     try:
-        state: Mapping[str, torch.Tensor] = weights.get_state_dict(progress=True, check_hash=True)
+        state: State = weights.get_state_dict(progress=True, check_hash=True)
     except (urllib.error.URLError, OSError) as error:
-        reason = getattr(error, "reason", error)
         raise EncoderError(
-            f"the weights {weights.name} of {arch} are neither on disk nor to be downloaded ({reason}). "
-            f"Put {weights.url.rsplit('/', 1)[-1]} from torchvision into {file.parent}, "
-            "or set pretrain.weights to a local file or to none"
+            f"could not find or download the weights {weights.name} of {arch} ({getattr(error, 'reason', error)}). "
+            f"Put {file.name} from torchvision into {file.parent}, or set pretrain.weights to a local file or to none"
         ) from None
     except RuntimeError as error:  # a wrong hash
         raise EncoderError(f"{file} is damaged ({error}); delete it and run again") from None
     return state
 
 
-def _contents(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    try:
-        return tensorfile.load(path)
-    except (OSError, tensorfile.TensorFileError) as error:
-        raise EncoderError(f"{path} is not a readable encoder: {error}") from None
-
-
-def _read(path: Path, *, known: str) -> Mapping[str, torch.Tensor]:
+def _read(path: Path) -> State:
     """Tensors by name from a file that cannot run code: safetensors, or torch's weights-only format."""
-    if not path.is_file():
-        raise EncoderError(
-            f"pretrain.weights: {path} does not exist; give none, the path of a file, or one of: {known}"
-        )
     try:
         if path.suffix == ".safetensors":
-            return tensorfile.load(path)[0]
-        _refuse_bomb(path)
+            return {key: torch.from_numpy(value) for key, value in files.load_tensors(path)[0].items()}
+        if zipfile.is_zipfile(path):  # torch does not compress: more would be a bomb
+            with zipfile.ZipFile(path) as file:
+                if sum(info.file_size for info in file.infolist()) > path.stat().st_size:
+                    raise ValueError("it unpacks to more than its size")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except tensorfile.TensorFileError as error:
+    except files.FileError as error:
         raise EncoderError(f"pretrain.weights: {error}") from None
-    except Exception as error:  # noqa: BLE001 - whatever a damaged or hostile file provokes
+    except Exception as error:  # noqa: BLE001 - whatever a damaged or hostile file raises
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise EncoderError(
-            f"pretrain.weights: {path} is not a safetensors or weights-only state-dict file "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'})"
+            f"pretrain.weights: {path} is not a safetensors or weights-only state-dict file ({reason})"
         ) from None
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise EncoderError(f"pretrain.weights: {path} holds no state dict (a mapping of names to tensors)")
+        raise EncoderError(f"pretrain.weights: {path} is not a state dict (a mapping of names to tensors)")
     return state
 
 
-def _refuse_bomb(path: Path) -> None:
-    """Refuse what unpacks to more than its size: torch stores tensors as they are, so it was made to fill memory."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as file:
-            unpacked = sum(info.file_size for info in file.infolist())
-        if unpacked > path.stat().st_size:
-            raise ValueError(f"unpacks to {unpacked:,} bytes, more than its own {path.stat().st_size:,}")
-
-
-def _fill(model: nn.Module, state: Mapping[str, torch.Tensor], *, source: str) -> None:
-    """Load `state` into `model`, its own head left out; everything else must fit exactly and be finite."""
-    given = _refuse_misfits(model, state, source=source)
-    broken = [k for k, v in given.items() if v.is_floating_point() and not v.isfinite().all()]
-    if broken:
-        raise _misfit(source, "is not finite in", broken)
-    model.load_state_dict(given, strict=False)
-
-
-def _refuse_misfits(
-    model: nn.Module, state: Mapping[str, torch.Tensor], *, source: str
-) -> dict[str, torch.Tensor]:
-    """`state` without a head, if its names and shapes are those of `model`."""
-    own = model.state_dict()
-    given = {k: v for k, v in state.items() if k in own or not k.startswith(HEADS)}
-    missing = [k for k in own if k not in given and not k.endswith("num_batches_tracked")]
-    unknown = [k for k in given if k not in own]
-    wrong = [f"{k} {tuple(given[k].shape)} for {tuple(own[k].shape)}" for k in own if k in given
-             and given[k].shape != own[k].shape]  # fmt: skip
-    for problem, names in (("lacks", missing), ("has unknown", unknown), ("has other shapes:", wrong)):
+def _fitting(state: State, model: nn.Module, *, source: object) -> State:
+    """`state` without a head; raises `EncoderError` unless the rest fits `model` exactly and is finite."""
+    heads, own = tuple(f"{name}." for name in HEADS), model.state_dict()
+    given = {k: v for k, v in state.items() if k in own or not k.startswith(heads)}
+    both = own.keys() & given.keys()
+    for problem, names in (
+        ("missing", [k for k in own if k not in given and not k.endswith("num_batches_tracked")]),
+        ("unknown", [k for k in given if k not in own]),
+        ("wrong shape", [f"{k} {tuple(given[k].shape)}" for k in own if k in both and given[k].shape != own[k].shape]),
+        ("not finite", [k for k, v in given.items() if v.is_floating_point() and not v.isfinite().all()]),
+    ):
         if names:
-            raise _misfit(source, problem, names)
+            raise EncoderError(f"weights {source} do not fit the encoder: {problem}: {files.some(names)}")
     return given
 
 
-def _misfit(source: str, problem: str, names: list[str]) -> EncoderError:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return EncoderError(f"weights {source} do not fit the encoder: it {problem} {', '.join(names[:3])}{more}")
-
-
-@contextmanager
-def deterministic(enabled: bool) -> Iterator[None]:
-    """Inside, if `enabled`, torch refuses algorithms that may give other bits the next time (on a GPU, some do)."""
-    before = torch.are_deterministic_algorithms_enabled()
-    if enabled:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS then needs
-        torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-
-
-def device() -> torch.device:
-    """The GPU when there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def autocast(where: torch.device, precision: str) -> torch.autocast:
-    """A context in which the encoder's arithmetic has `precision` (float32 or bfloat16)."""
-    return torch.autocast(where.type, torch.bfloat16, enabled=precision == "bfloat16")
-
-
-def forget_running_statistics(model: nn.Module) -> None:
-    """Make every BatchNorm normalise by the batch at hand, in eval mode too (the notebook's encoders)."""
-    for module in batch_norms(model):
-        module.running_mean = module.running_var = module.num_batches_tracked = None
-
-
-def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    """The model's BatchNorm layers."""
-    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]  # noqa: SLF001
+def _batch_norms(model: nn.Module) -> list[BatchNorm]:
+    return [m for m in model.modules() if isinstance(m, BatchNorm)]

@@ -1,4 +1,4 @@
-"""Contrastive objectives: projections z (and labels) in, a scalar loss with gradients out.
+"""Contrastive objectives: projections z (and labels) in, a scalar loss with gradients out. `objective` picks one.
 
 Every loss here is one sum over pairs of rows, with its own weights W and with S = x xᵀ/τ, x = normalise(z):
 
@@ -17,8 +17,26 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import normalize
 
+from satclr.params import Objective
+
 Positives = Literal["any", "all", "jaccard"]
+POSITIVES: dict[str, Positives] = {"supcon_any": "any", "supcon_all": "all", "jaccard": "jaccard"}
 _BLOCK_ELEMENTS = 2**20  # of S at a time: 4 MiB in float32, the size of a cache
+
+
+def objective(name: Objective, temperature: float, nt_xent_weight: float, targets: Tensor, z: Tensor) -> Tensor:
+    """The loss that an arm asks for: w·NT-Xent + (1 - w)·the objective, w = nt_xent_weight.
+
+    z: (2B,D), rows i and i+B the views of tile i; targets: (2B,K), the labels of its rows, which NT-Xent ignores.
+    """
+    if name == "nt_xent":
+        return nt_xent(z, temperature)
+    if name == "mulsupcon":
+        own = mulsupcon(z, targets, temperature)
+    else:
+        own = supcon(z, targets, temperature, POSITIVES[name])
+    w = nt_xent_weight
+    return w * nt_xent(z, temperature) + (1 - w) * own if w else own
 
 
 def nt_xent(z: Tensor, temperature: float) -> Tensor:
@@ -26,15 +44,13 @@ def nt_xent(z: Tensor, temperature: float) -> Tensor:
 
     z: (2B,D) unnormalised projections, rows i and i+B are the views of tile i; temperature > 0.
     Returns the mean over the 2B anchors, a scalar in float32 (float64 for float64 z).
-    Raises ValueError when z is no floating (2B,D) matrix or temperature is not positive.
+    Raises ValueError when z is not a floating (2B,D) matrix.
     Source: SimCLR eq. 1, arXiv:2002.05709.
     """
-    _check(z, temperature)
+    _check(z)
     rows = len(z)
     if rows % 2:
-        raise ValueError(
-            f"nt_xent got z with {rows} rows; it needs an even number, both views of each tile: cat([z1, z2])"
-        )
+        raise ValueError(f"z has {rows} rows; nt_xent needs both views of each tile: cat([z1, z2])")
 
     def weights(start: int, stop: int) -> Tensor:
         anchor = torch.arange(start, stop, device=z.device)
@@ -43,7 +59,7 @@ def nt_xent(z: Tensor, temperature: float) -> Tensor:
         block.scatter_(1, partner[:, None], 1 / rows)
         return block
 
-    return _contrast(z, weights, temperature)
+    return _pair_loss(z, weights, temperature)
 
 
 def supcon(z: Tensor, targets: Tensor, temperature: float, positives: Positives) -> Tensor:
@@ -58,12 +74,11 @@ def supcon(z: Tensor, targets: Tensor, temperature: float, positives: Positives)
     positives: a scalar in float32 (float64 for float64 z); 0, with a zero gradient, when no anchor has one.
     A row without labels is a negative only: the two views of an unlabelled tile are no anchors, and nothing
     draws them together.
-    Raises ValueError on wrong shapes, targets other than 0 and 1 (bool targets spare the check, which waits
-    for the device), temperature <= 0 or another word for positives.
+    Raises ValueError when z is not a floating matrix with as many rows as targets.
     Source: Khosla et al. 2020, L_out, arXiv:2004.11362.
     """
-    _check(z, temperature)
-    labels = _labels(z, targets)
+    _check(z, targets)
+    labels = targets.to(z.device).bool()
     labelled = labels.any(1)
     if positives == "all":
         _, group, sizes = torch.unique(labels, dim=0, return_inverse=True, return_counts=True)
@@ -73,7 +88,7 @@ def supcon(z: Tensor, targets: Tensor, temperature: float, positives: Positives)
             same: Tensor = (group[start:stop, None] == group) & labelled
             return same.to(_dtype(z))
 
-    elif positives in {"any", "jaccard"}:
+    else:
         y = labels.to(_dtype(z))
         anchors = (labels & (labels.sum(0) > 1)).any(1)
         sizes = y.sum(1)
@@ -85,8 +100,6 @@ def supcon(z: Tensor, targets: Tensor, temperature: float, positives: Positives)
             union = (sizes[start:stop, None] + sizes).sub_(shared)
             return shared.div_(union.clamp_(min=1))
 
-    else:
-        raise ValueError(f'supcon got positives={positives!r}; it knows "any", "all" and "jaccard"')
     count = anchors.sum().clamp(min=1)
 
     def weights(start: int, stop: int) -> Tensor:
@@ -95,7 +108,7 @@ def supcon(z: Tensor, targets: Tensor, temperature: float, positives: Positives)
         total = block.sum(1, keepdim=True)
         return block.div_(torch.where(total > 0, total * count, 1))
 
-    return _contrast(z, weights, temperature)
+    return _pair_loss(z, weights, temperature)
 
 
 def mulsupcon(z: Tensor, targets: Tensor, temperature: float) -> Tensor:
@@ -106,12 +119,11 @@ def mulsupcon(z: Tensor, targets: Tensor, temperature: float) -> Tensor:
     (nothing where there is no other), summed and divided by the number of ones in targets. Rows without
     labels are negatives only. Returns a scalar in float32 (float64 for float64 z); 0, with a zero gradient,
     when no label stands on two rows.
-    Raises ValueError on wrong shapes, targets other than 0 and 1 (bool targets spare the check, which waits
-    for the device) or temperature <= 0.
+    Raises ValueError when z is not a floating matrix with as many rows as targets.
     Source: Zhang & Wu, "Multi-Label Supervised Contrastive Learning", AAAI 2024.
     """
-    _check(z, temperature)
-    y = _labels(z, targets).to(_dtype(z))
+    _check(z, targets)
+    y = targets.to(z.device).bool().to(_dtype(z))
     others = (y.sum(0) - 1).clamp(min=1)
     per_label = y / (others * y.sum().clamp(min=1))
 
@@ -120,21 +132,21 @@ def mulsupcon(z: Tensor, targets: Tensor, temperature: float) -> Tensor:
         block.diagonal(start).zero_()
         return block
 
-    return _contrast(z, weights, temperature)
+    return _pair_loss(z, weights, temperature)
 
 
 _Weights = Callable[[int, int], Tensor]
 
 
-def _contrast(z: Tensor, weights: _Weights, temperature: float) -> Tensor:
+def _pair_loss(z: Tensor, weights: _Weights, temperature: float) -> Tensor:
     """Σᵢⱼ Wᵢⱼ (lseᵢ − Sᵢⱼ); weights(start, stop) gives rows of W with a zero diagonal, (stop-start, M)."""
     with torch.autocast(z.device.type, enabled=False):
         x = normalize(z.to(_dtype(z)), dim=1)
-        loss: Tensor = _Contrast.apply(x, weights, temperature)
+        loss: Tensor = _PairLoss.apply(x, weights, temperature)
         return loss
 
 
-class _Contrast(torch.autograd.Function):
+class _PairLoss(torch.autograd.Function):
     """The gradient is a by-product of the forward pass: S is computed once and never kept."""
 
     @staticmethod
@@ -173,23 +185,7 @@ def _dtype(z: Tensor) -> torch.dtype:
     return torch.promote_types(z.dtype, torch.float32)
 
 
-def _check(z: Tensor, temperature: float) -> None:
-    if z.ndim != 2 or len(z) < 2 or not z.is_floating_point():
-        raise ValueError(
-            f"z is {z.dtype} of shape {tuple(z.shape)}; it must be floating projections (rows, D), rows >= 2"
-        )
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature is {temperature}; it must be a finite number > 0, such as 0.5")
-
-
-def _labels(z: Tensor, targets: Tensor) -> Tensor:
-    if targets.ndim != 2 or len(targets) != len(z):
-        raise ValueError(
-            f"targets have shape {tuple(targets.shape)} for z of shape {tuple(z.shape)}; "
-            "they need one row per row of z: repeat each tile's labels for its views"
-        )
-    labels = targets.bool()
-    if targets.dtype != torch.bool and not torch.equal(labels.to(targets.dtype), targets):
-        row, label = (int(i) for i in (labels.to(targets.dtype) != targets).nonzero()[0])
-        raise ValueError(f"targets[{row}, {label}] is {targets[row, label].item()}; targets are 0 or 1")
-    return labels.to(z.device)
+def _check(z: Tensor, targets: Tensor | None = None) -> None:
+    rows = None if targets is None else len(targets)
+    if z.ndim != 2 or not z.is_floating_point() or rows not in (None, len(z)):
+        raise ValueError(f"z is {z.dtype} {tuple(z.shape)} with {rows} rows of targets; it must be floating (rows, D)")

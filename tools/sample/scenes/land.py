@@ -17,10 +17,7 @@ if TYPE_CHECKING:
 
 
 def beach(c: Canvas) -> None:
-    bay = (
-        c.grain("coarse") * np.float32(0.05 * c.side_m)
-        + np.float32(c.uniform(-0.3, 0.3) / c.side_m) * c.u * c.u
-    )
+    bay = c.grain("coarse") * np.float32(0.05 * c.side_m) + np.float32(c.uniform(-0.3, 0.3) / c.side_m) * c.u * c.u
     shore = c.v - np.float32(c.uniform(-0.2, 0.25) * c.side_m) + bay  # > 0: sea
     sand = c.tinted(c.pick(((214, 196, 160), (196, 178, 146), (226, 214, 190), (172, 156, 130))), 0.06)
     wet = c.uniform(3, 8)
@@ -54,10 +51,7 @@ def beach(c: Canvas) -> None:
     for line in range(c.count(1, 4)):
         offset, width = line * c.uniform(5, 12) + c.uniform(0, 2), c.uniform(0.4, 1.6)
         c.surface(
-            "sea",
-            foam,
-            where=np.abs(shore - offset + ragged) < width * (1 + 0.5 * c.grain("coarse")),
-            patchy=0.04,
+            "sea", foam, where=np.abs(shore - offset + ragged) < width * (1 + 0.5 * c.grain("coarse")), patchy=0.04
         )
     if c.chance(0.35):
         for u, v in c.scatter(c.count(3, 10), on=("sea",)):
@@ -137,9 +131,7 @@ def farm(c: Canvas, centre: tuple[float, float]) -> None:
     o.buildings(
         c,
         [
-            o.Building(
-                (centre[0] - 8, centre[1] + 3), c.uniform(18, 26), c.uniform(9, 13), 0, 7, c.chance(0.5)
-            ),
+            o.Building((centre[0] - 8, centre[1] + 3), c.uniform(18, 26), c.uniform(9, 13), 0, 7, c.chance(0.5)),
             o.Building((centre[0] + 11, centre[1] - 4), c.uniform(9, 12), 8, math.pi / 2, 5),
         ],
     )
@@ -150,9 +142,7 @@ def forest(c: Canvas) -> None:
     if c.chance(0.4):
         g.dirt(c, c.uniform(-0.35, 0.35) * c.side_m, c.uniform(3, 5))
     elif c.chance(0.3):
-        g.road(
-            c, c.uniform(-0.35, 0.35) * c.side_m, width=7, traffic=1.5, bend=c.uniform(-0.2, 0.2) * c.side_m
-        )
+        g.road(c, c.uniform(-0.35, 0.35) * c.side_m, width=7, traffic=1.5, bend=c.uniform(-0.2, 0.2) * c.side_m)
     size = c.uniform(1.9, 3.6)
     places = c.scatter(int(0.77 * (c.side_m / size) ** 2), on=("grass", "soil"))
     if c.chance(0.6):
@@ -168,23 +158,14 @@ def river(c: Canvas) -> None:
     if c.chance(0.25):
         g.crop(c, c.v > c.uniform(0.1, 0.3) * c.side_m)
     amplitude, phase = c.uniform(0.03, 0.2) * c.side_m, c.uniform(0, 6.3)
-    course = c.v - np.float32(amplitude) * np.sin(
-        c.u * np.float32(c.uniform(2, 5) / c.side_m) + np.float32(phase)
-    )
-    course = (
-        course
-        + np.float32(0.03 * c.side_m) * c.grain("coarse")
-        - np.float32(c.uniform(-0.12, 0.12) * c.side_m)
-    )
+    course = c.v - np.float32(amplitude) * np.sin(c.u * np.float32(c.uniform(2, 5) / c.side_m) + np.float32(phase))
+    course = course + np.float32(0.03 * c.side_m) * c.grain("coarse") - np.float32(c.uniform(-0.12, 0.12) * c.side_m)
     half = c.uniform(0.09, 0.24) * c.side_m
     bank = c.uniform(1.5, 8)
     if c.chance(0.6):
         g.soil(c, np.abs(course) < half + bank * (1 + 0.4 * c.grain("medium")), ruts=0)
     g.water(
-        c,
-        "stream",
-        np.abs(course) < half,
-        shore=(np.float32(half) - np.abs(course)) / np.float32(c.uniform(3, 12)),
+        c, "stream", np.abs(course) < half, shore=(np.float32(half) - np.abs(course)) / np.float32(c.uniform(3, 12))
     )
     if c.chance(0.35):
         bar = (np.abs(course - half * c.pick((-1, 1))) < 0.6 * half) & (c.grain("coarse") > 0.5)
@@ -248,7 +229,6 @@ def span(c: Canvas, u: float, width: float) -> None:
         )
     g.dashed(c, deck, o.WHITE)
     places = [
-        ((u + c.pick((-1, 1)) * width / 4, c.uniform(-0.5, 0.5) * c.side_m), math.pi / 2)
-        for _ in range(c.count(0, 6))
+        ((u + c.pick((-1, 1)) * width / 4, c.uniform(-0.5, 0.5) * c.side_m), math.pi / 2) for _ in range(c.count(0, 6))
     ]
     vehicles.cars(c, g.apart(places, 7), trucks=0.2)

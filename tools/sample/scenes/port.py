@@ -56,18 +56,13 @@ def harbor(c: Canvas) -> None:
             if math.hypot(u, v) > c.reach_m + boat:
                 continue
             if i % 2 == 0:
-                c.line(
-                    [(u - 0.9 * boat, v - pitch / 2), (u + 0.9 * boat, v - pitch / 2)], 0.7, colour, "dock"
-                )
+                c.line([(u - 0.9 * boat, v - pitch / 2), (u + 0.9 * boat, v - pitch / 2)], 0.7, colour, "dock")
             for side in (-1, 1):
                 if c.chance(full):
                     n = boat * c.uniform(0.75, 1.0)
                     bow = 0 if side > 0 else math.pi
                     vehicles.ship(
-                        c,
-                        (u + side * (1.6 + n / 2), v),
-                        bow + math.pi * c.chance(0.3) + c.uniform(-0.03, 0.03),
-                        n,
+                        c, (u + side * (1.6 + n / 2), v), bow + math.pi * c.chance(0.3) + c.uniform(-0.03, 0.03), n
                     )
     g.grove(c, c.count(0, 25), on=("grass",))
 

@@ -50,12 +50,7 @@ def dense_residential_area(c: Canvas) -> None:
                     pools.append((u + c.uniform(-2, 2), y + side * (wide / 2 + 4.2)))
     c.surface("paving", c.tinted(c.concrete_colour, 0.05), where=c.stencil(polygons=drives), patchy=0.04)
     vehicles.cars(
-        c,
-        [
-            ((sum(p[0] for p in d) / 4, sum(p[1] for p in d) / 4), math.pi / 2)
-            for d in drives
-            if c.chance(0.45)
-        ],
+        c, [((sum(p[0] for p in d) / 4, sum(p[1] for p in d) / 4), math.pi / 2) for d in drives if c.chance(0.45)]
     )
     for place in pools:
         o.pool(c, place, 0, c.uniform(6, 8))
@@ -108,11 +103,7 @@ def sparse_residential_area(c: Canvas) -> None:
         if c.chance(0.6):
             vehicles.cars(c, [((u + 9.5, v + side * 6), 1.4)])
     o.buildings(c, plan)
-    far = [
-        p
-        for p in c.scatter(c.count(15, 120), on=("grass", "soil"))
-        if all(math.dist(p, s) > 9 for s in spared)
-    ]
+    far = [p for p in c.scatter(c.count(15, 120), on=("grass", "soil")) if all(math.dist(p, s) > 9 for s in spared)]
     o.trees(c, far, radius_m=(1.8, 4.4), conifers=c.pick((0.0, 0.1, 0.5)))
 
 
@@ -133,15 +124,7 @@ def industrial_area(c: Canvas) -> None:
             u += length + c.uniform(7, 20)
     if c.chance(0.6):
         for yard in yards[::2]:
-            g.stalls(
-                c,
-                yard,
-                c.uniform(14, 30),
-                full=c.uniform(0.3, 0.9),
-                marked=True,
-                heading=math.pi / 2,
-                lot=True,
-            )
+            g.stalls(c, yard, c.uniform(14, 30), full=c.uniform(0.3, 0.9), marked=True, heading=math.pi / 2, lot=True)
     trucks = [(p, c.pick((0, math.pi / 2))) for p in c.scatter(c.count(2, 12), on=("paving", "soil"))]
     vehicles.cars(c, g.apart(trucks, 9), trucks=0.7)
     if c.chance(0.35):
@@ -178,15 +161,6 @@ def tennis_court(c: Canvas) -> None:
         v = centre[1] - side * (9 * n + 14)
         o.buildings(
             c,
-            [
-                o.Building(
-                    (centre[0] + c.uniform(-10, 10), v),
-                    c.uniform(14, 24),
-                    c.uniform(9, 13),
-                    0,
-                    5,
-                    c.chance(0.4),
-                )
-            ],
+            [o.Building((centre[0] + c.uniform(-10, 10), v), c.uniform(14, 24), c.uniform(9, 13), 0, 5, c.chance(0.4))],
         )
     g.grove(c, c.count(5, 90))

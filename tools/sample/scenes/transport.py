@@ -33,21 +33,13 @@ def airplane(c: Canvas) -> None:
         depth = c.uniform(0.2, 0.4) * c.side_m
         wall = 0.5 * c.side_m - depth / 2
         hall = o.Building(
-            (c.uniform(-0.2, 0.2) * c.side_m, 0.5 * c.side_m),
-            c.uniform(0.5, 1.3) * c.side_m,
-            depth,
-            0,
-            9,
-            True,
+            (c.uniform(-0.2, 0.2) * c.side_m, 0.5 * c.side_m), c.uniform(0.5, 1.3) * c.side_m, depth, 0, 9, True
         )
         o.buildings(c, [hall])
     length = c.uniform(8, 13) if small else c.uniform(24, 42)
     high = wall - 0.4 * length
     stands = [
-        (
-            c.uniform(-0.45, 0.45) * c.side_m,
-            c.uniform(min(max(edge + 0.3 * length, -0.4 * c.side_m), high), high),
-        )
+        (c.uniform(-0.45, 0.45) * c.side_m, c.uniform(min(max(edge + 0.3 * length, -0.4 * c.side_m), high), high))
         for _ in range(9)
     ]
     heading = c.uniform(0, 2 * math.pi)
@@ -77,17 +69,11 @@ def freeway(c: Canvas) -> None:
     middle = c.uniform(-0.2, 0.2) * c.side_m
     if median < 4:
         c.surface(
-            "paving",
-            c.concrete_colour,
-            where=c.stencil(polygons=[g.strip(middle, median + 1, c.reach_m)]),
-            patchy=0.04,
+            "paving", c.concrete_colour, where=c.stencil(polygons=[g.strip(middle, median + 1, c.reach_m)]), patchy=0.04
         )
     decks = [middle + side * (median + half) / 2 for side in (-1, 1)]
     c.surface(
-        "road",
-        c.asphalt_colour,
-        where=c.stencil(polygons=[g.strip(v, half, c.reach_m) for v in decks]),
-        patchy=0.05,
+        "road", c.asphalt_colour, where=c.stencil(polygons=[g.strip(v, half, c.reach_m) for v in decks]), patchy=0.05
     )
     traffic = c.uniform(0.4, 3.5)
     places = []
@@ -130,14 +116,10 @@ def intersection(c: Canvas) -> None:
     arms = [(0.0, width), (math.pi / 2 + skew, width2)]
     crossing = c.chance(0.8)  # or a T
     lines = [
-        (o.moved([(-reach, 0), (reach if n == 0 or crossing else 0, 0)], centre, a), w)
-        for n, (a, w) in enumerate(arms)
+        (o.moved([(-reach, 0), (reach if n == 0 or crossing else 0, 0)], centre, a), w) for n, (a, w) in enumerate(arms)
     ]
     c.surface(
-        "paving",
-        c.concrete_colour,
-        where=c.stencil(lines=[(line, w + 2 * walk) for line, w in lines]),
-        patchy=0.04,
+        "paving", c.concrete_colour, where=c.stencil(lines=[(line, w + 2 * walk) for line, w in lines]), patchy=0.04
     )
     asphalt = c.stencil(lines=list(lines))
     c.surface("road", c.asphalt_colour, where=asphalt, patchy=0.05)
@@ -169,10 +151,7 @@ def intersection(c: Canvas) -> None:
                 back = width2 / 2 + walk + 3 + abs(skew) * 18
                 plan.append(
                     o.Building(
-                        (
-                            centre[0] + su * (back + length / 2),
-                            centre[1] + sv * (width / 2 + walk + 3 + wide / 2),
-                        ),
+                        (centre[0] + su * (back + length / 2), centre[1] + sv * (width / 2 + walk + 3 + wide / 2)),
                         length,
                         wide,
                         0,
@@ -249,9 +228,7 @@ def railway(c: Canvas) -> None:
         o.buildings(
             c,
             [
-                o.Building(
-                    (u + c.uniform(-5, 5), v), c.uniform(12, 28), c.uniform(9, 16), 0, 6, c.chance(0.5)
-                )
+                o.Building((u + c.uniform(-5, 5), v), c.uniform(12, 28), c.uniform(9, 16), 0, 6, c.chance(0.5))
                 for u in (-60, -25, 10, 45)
             ],
         )

@@ -1,6 +1,6 @@
-"""Label tables as data sets publish them: one for all tiles or one a category, as text or spreadsheet.
+"""Label tables as data sets publish them: one for all tiles or one per category, as text or spreadsheet.
 
-In: a table's bytes and the images there are. Out: which image each row is about, and its labels.
+In: a table and the images of a download. Out: which image each row is about, and its labels.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from satclr.data import labels
-from satclr.data.importing.archives import DAMAGE, Member, SourceError, damaged
+from satclr.data.importing.archives import Member, SourceError
 
-SUFFIXES: Final = (".csv", ".txt", ".tsv", ".xlsx")
-BYTES_MAX: Final = 256 << 20
-LOOKED_AT: Final = 100  # rows that tell which column names the images
+SUFFIXES: Final = (".csv", ".txt", ".tsv", ".xlsx")  # in order of preference
+LOOKED_AT: Final = 100  # rows at each end that decide which column names the images
 
 
 @dataclass(frozen=True)
@@ -28,42 +27,43 @@ class Sheet:
     image: int
 
     def column(self, name: str) -> int | None:
-        """The position of the column of that name."""
+        """The position of the column `name`."""
         keys = [cell.strip().casefold() for cell in self.header]
         return keys.index(name) if name in keys else None
 
+    def position(self, row: Sequence[str], keys: Mapping[str, int | None]) -> int | None:
+        """The position of the row's image, or None without one. Raises `SourceError` where it is ambiguous."""
+        key = key_of(row[self.image])
+        if key in keys and keys[key] is None:
+            name = row[self.image]
+            raise SourceError(f"{self.member.path}: {name!r} may be several images; give their folders too")
+        return keys.get(key)
+
 
 def read(member: Member, keys: Mapping[str, object]) -> Sheet | None:
-    """The table in `member`, or None where no column names images. keys: every name an image goes by."""
-    if member.size > BYTES_MAX:
-        return None
+    """The table in `member`, or None where no column names images. keys: every name of every image."""
     try:
-        cells = _cells(member)
-    except labels.LabelError:
+        header, *body = labels.sheets(member.file)[0]
+    except (labels.LabelError, ValueError, IndexError):  # not a table, or an empty one
         return None
-    if len(cells) < 2:
-        return None
-    header, *body = cells
     width = len(header)
     body = [row + [""] * (width - len(row)) for row in body]
     looked_at = body[:LOOKED_AT] + body[-LOOKED_AT:]
     # Distinct ones: where images are named 0.jpg and 1.jpg, every label's cells look like names.
     hits = [len(keys.keys() & {key_of(row[i]) for row in looked_at}) for i in range(width)]
-    best = max(range(width), key=hits.__getitem__)
-    if hits[best] == 0 or width < 2:
-        return None
-    return Sheet(member, header, body, best)
+    best = hits.index(max(hits))
+    return Sheet(member, header, body, best) if hits[best] and width > 1 else None
 
 
 def key_of(text: str) -> str:
-    """What an image is looked up by: its path or name, case folded, with forward slashes."""
+    """The key that an image is looked up by: its path or name, case folded, with forward slashes."""
     return str(PurePosixPath(text.strip().replace("\\", "/"))).casefold()
 
 
 def index(paths: Sequence[PurePosixPath]) -> dict[str, int | None]:
-    """Every name each image goes by, to its position: path, `folder/name`, name, with and without suffix.
+    """Map every name of each image to its position: path, `folder/name`, name, with and without suffix.
 
-    A name that several images share stands for None.
+    A name that several images share maps to None.
     """
     found: dict[str, int | None] = {}
     for position, path in enumerate(paths):
@@ -72,25 +72,3 @@ def index(paths: Sequence[PurePosixPath]) -> dict[str, int | None]:
             key = key_of(name)
             found[key] = None if key in found and found[key] != position else position
     return found
-
-
-def position(sheet: Sheet, row: Sequence[str], keys: Mapping[str, int | None]) -> int | None:
-    """The position of the row's image, or None without one. Raises SourceError where it may be several."""
-    key = key_of(row[sheet.image])
-    if key in keys and keys[key] is None:
-        raise SourceError(
-            f"{sheet.member.path}: {row[sheet.image]!r} may be several images; give their folders too"
-        )
-    return keys.get(key)
-
-
-def _cells(member: Member) -> list[list[str]]:
-    try:
-        with member.open() as file:
-            raw = file.read()
-    except DAMAGE as error:
-        raise damaged(member, error) from None
-    if member.path.suffix.lower() != ".xlsx":
-        return [cells for _, cells in labels.rows(raw, member.path)]
-    found = labels.sheets(raw, member.path)
-    return found[0] if found else []

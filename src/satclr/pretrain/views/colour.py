@@ -12,10 +12,7 @@ from torch import Tensor
 from satclr.pretrain.views.parameters import CONTRAST, HUE, SATURATION, Parameters
 
 _LUMA = (0.2989, 0.587, 0.114)  # torchvision's rgb_to_grayscale
-_BEFORE, _AFTER = (
-    (0, 1, 2),
-    (1, 2, 3),
-)  # positions in a view's order that blends before and after its hue can have
+_BEFORE, _AFTER = ((0, 1, 2), (1, 2, 3))  # possible positions of blends before and after the hue, in a view's order
 NO_JITTER = 4  # the hue's position in views without jitter: after all others when sorted
 
 Span = tuple[int, int]
@@ -41,12 +38,8 @@ def spans(positions: Tensor) -> list[Span]:
     """Rows that each of the seven steps and the hue touch, where rows are sorted by their hue's position."""
     up_to = torch.bincount(positions, minlength=NO_JITTER + 1).cumsum(0).tolist()
     last = up_to[NO_JITTER - 1]
-    return (
-        [(up_to[q], last) for q in _BEFORE]
-        + [(0, last)]
-        + [(0, up_to[q - 1]) for q in _AFTER]
-        + [(0, up_to[-1])]
-    )
+    before, after = [(up_to[q], last) for q in _BEFORE], [(0, up_to[q - 1]) for q in _AFTER]
+    return [*before, (0, last), *after, (0, up_to[-1])]
 
 
 def recolour(x: Tensor, blends: Tensor, shift: Tensor, touched: list[Span]) -> None:

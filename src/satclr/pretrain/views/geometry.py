@@ -1,4 +1,4 @@
-"""Crop-resize and Gaussian blur as products with banded matrices, one pair a view.
+"""Crop-resize and Gaussian blur as products with banded matrices, one pair per view.
 
 On a CPU a matrix is a few blocks along its diagonal; on a GPU one dense block. Products take and leave axes
 transposed where that saves a copy.
@@ -13,9 +13,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-_BLOCK_PX = (
-    32  # rows of a block: fewer waste no arithmetic on zeros, more keep the processor's pipelines full
-)
+_BLOCK_PX = 32  # rows of a block: fewer multiply fewer zeros, more keep the processor's pipelines full
 _FAR = 1e6  # a distance at which no filter sees anything
 
 
@@ -61,8 +59,7 @@ def resize_weights(start: Tensor, size: Tensor, flip: Tensor, out_px: int, bands
     # A tensor made of a list would be copied to the device, and the copy waited for.
     rows = torch.stack([torch.arange(row, row + bands.height, device=device) for row in bands.rows])
     source = torch.stack([torch.arange(first, first + bands.width, device=device) for first in bands.starts])
-    size = size[:, None, None]
-    start = start[:, None, None]
+    size, start = size[:, None, None], start[:, None, None]
     scale = size / out_px
     index = torch.where(flip[:, None, None] > 0, out_px - 1 - rows, rows)
     shrink = scale.clamp(min=1)
@@ -100,9 +97,7 @@ def blur_weights(sigma: Tensor, side_px: int, radius: int, bands: Bands) -> Tens
     return blocks.view(len(sigma), len(bands.rows), bands.height, bands.width)
 
 
-def resize(
-    pixels: Tensor, x: Tensor, *, vertical: Tensor, up: Bands, horizontal: Tensor, across: Bands
-) -> None:
+def resize(pixels: Tensor, x: Tensor, *, vertical: Tensor, up: Bands, horizontal: Tensor, across: Bands) -> None:
     """Resize pixels (n,H,W,3) in 0..255 into planes x (3,n,w,h) in [0,1].
 
     vertical and horizontal are `resize_weights` of n rows, or of one for all, in the bands up and across.

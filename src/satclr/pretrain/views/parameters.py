@@ -1,77 +1,23 @@
-"""What to do to each view: the augmentation family, and one row of drawn parameters a view."""
+"""What to do to each view: the augmentation family, and one row of drawn parameters per view."""
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
+
+from satclr.params import Views
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # columns of Parameters.factors
 _TRIES = 10  # RandomResizedCrop's tries before it falls back to the central crop
 _BLUR_REACH = 4.0  # taps past 4 sigma hold less than 1e-4 of a kernel
 
 
-class Settings(Protocol):
-    """The augmentation family (SimCLR appendix A, arXiv:2002.05709); frozen pydantic models satisfy it."""
-
-    @property
-    def crop_px(self) -> int:
-        """Side S of a view."""
-
-    @property
-    def scale(self) -> tuple[float, float]:
-        """Area of a crop as a fraction of the tile's, lowest and highest."""
-
-    @property
-    def ratio(self) -> tuple[float, float]:
-        """Width of a crop over its height, lowest and highest."""
-
-    @property
-    def flip_p(self) -> float:
-        """Probability of a horizontal flip."""
-
-    @property
-    def jitter_p(self) -> float:
-        """Probability of the colour jitter."""
-
-    @property
-    def brightness(self) -> float:
-        """Half range b: the factor is uniform in [max(0, 1 - b), 1 + b]; so for contrast and saturation."""
-
-    @property
-    def contrast(self) -> float:
-        """Half range of the contrast factor."""
-
-    @property
-    def saturation(self) -> float:
-        """Half range of the saturation factor."""
-
-    @property
-    def hue(self) -> float:
-        """Half range of the hue shift, in turns, at most 0.5."""
-
-    @property
-    def grayscale_p(self) -> float:
-        """Probability of grayscale."""
-
-    @property
-    def blur_p(self) -> float:
-        """Probability of the Gaussian blur."""
-
-    @property
-    def blur_kernel_px(self) -> int:
-        """Side of the blur's kernel, odd."""
-
-    @property
-    def blur_sigma(self) -> tuple[float, float]:
-        """Standard deviation of the blur in view pixels, lowest and highest."""
-
-
 @dataclass(frozen=True)
 class Parameters:
-    """What `draw` decided, one row a view; `parameters[a:b]` replays a part of a batch.
+    """What `draw` decided, one row per view; `parameters[a:b]` replays a part of a batch.
 
     boxes (count,4) int64: top, left, height, width in tile pixels. factors (count,4) float32: brightness,
     contrast, saturation, hue in turns. order (count,4) int64: columns of factors in order of application.
@@ -100,37 +46,24 @@ class Parameters:
         return self._each(lambda column: column.to(device, non_blocking=True))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
-        return replace(
-            self,
-            boxes=change(self.boxes),
-            flip=change(self.flip),
-            jitter=change(self.jitter),
-            factors=change(self.factors),
-            order=change(self.order),
-            grayscale=change(self.grayscale),
-            blur=change(self.blur),
-            sigma=change(self.sigma),
-        )
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed: dict[str, Any] = {name: change(v) for name, v in columns.items() if isinstance(v, Tensor)}
+        return replace(self, **changed)
 
 
-def draw(generator: torch.Generator, count: int, settings: Settings, *, tile_px: int) -> Parameters:
+def draw(generator: torch.Generator, count: int, settings: Views, *, tile_px: int) -> Parameters:
     """Draw `count` rows of parameters with the distributions of torchvision's transforms.
 
     A pure function of the (CPU) generator's state; tiles are squares of `tile_px`.
-    Raises ValueError for an empty draw or a blur that reaches past the view's far edge.
     """
-    if count < 1 or tile_px < 1:
-        raise ValueError(f"draw needs count >= 1 and tile_px >= 1, got {count} and {tile_px}")
-    _check_blur(settings.blur_kernel_px, settings.crop_px)
 
     def uniform(low: float, high: float, *columns: int) -> Tensor:
         u = torch.rand(count, *columns, generator=generator, dtype=torch.float64)
         return u.mul_(high - low).add_(low)
 
     spans = (settings.brightness, settings.contrast, settings.saturation)
-    shifts = [uniform(max(0.0, 1 - span), 1 + span) for span in spans] + [
-        uniform(-settings.hue, settings.hue)
-    ]
+    shifts = [uniform(max(0.0, 1 - span), 1 + span) for span in spans]
+    shifts.append(uniform(-settings.hue, settings.hue))
     return Parameters(
         boxes=_boxes(uniform, settings.scale, settings.ratio, tile_px),
         flip=uniform(0, 1) < settings.flip_p,
@@ -152,9 +85,7 @@ def _boxes(uniform: _Uniform, scale: tuple[float, float], ratio: tuple[float, fl
     """RandomResizedCrop's boxes: the first of ten tries that fits, else the largest central crop."""
     area = uniform(*scale, _TRIES).mul_(tile_px**2)
     aspect = uniform(math.log(ratio[0]), math.log(ratio[1]), _TRIES).exp_()
-    sides = (
-        torch.stack([area.div(aspect), area.mul(aspect)], 2).sqrt_().round_()
-    )  # (count, tries, height width)
+    sides = torch.stack([area.div(aspect), area.mul(aspect)], 2).sqrt_().round_()  # (count, tries, height width)
     fits = ((sides > 0) & (sides <= tile_px)).all(2)
     first = fits.to(torch.uint8).argmax(1)
     sides = sides[torch.arange(len(sides)), first]
@@ -164,12 +95,3 @@ def _boxes(uniform: _Uniform, scale: tuple[float, float], ratio: tuple[float, fl
     centred = ((tile_px - fallback) / 2).floor()
     found = fits.any(1, keepdim=True)
     return torch.cat([torch.where(found, corners, centred), torch.where(found, sides, fallback)], 1).long()
-
-
-def _check_blur(kernel_px: int, crop_px: int) -> None:
-    """Raise ValueError for a blur kernel that is even or whose reflection would leave the view."""
-    if kernel_px < 1 or kernel_px % 2 == 0 or kernel_px // 2 >= crop_px:
-        raise ValueError(
-            f"blur_kernel_px = {kernel_px} with crop_px = {crop_px}: take an odd kernel below 2 * crop_px "
-            "(reflection at the border needs its half to fit in the view)"
-        )

@@ -3,7 +3,7 @@
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -34,18 +34,12 @@ def render(
     tiles uint8 (N,H,W,3) on any device; row j shows tile j % N. Returns channels-last (count,3,S,S),
     S = crop_px, on the tiles' device. mean and std are in [0,1] units. On a CPU the rows are shared among
     torch.get_num_threads() threads; the result does not depend on their number.
-    Raises ValueError for tiles of another type or shape, boxes outside them, a blur larger than the view.
+    Raises ValueError for tiles of another type or shape.
     """
     _check_tiles(tiles)
-    _check_boxes(parameters.boxes, tiles)
-    if parameters.blur_reach_px >= crop_px:
-        raise ValueError(
-            f"the blur reaches {parameters.blur_reach_px} px in views of {crop_px} px: "
-            "draw the parameters with the crop_px of these views"
-        )
     with torch.no_grad(), torch.autocast(tiles.device.type, enabled=False):
         out = torch.empty(len(parameters), crop_px, crop_px, 3, dtype=dtype, device=tiles.device)
-        job = _Job(tiles, _Plan.of(parameters), out, mean, std, parameters.blur_reach_px)
+        job = _Job.of(tiles, parameters, out, mean, std)
         if tiles.device.type == "cpu":
             _render_chunks(job)
         else:
@@ -54,12 +48,7 @@ def render(
 
 
 def evaluation_view(
-    tiles: Tensor,
-    *,
-    crop_px: int,
-    mean: Triple,
-    std: Triple,
-    dtype: torch.dtype = torch.float32,
+    tiles: Tensor, *, crop_px: int, mean: Triple, std: Triple, dtype: torch.dtype = torch.float32
 ) -> Tensor:
     """Resize whole tiles (antialiased bicubic) to S = crop_px and normalise: uint8 (N,H,W,3) → (N,3,S,S).
 
@@ -69,9 +58,8 @@ def evaluation_view(
     count, height, width, _ = tiles.shape
     device = tiles.device
     out = torch.empty(count, crop_px, crop_px, 3, dtype=dtype, device=device)
-    step = max(
-        1, (_CPU_CHUNK_FLOATS if device.type == "cpu" else _DEVICE_CHUNK_FLOATS) // (3 * height * width)
-    )
+    chunk_floats = _CPU_CHUNK_FLOATS if device.type == "cpu" else _DEVICE_CHUNK_FLOATS
+    step = max(1, chunk_floats // (3 * height * width))
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         vertical, up = _whole_weights(height, crop_px, device)
         horizontal, across = _whole_weights(width, crop_px, device)
@@ -95,74 +83,33 @@ def _whole_weights(in_px: int, out_px: int, device: torch.device) -> tuple[Tenso
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """Parameters as the operations want them."""
-
-    table: Tensor  # (count,28) float32: one transfer takes everything to a device
-    positions: Tensor  # (count,) of the hue
-
-    @classmethod
-    def of(cls, p: Parameters) -> "_Plan":
-        blends, shift, positions = colour.coefficients(p)
-        single = torch.stack([p.flip.float(), p.sigma * p.blur, shift], 1)
-        return cls(torch.cat([p.boxes.float(), single, blends.flatten(1)], 1), positions)
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """A chunk's rows of the plan, by name."""
-
-    table: Tensor
-
-    @property
-    def boxes(self) -> Tensor:
-        return self.table[:, :4]
-
-    @property
-    def flip(self) -> Tensor:
-        return self.table[:, 4]
-
-    @property
-    def sigma(self) -> Tensor:
-        return self.table[:, 5]
-
-    @property
-    def shift(self) -> Tensor:
-        return self.table[:, 6]
-
-    @property
-    def blends(self) -> Tensor:
-        return self.table[:, 7:].reshape(-1, 7, 3)
-
-
-@dataclass(frozen=True)
 class _Job:
+    """A batch to render, with its parameters as the operations take them."""
+
     tiles: Tensor  # (N,H,W,3) uint8
-    plan: _Plan
+    table: Tensor  # (count,28) float32, see `_columns`: one transfer takes everything to a device
+    positions: Tensor  # (count,) of the hue
     out: Tensor  # (count,S,S,3)
     mean: Triple
     std: Triple
     reach_px: int
 
-    @property
-    def crop_px(self) -> int:
-        return self.out.shape[1]
+    @classmethod
+    def of(cls, tiles: Tensor, p: Parameters, out: Tensor, mean: Triple, std: Triple) -> "_Job":
+        blends, shift, positions = colour.coefficients(p)
+        single = torch.stack([p.flip.float(), p.sigma * p.blur, shift], 1)
+        table = torch.cat([p.boxes.float(), single, blends.flatten(1)], 1)
+        return cls(tiles, table, positions, out, mean, std, p.blur_reach_px)
+
+
+def _columns(table: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Boxes (n,4), flip, sigma and hue shift (n,), blends (n,7,3) of some rows of a job's table."""
+    return table[:, :4], table[:, 4], table[:, 5], table[:, 6], table[:, 7:].reshape(-1, 7, 3)
 
 
 def _check_tiles(tiles: Tensor) -> None:
     if tiles.dtype != torch.uint8 or tiles.ndim != 4 or tiles.shape[3] != 3 or len(tiles) == 0:
         raise ValueError(f"tiles must be uint8 (N,H,W,3) with N >= 1, got {tiles.dtype} {tuple(tiles.shape)}")
-
-
-def _check_boxes(boxes: Tensor, tiles: Tensor) -> None:
-    if boxes.device.type != "cpu":  # looking would wait for the device
-        return
-    last = (boxes[:, :2] + boxes[:, 2:]).amax(0).tolist()
-    if last[0] > tiles.shape[1] or last[1] > tiles.shape[2]:
-        raise ValueError(
-            f"boxes reach row {last[0]}, column {last[1]} of tiles of {tiles.shape[1]}x{tiles.shape[2]} px: "
-            "draw the parameters with the tile_px of these tiles"
-        )
 
 
 def _normalise(x: Tensor, mean: Triple, std: Triple) -> None:
@@ -172,49 +119,38 @@ def _normalise(x: Tensor, mean: Triple, std: Triple) -> None:
 
 def _render_dense(job: _Job) -> None:
     """Every row through the same dense operations: no loop over rows and no wait for the device."""
-    count, (tile_count, height, width, _), side_px = len(job.out), job.tiles.shape, job.crop_px
-    table = job.plan.table
+    count, side_px = job.out.shape[:2]
+    tile_count, height, width, _ = job.tiles.shape
+    table = job.table
     if table.device != job.tiles.device:
         table = table.pin_memory().to(job.tiles.device, non_blocking=True)
     up, across, square = (Bands.dense(side_px, length) for length in (height, width, side_px))
     step = max(1, _DEVICE_CHUNK_FLOATS // (3 * max(height * width, side_px**2)))
     for start in range(0, count, step):
-        rows = _Rows(table[start : start + step])
-        n = len(rows.table)
-        top, left, box_height, box_width = rows.boxes.unbind(1)
+        boxes, flip, sigma, shift, blends = _columns(table[start : start + step])
+        n = len(boxes)
+        top, left, box_height, box_width = boxes.unbind(1)
         pixels = job.tiles[torch.arange(start, start + n, device=table.device) % tile_count].float()
         x = torch.empty(3, n, side_px, side_px, device=table.device)
         vertical = resize_weights(top, box_height, torch.zeros_like(top), side_px, up)
-        horizontal = resize_weights(left, box_width, rows.flip, side_px, across)
+        horizontal = resize_weights(left, box_width, flip, side_px, across)
         resize(pixels, x, vertical=vertical, up=up, horizontal=horizontal, across=across)
-        colour.recolour(x, rows.blends, rows.shift, [(0, n)] * 8)
+        colour.recolour(x, blends, shift, [(0, n)] * 8)
         _normalise(x, job.mean, job.std)
-        weights = blur_weights(rows.sigma, side_px, job.reach_px, square)
-        job.out[start : start + step] = blur(x, weights, square)
+        job.out[start : start + step] = blur(x, blur_weights(sigma, side_px, job.reach_px, square), square)
 
 
 def _render_chunks(job: _Job) -> None:
     """Share chunks of rows among threads; chunks do not depend on the threads, so neither does the result."""
-    job = _Job(
-        job.tiles,
-        _Plan(job.plan.table.cpu(), job.plan.positions.cpu()),
-        job.out,
-        job.mean,
-        job.std,
-        job.reach_px,
-    )
-    chunks = _chunks(job.plan, max(_CPU_CHUNK_ROWS, _CPU_CHUNK_FLOATS // (3 * job.crop_px**2)))
+    job = replace(job, table=job.table.cpu(), positions=job.positions.cpu())
+    chunks = _chunks(job, max(_CPU_CHUNK_ROWS, _CPU_CHUNK_FLOATS // (3 * job.out.shape[1] ** 2)))
     threads = min(torch.get_num_threads(), len(chunks))
     if threads == 1:
         for rows in chunks:
             _render_chunk(job, rows)
-    else:
-        # Big chunks first (they come last in the list): the threads then finish together.
-        list(
-            _pool(torch.get_num_threads(), os.getpid()).map(
-                lambda rows: _render_chunk(job, rows), chunks[::-1]
-            )
-        )
+    else:  # big chunks, which are the last, first: the threads then finish together
+        pool = _pool(torch.get_num_threads(), os.getpid())
+        list(pool.map(lambda rows: _render_chunk(job, rows), chunks[::-1]))
 
 
 @lru_cache(maxsize=4)
@@ -232,28 +168,29 @@ def _use_one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _chunks(plan: _Plan, size: int) -> list[Tensor]:
+def _chunks(job: _Job, size: int) -> list[Tensor]:
     """Row numbers of chunks alike in flip and crop size, each sorted by the hue's position."""
-    rows = _Rows(plan.table)
-    area = rows.boxes[:, 2] * rows.boxes[:, 3]
+    boxes, flip, *_ = _columns(job.table)
+    area = boxes[:, 2] * boxes[:, 3]
     chunks: list[Tensor] = []
     for flipped in (0, 1):
-        members = (rows.flip == flipped).nonzero()[:, 0]
+        members = (flip == flipped).nonzero()[:, 0]
         members = members[area[members].argsort(stable=True)]
-        chunks += [chunk[plan.positions[chunk].argsort(stable=True)] for chunk in torch.split(members, size)]
+        chunks += [chunk[job.positions[chunk].argsort(stable=True)] for chunk in torch.split(members, size)]
     return [chunk for chunk in chunks if len(chunk)]
 
 
 @torch.inference_mode()
 def _render_chunk(job: _Job, numbers: Tensor) -> None:
-    side_px, rows = job.crop_px, _Rows(job.plan.table[numbers])
-    boxes: list[list[int]] = rows.boxes.int().tolist()
+    side_px = job.out.shape[1]
+    columns, flip, sigma, shift, blends = _columns(job.table[numbers])
+    boxes: list[list[int]] = columns.int().tolist()
     x = torch.empty(3, len(numbers), side_px, side_px)
-    _crop_resize(x, _crops(job.tiles, numbers.tolist(), boxes), boxes, flipped=bool(rows.flip[0]))
-    colour.recolour(x, rows.blends, rows.shift, colour.spans(job.plan.positions[numbers]))
+    _crop_resize(x, _crops(job.tiles, numbers.tolist(), boxes), boxes, flipped=bool(flip[0]))
+    colour.recolour(x, blends, shift, colour.spans(job.positions[numbers]))
     _normalise(x, job.mean, job.std)
     bands = Bands.cover(side_px, side_px, (1.0, 1.0), job.reach_px)
-    out = blur(x, blur_weights(rows.sigma, side_px, job.reach_px, bands), bands)
+    out = blur(x, blur_weights(sigma, side_px, job.reach_px, bands), bands)
     job.out.index_copy_(0, numbers, out.to(job.out.dtype))
 
 

@@ -1,12 +1,24 @@
-"""A contact sheet: what each augmentation does to one tile, like Figure 3 of the paper."""
+"""A contact sheet: what each augmentation does to a tile, like Figure 3 of the paper.
 
+In: image files of tiles. Out: one PNG, a sheet per tile below the other.
+
+    satclr views data/sample/Images/*/*_00000.jpg --out views.png
+"""
+
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from satclr.pretrain.views.parameters import Parameters, Settings, draw
+from satclr import files, randomness
+from satclr.data import tiles as store
+from satclr.params import Settings, Views
+from satclr.pretrain.views.parameters import Parameters, draw
 from satclr.pretrain.views.rendering import evaluation_view, render
 
 ROWS = ("crop", "flip", "jitter", "grayscale", "blur", "all")
@@ -14,16 +26,21 @@ _BLACK, _WHITE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 _GAP_PX, _LABEL_PX = 4, 88
 
 
-def contact_sheet(
-    tile: Tensor, settings: Settings, *, generator: torch.Generator, columns: int = 8
-) -> Image.Image:
-    """Draw views of a tile: a labelled row an augmentation, then all together; each row opens with the tile.
+def write(tiles: Sequence[Path], out: Path, settings: Settings, *, seed: int) -> None:
+    """Draw the sheets of several tiles one below the other. Raises `TileError` for a file that is not a tile."""
+    sheets = []
+    for i, path in enumerate(tiles):
+        tile = torch.from_numpy(store.decode(path, settings.data.tile_px).copy())
+        sheets.append(contact_sheet(tile, settings.views, generator=randomness.generator(seed, "sheet", i)))
+    with files.replacing(out) as part:
+        Image.fromarray(np.concatenate([np.asarray(sheet) for sheet in sheets])).save(part, "PNG")
+
+
+def contact_sheet(tile: Tensor, settings: Views, *, generator: torch.Generator, columns: int = 8) -> Image.Image:
+    """Draw views of a tile: a labelled row per augmentation, then all together; each row begins with the tile.
 
     tile uint8 (H,H,3). An augmentation's own row applies it to every view; the last row keeps probabilities.
-    Raises ValueError for a tile that is not square.
     """
-    if tile.ndim != 3 or tile.shape[0] != tile.shape[1]:
-        raise ValueError(f"a contact sheet needs a square tile (H,H,3), got {tuple(tile.shape)}")
     side_px = settings.crop_px
     step_px = side_px + _GAP_PX
     sheet = Image.new("RGB", (_LABEL_PX + (columns + 1) * step_px, _GAP_PX + len(ROWS) * step_px), "white")
@@ -46,14 +63,7 @@ def only(name: str, parameters: Parameters, *, tile_px: int) -> Parameters:
         return parameters
     whole = torch.tensor([0, 0, tile_px, tile_px]).expand_as(parameters.boxes)
 
-    def on(augmentation: str) -> Tensor:
-        return torch.full_like(parameters.flip, name == augmentation)
-
-    return replace(
-        parameters,
-        boxes=parameters.boxes if name == "crop" else whole,
-        flip=on("flip"),
-        jitter=on("jitter"),
-        grayscale=on("grayscale"),
-        blur=on("blur"),
-    )
+    boxes = parameters.boxes if name == "crop" else whole
+    switches = ("flip", "jitter", "grayscale", "blur")
+    on: dict[str, Any] = {switch: torch.full_like(parameters.flip, name == switch) for switch in switches}
+    return replace(parameters, boxes=boxes, **on)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from satclr import params
+from satclr import settings
+from satclr.params import SECTIONS, Params
+from satclr.settings import ParamsError, merge
 
 from .conftest import ROOT
 
@@ -19,25 +22,18 @@ def tree() -> dict[str, Any]:
     return loaded
 
 
-def load(tree: Any, folder: Path) -> params.Params:
+def load(tree: Any, folder: Path) -> Params:
     path = folder / "params.yaml"
     path.write_text(tree if isinstance(tree, str) else yaml.safe_dump(tree, sort_keys=False))
-    return params.load(path)
-
-
-def test_every_arm_of_the_file_resolves_at_every_profile() -> None:
-    loaded = params.load(ROOT / "params.yaml")
-    for profile in loaded.profiles:
-        for arm in loaded.arms:
-            assert params.resolve(loaded, profile, arm, 3).key == f"{arm}-s3"
+    return settings.load(path)
 
 
 def test_mlrsnet_is_the_paper_to_the_letter() -> None:
-    s = params.resolve(params.load(ROOT / "params.yaml"), "mlrsnet", "simclr", 0).settings
+    s = settings.resolve(settings.load(ROOT / "params.yaml"), "mlrsnet", "simclr")
     assert (s.pretrain.arch, s.pretrain.weights, s.views.crop_px) == ("resnet50", "IMAGENET1K_V2", 224)
     assert s.data.split.fractions == (0.7, 0.2, 0.1)
     assert (s.pretrain.temperature, s.pretrain.epochs, s.pretrain.batch_size) == (0.5, 10, 128)
-    assert (s.pretrain.optimizer, s.pretrain.learning_rate) == ("adam", 3e-4)
+    assert (s.pretrain.optimizer, s.pretrain.learning_rate, s.pretrain.precision) == ("adam", 3e-4, "float32")
     assert (s.probe.epochs, s.probe.batch_size, s.probe.learning_rate) == (10, 128, 1e-3)
     v = s.views
     assert (v.flip_p, v.jitter_p, v.grayscale_p, v.blur_p) == (0.5, 0.8, 0.2, 1.0)
@@ -46,31 +42,32 @@ def test_mlrsnet_is_the_paper_to_the_letter() -> None:
 
 
 def test_an_arm_changes_only_what_it_names(tree: dict[str, Any], tmp_path: Path) -> None:
-    tree["arms"]["warm"] = {"pretrain": {"objective": "nt_xent", "temperature": 0.1}}
+    tree["arms"]["warm"] = {"pretrain": {"objective": "nt_xent", "temperature": 0.1}, "views": {"blur_p": 0.5}}
     loaded = load(tree, tmp_path)
-    plain, warm = (params.resolve(loaded, "sample", arm, 0).flat() for arm in ("simclr", "warm"))
-    assert {key for key in plain if plain[key] != warm[key]} == {"arm", "pretrain.temperature"}
+    plain, warm = (settings.resolve(loaded, "sample", arm).flat() for arm in ("simclr", "warm"))
+    assert {key for key in plain if plain[key] != warm[key]} == {"views.blur_p", "pretrain.temperature"}
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "names"),
     [
         ({"defaults": {"pretrain": {"temprature": 0.1}}}, ["defaults.pretrain.temprature", "temperature"]),
         ({"defaults": {"pretrain": {"temperature": 0.0}}}, ["defaults.pretrain.temperature = 0.0", "greater than 0"]),
         ({"profiles": {"sample": {"pretrain": {"epochs": 1.5}}}}, ["profiles.sample.pretrain.epochs = 1.5"]),
         ({"profiles": {"sample": {"pretrain": {"epochs": True}}}}, ["profiles.sample.pretrain.epochs = True"]),
         ({"arms": {"simclr": {"pretrain": {"objective": "simclr"}}}}, ["arms.simclr.pretrain.objective", "nt_xent"]),
-        ({"arms": {"simclr": {"views": {}}}}, ["arms.simclr.views", "unknown key"]),
+        ({"arms": {"simclr": {"embed": {}}}}, ["arms.simclr.embed", "unknown key"]),
         ({"arms": {"Sim CLR": {"pretrain": {}}}}, ["Sim CLR"]),
         ({"run": ["baseline", "moco"]}, ["moco", "baseline, simclr"]),
         ({"run": []}, ["run"]),
-        ({"seeds": [0, 0]}, ["seeds", "twice"]),
+        ({"seeds": [0, 0]}, ["seeds: duplicate entry 0"]),
         ({"seeds": [-1]}, ["seeds.0 = -1"]),
         ({"profile": "mlrs"}, ["mlrs", "mlrsnet"]),
         ({"colour": "red"}, ["colour", "unknown key"]),
+        ({"machine": {"processes": 0}}, ["machine.processes = 0"]),
         ({"defaults": {"views": {"scale": [0.5, 0.1]}}}, ["defaults.views.scale", "0.5, 0.1"]),
         ({"defaults": {"views": {"blur_kernel_px": 22}}}, ["defaults.views.blur_kernel_px 22"]),
-        ({"defaults": {"data": {"split": {"fractions": [0.5, 0.2, 0.1]}}}}, ["data.split.fractions", "add up to 1"]),
+        ({"defaults": {"data": {"split": {"fractions": [0.5, 0.2, 0.1]}}}}, ["data.split.fractions", "sum to 1"]),
         ({"profiles": {"ucmerced": {"data": {"split": {"by": "group"}}}}}, ["by: group", "set file: null"]),
         ({"defaults": {"pretrain": {"warmup_epochs": 99}}}, ["defaults.pretrain.warmup_epochs 99"]),
         ({"arms": {"simclr": {"pretrain": {"adapt_batch_norm": True}}}}, ["arms.simclr.pretrain.adapt_batch_norm"]),
@@ -81,42 +78,65 @@ def test_an_arm_changes_only_what_it_names(tree: dict[str, Any], tmp_path: Path)
         ({"profiles": {"sample": {"probe": None}}}, ["profiles.sample.probe"]),
     ],
 )  # fmt: skip
-def test_a_setting_that_cannot_be_is_named(
-    change: dict[str, Any], says: list[str], tree: dict[str, Any], tmp_path: Path
+def test_an_invalid_setting_is_named(
+    change: dict[str, Any], names: list[str], tree: dict[str, Any], tmp_path: Path
 ) -> None:
-    with pytest.raises(params.ParamsError) as caught:
-        load(params.merge(tree, change), tmp_path)
-    assert all(text in str(caught.value) for text in says), str(caught.value)
+    with pytest.raises(ParamsError) as caught:
+        load(merge(tree, change), tmp_path)
+    assert all(text in str(caught.value) for text in names), str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("section", params.SECTIONS)
+@pytest.mark.parametrize("section", SECTIONS)
 def test_a_missing_section_is_named(section: str, tree: dict[str, Any], tmp_path: Path) -> None:
     del tree["profiles"]["sample"][section]
-    with pytest.raises(params.ParamsError, match=rf"profiles\.sample\.{section} is missing"):
+    with pytest.raises(ParamsError, match=rf"profiles\.sample\.{section} is missing"):
         load(tree, tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "a: [", "- 1", "a: 1\na: 2", "1: 2", "\x00", "a: &a [*a]"])
-def test_a_file_that_is_no_params_yaml_is_one_error(text: str, tmp_path: Path) -> None:
-    with pytest.raises(params.ParamsError):
+def test_a_file_that_is_not_a_params_yaml_is_one_error(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ParamsError):
         load(text, tmp_path)
 
 
 def test_floats_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
     text = (ROOT / "params.yaml").read_text().replace("learning_rate: 3.0e-4", "learning_rate: 3e-4")
-    loaded = load(text, tmp_path)
-    assert params.resolve(loaded, "mlrsnet", "simclr", 0).settings.pretrain.learning_rate == 3e-4
+    assert settings.resolve(load(text, tmp_path), "mlrsnet", "simclr").pretrain.learning_rate == 3e-4
 
 
-leaves = st.none() | st.booleans() | st.integers(-3, 3) | st.floats(-2, 2) | st.text("ab", max_size=2)
-trees = st.recursive(leaves, lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3))
+@pytest.mark.parametrize("scalar", ["010", "0o10", "1:30", "yes", "Off"])
+def test_a_value_that_dvc_would_read_otherwise_is_refused_with_its_line(scalar: str, tmp_path: Path) -> None:
+    text = (ROOT / "params.yaml").read_text().replace("seeds: [0]", f"seeds: [{scalar}]")
+    line = next(i for i, row in enumerate(text.splitlines(), 1) if row.startswith("seeds:"))
+    with pytest.raises(ParamsError, match=rf"{scalar} means different things.* line {line}"):
+        load(text, tmp_path)
+    load(text.replace(f"[{scalar}]", "[8]"), tmp_path)
 
 
-@given(trees.filter(lambda t: isinstance(t, dict)), trees.filter(lambda t: isinstance(t, dict)))
+def test_few_settings_are_changed_by_nothing(tree: dict[str, Any]) -> None:
+    """A setting that no profile, arm or page of the documentation changes should be a constant in the code."""
+    docs = "".join(path.read_text() for path in [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"])
+    changed = {key for table in ("profiles", "arms") for one in tree[table].values() for key in leaves(one)}
+    unchanged = [key for key in leaves(tree["defaults"]) if key not in changed and key.split(".")[-1] not in docs]
+    assert len(unchanged) <= 15, unchanged
+
+
+def leaves(tree: Any, prefix: str = "") -> list[str]:
+    if not isinstance(tree, dict):
+        return [prefix]
+    return [leaf for key, value in tree.items() for leaf in leaves(value, f"{prefix}.{key}" if prefix else key)]
+
+
+scalars = st.none() | st.booleans() | st.integers(-3, 3) | st.floats(-2, 2) | st.text("ab", max_size=2)
+trees = st.recursive(scalars, lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3))
+mappings = trees.filter(lambda tree: isinstance(tree, dict))
+
+
+@given(mappings, mappings)
 def test_merge_keeps_the_change_and_leaves_its_arguments_alone(base: Any, change: Any) -> None:
-    before = repr(base), repr(change)
-    merged = params.merge(base, change)
-    assert (repr(base), repr(change)) == before
-    assert params.merge(merged, change) == merged
+    before = copy.deepcopy((base, change))
+    merged = merge(base, change)
+    assert repr((base, change)) == repr(before)
+    assert merge(merged, change) == merged
     assert set(merged) == set(base) | set(change)

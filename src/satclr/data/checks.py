@@ -1,0 +1,285 @@
+"""The checks of an audit, each a function from `Labels` to findings.
+
+Only `releases` needs to know the data set. Each threshold is listed below with its reason.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from satclr.data.known import Known, Release, digests, documented, namesake
+from satclr.data.labels import Labels
+from satclr.data.tiles import SUFFIXES
+
+Rows = npt.NDArray[np.intp]
+
+EXAMPLES: Final = 5
+# No row of MLRSNet's first release (109,161 rows, 60 columns) has more than 3 adjacent ones, and one of UC Merced's
+# 2,100 has 4; a filled range has up to dozens.
+RUN_MIN: Final = 4
+# Common labels may well be adjacent. A run counts when fewer than this many of its kind are expected in the whole data
+# set, if labels were independent with the observed prevalences.
+RUN_EXPECTED_MAX: Final = 1.0
+FENCE_IQR: Final = 3.0  # Tukey's outer fence: three interquartile ranges above the upper quartile
+# A label on fewer of its own category's tiles than this is lost; on more than RARELY_MISSING of them, the tiles
+# without it are slips. In between the tables cannot tell: a tile of an airport may show no airport.
+LOST_MAX: Final = 0.01
+RARELY_MISSING: Final = 0.99
+RARE_MIN: Final = 10  # fewer tiles than this cannot be split three ways and scored
+MISFIT_MAX: Final = 1 / 3  # a document that disagrees with more of the tiles is about other labels
+DROP: Final = "Restore these rows from an earlier release, or drop them."
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of fault. rows: the affected tiles; flagged: whether `on_problem: drop` removes them."""
+
+    kind: str
+    level: str  # error, suspect or notice
+    title: str
+    advice: str
+    rows: tuple[int, ...] = ()
+    flagged: bool = False
+    details: tuple[str, ...] = ()
+    examples: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The finding as JSON types, with the number of tiles instead of the rows."""
+        return {"tiles" if k == "rows" else k: len(v) if k == "rows" else v for k, v in vars(self).items()}
+
+
+def releases(labels: Labels, known: Known | None) -> Iterator[Finding]:
+    """Tell which published release the tables are, and what is known to be wrong with it."""
+    if known is None or not known.releases:
+        return
+    found = digests(labels)
+
+    def matches(release: Release) -> set[str]:
+        return {category for category, digest in found.items() if release.tables.get(category) == digest}
+
+    nearest = max(known.releases, key=lambda release: len(matches(release)))
+    others = len(found) - len(matches(nearest))
+    title = f"{known.name}, release of {nearest.name}"
+    if others == len(found):
+        title = f"{known.name}'s labels, but no table equals a published one"
+    elif others:
+        title += f", but for {others} of {len(found)} tables"
+    # A few damaged tables among sound ones are still damage.
+    damaged = {c: r for r in known.releases for c in matches(r) & set(r.corrupt_rows)}
+    if damaged:
+        wrong = {category: release.corrupt_rows[category] for category, release in damaged.items()}
+        ranked = sorted(wrong, key=lambda category: (-wrong[category], category))
+        title = f"{title}: {sum(wrong.values()):,} rows are corrupt"
+        details = tuple(f"{category}: {wrong[category]:,} corrupt rows" for category in ranked)
+        yield Finding("known-release", "error", title, damaged[ranked[0]].advice, details=details)
+    else:
+        advice = "Compare them with the release they were made from." if others else nearest.advice
+        yield Finding("known-release", "notice", title, advice)
+
+
+def lost(labels: Labels, known: Known | None) -> Iterator[Finding]:
+    """Find categories whose tiles lack the label that the category is named after."""
+    gone: dict[str, Rows] = {}
+    likely: dict[str, Rows] = {}
+    slips: list[Rows] = []
+    partly: list[Rows] = []
+    for category, rows, _ in _tables(labels):
+        name, certain = namesake(category, labels.names, known)
+        if name is None:
+            continue
+        missing = rows[labels.targets[rows, labels.names.index(name)] == 0]
+        share = 1 - len(missing) / len(rows)
+        line = f"{category}: {len(missing):,} of {len(rows):,} tiles lack {name!r}"
+        if share <= LOST_MAX:
+            (gone if certain else likely)[line] = missing
+        elif certain and len(missing):
+            (slips if share >= RARELY_MISSING else partly).append(missing)
+    title = f"The label their name stands for is lost: {_count(len(gone), 'category', 'categories')}"
+    advice = "Their rows are wrong: restore the column from an earlier release, or drop them."
+    yield from _finding(labels, "lost-label", "error", gone, title, advice, counted=False)
+    title = f"The label their name may stand for is absent: {_count(len(likely), 'category', 'categories')}"
+    advice = "Look at a few tiles; where the label is visible, restore the column."
+    yield from _finding(labels, "lost-label", "suspect", likely, title, advice, flagged=False, counted=False)
+    title = f"Their category's own label is missing, which {RARELY_MISSING:.0%} there have"
+    advice = "Look at them; add the label if visible."
+    yield from _finding(labels, "missing-namesake", "suspect", slips, title, advice)
+    title = "Their category's own label is missing, as on many tiles there"
+    advice = "Look at a few: either the label is not visible there, or it was lost."
+    yield from _finding(labels, "missing-namesake", "notice", partly, title, advice, flagged=False)
+
+
+def over_maximum(labels: Labels, maximum: int | None) -> Iterator[Finding]:
+    """Find rows with more labels than documented, or, undocumented, far more than the others have."""
+    counts = labels.targets.sum(1, dtype=np.int64)
+    if maximum is None:
+        lower, upper = np.percentile(counts, (25, 75))
+        rows = np.flatnonzero(counts > float(upper + FENCE_IQR * max(upper - lower, 1.0)))
+        title = f"Far more labels than others (up to {counts.max()}; half have {lower:g} to {upper:g})"
+        advice = "Look at them; correct or drop the rows."
+        yield from _finding(labels, "too-many-labels", "suspect", [rows], title, advice)
+    else:
+        title = f"More labels than the documented {maximum} (up to {counts.max()})"
+        rows = np.flatnonzero(counts > maximum)
+        yield from _finding(labels, "too-many-labels", "error", [rows], title, DROP)
+
+
+def runs(labels: Labels) -> Iterator[Finding]:
+    """Find long runs of ones along the table's column order, the trace of a filled range of cells."""
+    length, last = longest_runs(labels)
+    prevalence = labels.targets.mean(0)
+    marked: dict[tuple[str, str, str], list[int]] = {}
+    for category, rows, columns in _tables(labels):
+        logs = np.concatenate(([0.0], np.cumsum(np.log(np.maximum(prevalence[columns], 1e-12)))))
+        for row in rows[length[rows] >= RUN_MIN]:
+            end = last[row] + 1
+            start = end - length[row]
+            if len(labels.tiles) * np.exp(logs[end] - logs[start]) < RUN_EXPECTED_MAX:
+                key = (category, labels.names[columns[start]], labels.names[columns[last[row]]])
+                marked.setdefault(key, []).append(int(row))
+    filled: dict[str, Rows] = {}
+    for (category, first, final), found in sorted(marked.items(), key=lambda item: (-len(item[1]), item[0])):
+        labels_ = f"{length[found[0]]} labels from {first!r} to {final!r}"
+        filled[f"{category}: {labels_} on {_count(len(found), 'tile')}"] = np.array(found, dtype=np.intp)
+    title = "A range of neighbouring columns filled with ones"
+    yield from _finding(labels, "run-of-ones", "error", filled, title, DROP)
+
+
+def undocumented(labels: Labels, known: Known | None, folder: Path) -> Iterator[Finding]:
+    """Find labels that the data set does not document for the tile's category."""
+    own = documented(folder, labels)
+    allowed = own[1] if own else known.documented if known else {}
+    source = own[0] if own else f"{known.name}'s documentation" if known else ""
+    beside = known.undocumented if known else {}
+    strange: dict[str, Rows] = {}
+    usual: dict[str, Rows] = {}
+    for category, rows, _ in _tables(labels):
+        for k, name in enumerate(labels.names):
+            if category in allowed and name not in allowed[category]:
+                found = rows[labels.targets[rows, k] == 1]
+                which = usual if name in beside.get(category, ()) else strange
+                if found.size:
+                    which[f"{category}: {name!r} on {_count(len(found), 'tile')}"] = found
+    strange, usual = (dict(sorted(d.items(), key=lambda item: -len(item[1]))) for d in (strange, usual))
+    misfits = len(_union(strange.values()))
+    if misfits > MISFIT_MAX * len(labels.tiles):
+        title = f"{source} does not fit these labels: {_count(misfits, 'tile')} have others than it lists"
+        yield Finding("undocumented-label", "notice", title, "Check whether it belongs to this data set.")
+        strange = {}
+    title = f"Labels that {source} does not list for their category"
+    advice = "Correct the rows, or drop them."
+    yield from _finding(labels, "undocumented-label", "suspect", strange, title, advice)
+    title = f"Labels that {source} omits and the sound release has"
+    advice = "Nothing to do: the document is incomplete."
+    yield from _finding(labels, "undocumented-label", "notice", usual, title, advice, flagged=False)
+
+
+def unlabelled(labels: Labels) -> Iterator[Finding]:
+    """Find tiles without any label."""
+    rows = np.flatnonzero(labels.targets.sum(1, dtype=np.int64) == 0)
+    yield from _finding(labels, "no-label", "suspect", [rows], "No label at all", "Label them or drop them.")
+
+
+def unusable(labels: Labels) -> Iterator[Finding]:
+    """Find labels that cannot be learnt or scored: never set, always set, rare, or a copy of another."""
+    counts = labels.targets.sum(0, dtype=np.int64)
+    for kind, which, title in (
+        ("unused-label", counts == 0, "On no tile"),
+        ("constant-label", counts == len(labels.tiles), "On every tile"),
+        ("rare-label", (counts > 0) & (counts < RARE_MIN), f"On fewer than {RARE_MIN} tiles"),
+    ):
+        names = tuple(labels.names[k] for k in np.flatnonzero(which))
+        if names:
+            advice = "No meaningful AP: leave the label out or find tiles."
+            yield Finding(kind, "notice", f"{title}: {_count(len(names), 'label')}", advice, details=names)
+    same: dict[bytes, list[str]] = {}
+    for k in np.flatnonzero((counts > 0) & (counts < len(labels.tiles))):
+        same.setdefault(labels.targets[:, k].tobytes(), []).append(labels.names[k])
+    sets = tuple(" = ".join(names) for names in same.values() if len(names) > 1)
+    if sets:
+        title = f"Labels that always coincide: {_count(len(sets), 'set')}"
+        advice = "They count twice in every mean: keep one, or check how the table was made."
+        yield Finding("identical-labels", "notice", title, advice, details=sets)
+
+
+def repairs(labels: Labels) -> Iterator[Finding]:
+    """Report headers that were corrected while reading."""
+    if labels.repairs:
+        title = f"Read otherwise than written: {_count(len(labels.repairs), 'header')}"
+        yield Finding("repaired-header", "notice", title, "Nothing to do.", details=labels.repairs)
+
+
+def images(labels: Labels, folder: Path) -> Iterator[Finding]:
+    """Compare the rows with the images in `<folder>/<category>/`."""
+    files = {
+        (file.parent.name, file.name)
+        for file in folder.glob("*/*")
+        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+    }
+    expected = dict.fromkeys(zip(labels.categories, labels.tiles, strict=True))
+    absent = np.array([row for row, tile in enumerate(expected) if tile not in files], dtype=np.intp)
+    title = f"No image in {folder}: {_count(len(absent), 'row')}"
+    advice = "Fetch the images, or delete the rows."
+    yield from _finding(labels, "row-without-image", "error", [absent], title, advice, counted=False)
+    extra = sorted(file for file in files if file not in expected)
+    if extra:
+        title = f"No row for {_count(len(extra), 'image')} in {folder}"
+        advice = "Label them, or move them away."
+        examples = tuple("/".join(file) for file in extra[:EXAMPLES])
+        yield Finding("image-without-row", "error", title, advice, examples=examples)
+
+
+def longest_runs(labels: Labels) -> tuple[Rows, Rows]:
+    """Each row's longest run of ones along its own table's columns: (N,) length, (N,) last position."""
+    length = np.zeros(len(labels.tiles), dtype=np.intp)
+    last = np.zeros_like(length)
+    for _, rows, columns in _tables(labels):
+        current = np.zeros(len(rows), dtype=np.intp)
+        for position, column in enumerate(columns):
+            current = (current + 1) * labels.targets[rows, column]
+            longer = current > length[rows]
+            length[rows[longer]] = current[longer]
+            last[rows[longer]] = position
+    return length, last
+
+
+def _tables(labels: Labels) -> Iterator[tuple[str, Rows, list[int]]]:
+    """Yield each category, its rows, and its labels' indices in its table's column order."""
+    categories = np.asarray(labels.categories)
+    position = {name: k for k, name in enumerate(labels.names)}
+    for category, columns in labels.columns.items():
+        yield category, np.flatnonzero(categories == category), [position[name] for name in columns]
+
+
+def _finding(
+    labels: Labels, kind: str, level: str, found: dict[str, Rows] | list[Rows], title: str, advice: str, *,
+    flagged: bool = True, counted: bool = True,
+) -> Iterator[Finding]:  # fmt: skip
+    """The finding about some rows, if any; its details are the keys of `found`, else each category's number of tiles.
+
+    counted: append the number of tiles to the title.
+    """
+    indices = tuple(_union(found.values() if isinstance(found, dict) else found).tolist())
+    if not indices:
+        return
+    sizes = Counter(labels.categories)
+    counts = Counter(labels.categories[row] for row in indices).most_common()
+    details = tuple(f"{category}: {n:,} of {sizes[category]:,} tiles" for category, n in counts)
+    details = tuple(found) if isinstance(found, dict) else details
+    title += f": {_count(len(indices), 'tile')}" if counted else ""
+    examples = tuple(labels.tiles[row] for row in indices[:: max(1, len(indices) // EXAMPLES)][:EXAMPLES])
+    yield Finding(kind, level, title, advice, indices, flagged, details, examples)
+
+
+def _union(rows: Iterable[Rows]) -> Rows:
+    return np.unique(np.concatenate([np.empty(0, dtype=np.intp), *rows]))
+
+
+def _count(count: int, noun: str, plural: str | None = None) -> str:
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"

@@ -1,0 +1,244 @@
+"""Contrastive pretraining (SimCLR, arXiv:2002.05709, and objectives that use labels); the loop is `train`.
+
+In: build/<profile>/, the tile store. Out: models/<profile>/<arm>-s<seed>/encoder.safetensors, and the loss of
+each epoch in results/<profile>/<arm>-s<seed>/pretrain.csv.
+
+    satclr pretrain --profile sample --arm simclr --seed 0
+    torchrun --nproc-per-node 2 -m satclr pretrain --profile sample --arm simclr --seed 0
+
+`objective: none` writes the initial encoder. An interrupted run resumes from its last checkpoint, with any number
+of processes, and ends with the weights of an uninterrupted one. Arms that ask for the same pretraining share it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from satclr import files, machine, progress, randomness
+from satclr.data import tiles
+from satclr.pretrain import caching, checkpoint, distributed, views
+from satclr.pretrain import encoder as encoders
+from satclr.pretrain import loss as losses
+from satclr.pretrain import optimizer as optimizers
+from satclr.pretrain.checkpoint import RunError
+from satclr.pretrain.convolution import speed_up_small_maps
+from satclr.project import Run, code_digest
+
+LOSSES_AT_ONCE = 32  # on a GPU, where reading a loss waits for the device
+
+Log = Callable[[int, Mapping[str, float]], None]
+Forward = Callable[[Tensor], Tensor]
+MeanStd = tuple[tiles.Channels, tiles.Channels]  # of the encoder's input
+At = tuple[int, int]  # epoch, step
+Unread = list[tuple[Tensor, npt.NDArray[np.int64]]]  # losses on the device, and their tiles' rows
+
+
+def run(run: Run, log: Log) -> None:
+    """Write the run's encoder and loss curve; `log(epoch, metrics)` is called at the end of each epoch.
+
+    Under torchrun every process calls this; process 0 logs and writes. Raises `encoder.EncoderError` for weights
+    that cannot be loaded, `RunError` when the loss is not finite, `distributed.ProcessError` when another process
+    ended.
+    """
+    key = fingerprint(run)
+    folder = run.root / ".cache" / "checkpoints" / key
+    device = machine.device()
+    with distributed.group(device.type), machine.deterministic(run.deterministic):
+        finished = distributed.agree((folder / "encoder.safetensors").exists(), device=device)
+        if not finished:
+            pretrain(run, folder, log, fingerprint=key)
+        if distributed.rank() == 0:
+            if finished:
+                progress.say(f"reusing the encoder of an identical pretraining ({key[:12]})")
+            for target in (run.encoder, run.results / "pretrain.csv"):
+                with files.replacing(target) as part:
+                    shutil.copyfile(folder / target.name, part)
+        distributed.agree(True, device=device)  # barrier: process 0 has written the files
+
+
+def fingerprint(run: Run) -> str:
+    """A digest of all that the encoder depends on: settings, seed, tiles, initial weights, code.
+
+    It does not cover the number of processes, which may change when a run resumes.
+    """
+    config = run.settings.pretrain
+    weights = encoders.weights_file(config.arch, config.weights, root=run.root)
+    facts = {
+        "views": run.settings.views.model_dump(mode="json"),
+        "pretrain": config.model_dump(mode="json") | {"precision": machine.precision(config.precision)[0]},
+        "seed": run.seed,
+        "store": _store_digest(run.store),
+        "weights": files.sha256(weights) if weights else None,
+        "code": code_digest(run.root, "pretrain"),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def pretrain(run: Run, folder: Path, log: Log, *, fingerprint: str) -> None:
+    """Train, or resume from the checkpoint in `folder`, and write encoder and loss curve there."""
+    config = run.settings.pretrain
+    computed, reason = machine.precision(config.precision)
+    store = tiles.open_store(run.store).learning(config.near_duplicates)
+    mean, std = store.statistics(config.normalization)
+    weights = encoders.weights_file(config.arch, config.weights, root=run.root)
+    seed = randomness.derive(run.seed, "encoder")
+    encoder, width = encoders.initial(config.arch, config.weights, seed=seed, root=run.root)
+    encoder.to(machine.device())
+    if config.adapt_batch_norm:
+        encoders.adapt_batch_norm(encoder, store, run.settings)
+    curve: list[tuple[float, float]] = []
+    if config.objective != "none":
+        if distributed.rank() == 0:
+            progress.say(f"pretraining in {computed}: {reason}")
+        curve = train(store, encoder, width, run=run, folder=folder, log=log)
+    if distributed.rank() > 0:
+        return
+    rows = [(epoch, *row) for epoch, row in enumerate(curve, 1)]
+    files.write_csv(folder / "pretrain.csv", ["epoch", "loss", "learning_rate"], rows)
+    facts = {"mean": mean, "std": std, "crop_px": run.settings.views.crop_px, "tile_px": store.stats["tile_px"]}
+    facts |= {"precision": computed, "fingerprint": fingerprint}
+    facts |= {"weights_sha256": files.sha256(weights) if weights else None}
+    encoders.save(encoder, folder / "encoder.safetensors", arch=config.arch, width=width, **facts)
+    (folder / checkpoint.FILE).unlink(missing_ok=True)
+
+
+def train(
+    store: tiles.TileStore, encoder: nn.Module, width: int, *, run: Run, folder: Path, log: Log
+) -> list[tuple[float, float]]:
+    """Train `encoder` (features of `width`) on the training tiles; returns each epoch's (loss, learning rate).
+
+    Every process takes its share of each batch. The encoder is left in eval mode, on a CPU with faster
+    convolutions in place of some of its own.
+    """
+    config, device, rows = run.settings.pretrain, machine.device(), store.rows("train")
+    size = min(config.batch_size, len(rows))  # B
+    steps = len(rows) // size  # an epoch; the rest of its random order is left out
+    parts = caching.cut(size, config.micro_batch_size)
+    model, forward = _model(encoder, width, run, parts)
+    optimizer = optimizers.build(model, config)
+    state = checkpoint.resume(folder, model, optimizer)
+    checkpoints = checkpoint.Writer(folder, model, optimizer, state)
+    project_ = partial(project, forward, run, store.statistics(config.normalization))
+    loss_of = partial(losses.objective, config.objective, config.temperature, config.nt_xent_weight)
+    total, done = steps * config.epochs, steps * state.epoch + state.step
+    bar = nullcontext(_silent) if distributed.rank() else progress.bar("pretrain", total, "steps", start=done)
+    with bar as advance, machine.stop.deferred() as stop:
+        for epoch in range(state.epoch, config.epochs):
+            started, first = time.monotonic(), state.step
+            order = rows[randomness.permutation(len(rows), run.seed, "order", epoch).numpy()]
+            batches = tiles.split_batches(order, size)[first:steps]
+            own = [np.concatenate([batch[part.own] for part in parts]) for batch in batches]
+            unread: Unread = []
+            for batch, (_, pixels) in zip(batches, tiles.stream(store, own, device), strict=True):
+                at = (epoch, state.step)
+                source = randomness.generator(run.seed, "views", *at)
+                drawn = views.draw(source, 2 * size, run.settings.views, tile_px=pixels.shape[1]).to(device)
+                targets = torch.from_numpy(store.targets[batch]).bool().to(device).repeat(2, 1)  # (2B,K)
+                rate = optimizers.learning_rate(config, epoch * steps + state.step, steps)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                optimizer.zero_grad(set_to_none=True)
+                encode = partial(project_, pixels, drawn, at)
+                loss = caching.backward(model, encode, parts, partial(loss_of, targets))
+                optimizer.step()
+                state.step += 1
+                unread.append((loss, batch))
+                last, due = state.step == steps, checkpoints.due(stop)
+                if last or due or device.type == "cpu" or len(unread) == LOSSES_AT_ONCE:
+                    _read(unread, state, store)
+                advance(1)
+                if due and not last:
+                    checkpoints.write(stop)
+            state.finish_epoch(rate)
+            speed = (steps - first) * size / (time.monotonic() - started)
+            if checkpoints.due(stop):
+                checkpoints.write(stop)
+            if distributed.rank() == 0:
+                log(state.epoch, {"loss": state.curve[-1][0], "learning_rate": rate, "tiles_per_s": speed})
+    checkpoint.require_finite(encoder.state_dict(), state)  # the last loss precedes the last update
+    encoder.eval()
+    return state.curve
+
+
+def project(
+    forward: Forward, run: Run, mean_std: MeanStd, pixels: Tensor, drawn: views.Parameters, at: At, part: caching.Part
+) -> Tensor:
+    """Render both views of this process's tiles of a micro-batch and encode them: z (2,b,D) in float32.
+
+    pixels (b',H,H,3) uint8 are this process's tiles of the batch, `drawn` the parameters of all its 2B views.
+    """
+    config, crop_px, (mean, std) = run.settings.pretrain, run.settings.views.crop_px, mean_std
+    computed, _ = machine.precision(config.precision)
+    dtype = torch.bfloat16 if computed == "bfloat16" else torch.float32
+    render = partial(views.render, pixels[part.local], crop_px=crop_px, mean=mean, std=std, dtype=dtype)
+    size, own = len(drawn) // 2, part.own
+    if own == slice(0, size):
+        x = render(drawn)
+    else:
+        x = torch.cat([render(drawn[own]), render(drawn[size + own.start : size + own.stop])])
+    dropout = randomness.derive(run.seed, "dropout", *at, own.start)
+    with randomness.seeded(dropout), machine.autocast(pixels.device, computed):
+        z = forward(x) if config.forward == "joint" else torch.cat([forward(view) for view in x.chunk(2)])
+    both: Tensor = z.float().unflatten(0, (2, -1))
+    return both
+
+
+def _model(encoder: nn.Module, width: int, run: Run, parts: list[caching.Part]) -> tuple[nn.Module, Forward]:
+    """Encoder and projection head in training mode, (rows,3,S,S) → z (rows,D); plain, and as it is called."""
+    config, device, processes = run.settings.pretrain, machine.device(), distributed.processes()
+    if config.compile and processes > 1:
+        raise RunError(f"pretrain.compile requires one process, not {processes}")
+    smallest = min(part.tiles.stop - part.tiles.start for part in parts)
+    if smallest < processes:
+        raise RunError(
+            f"{processes} processes cannot share {smallest} tiles (batches of {parts[-1].tiles.stop}, "
+            f"micro_batch_size {config.micro_batch_size}); start fewer or raise pretrain.micro_batch_size"
+        )
+    with randomness.seeded(randomness.derive(run.seed, "projection")):
+        head = encoders.projection_head(width, **config.projection.model_dump()).to(device)
+    model = nn.Sequential(encoder, head).train()
+    model.to(memory_format=torch.channels_last)
+    if config.matmul_convolutions and device.type == "cpu":
+        speed_up_small_maps(model)
+    distributed.synchronize_batch_norm(model)
+    return model, torch.compile(model) if config.compile else model
+
+
+def _silent(_steps: int) -> None:
+    """The progress of processes other than 0."""
+
+
+def _read(unread: Unread, state: checkpoint.State, store: tiles.TileStore) -> None:
+    """Move the losses of the latest steps to `state`. Raises `RunError` if one is not finite."""
+    values = torch.stack([loss for loss, _ in unread]).tolist()
+    for i, (value, (_, batch)) in enumerate(zip(values, unread, strict=True)):
+        if not math.isfinite(value):
+            step = state.step - len(unread) + i + 1
+            names = ", ".join(store.names[row] for row in batch[:5])
+            raise RunError(
+                f"the loss is {value} in epoch {state.epoch + 1}, step {step}; its {len(batch)} tiles begin with "
+                f"{names}. Lower learning_rate or raise temperature; the last checkpoint is kept"
+            )
+    state.losses += values
+    unread.clear()
+
+
+def _store_digest(folder: Path) -> str:
+    """The digest of the store in `folder`, without opening the rest of it."""
+    try:
+        return str(json.loads((folder / "stats.json").read_text(encoding="utf-8"))["digest"])
+    except (OSError, ValueError, LookupError):
+        return tiles.open_store(folder).digest  # raises, and says why

@@ -1,0 +1,146 @@
+"""Run a stage: alone on its files, in several processes if asked, logged and published to MLflow.
+
+Also how its errors read and which exit code they give.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from satclr.project import Run
+
+MLFLOW = {"mlflow", "sqlalchemy", "sqlite3"}  # packages whose exceptions mean that the store failed
+
+
+class StageError(RuntimeError):
+    """A stage that failed in another process. Exit code 1."""
+
+
+def profile_stage(module: str, profile: str | None) -> None:
+    from satclr import project
+
+    chosen = project.find(profile)
+    with lock(chosen.root, f"{chosen.profile}-{module}"):
+        import_module(f"satclr.{module}").run(chosen)
+
+
+def arm_stage(
+    module: str,
+    arm: str,
+    profile: str | None,
+    seed: int | None,
+    *,
+    shared: bool = False,  # among the processes that params.yaml asks for
+    live: bool = False,  # log to MLflow while it runs
+    publish: bool = False,  # to MLflow once its files are written
+) -> None:
+    """Run one stage of an arm: alone on its files, with what it logs and publishes."""
+    from satclr import project
+
+    name = module.rpartition(".")[2].replace("train", "pretrain")
+    run = project.find(profile).run(arm, seed)
+    if publish:
+        from satclr.tracking import runs
+
+        runs.preload()  # MLflow is imported on a thread while the stage computes
+    stage = import_module(f"satclr.{module}")
+    fingerprint = stage.fingerprint(run) if live else ""
+    with lock(run.root, f"{name}-{fingerprint[:16]}" if fingerprint else f"{run.profile}-{name}-{run.key}"):
+        if shared and run.processes > 1 and "RANK" not in os.environ:
+            _torchrun(name, run)
+            return
+        with _live(run, name, fingerprint) if live and _trains(run, name) else nullcontext(_quiet) as log:
+            stage.run(run, log)
+        if publish:
+            runs.publish(run)
+
+
+def _trains(run: Run, name: str) -> bool:
+    idle = name == "pretrain" and run.settings.pretrain.objective == "none"
+    return not idle and os.environ.get("RANK", "0") == "0"
+
+
+def _live(run: Run, name: str, fingerprint: str) -> Any:
+    from satclr.tracking import live
+
+    return live.live(run, name, fingerprint)
+
+
+def _quiet(_step: int, _metrics: Mapping[str, float]) -> None:
+    """A log for stages that have nothing to show while they run."""
+
+
+@contextmanager
+def lock(root: Path, name: str) -> Iterator[None]:
+    """Wait for a concurrent run of the same stage and print its PID."""
+    import filelock
+
+    from satclr import progress
+
+    if os.environ.get("SATCLR_LOCKED") or os.environ.get("RANK", "0") != "0":  # another process of ours holds it
+        yield
+        return
+    path = root / ".cache" / "locks" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file_lock = filelock.FileLock(path)
+    holder = path.with_name(f"{name}.pid")
+    try:
+        file_lock.acquire(timeout=0)
+    except filelock.Timeout:
+        pid = holder.read_text(encoding="utf-8") if holder.is_file() else "unknown"
+        progress.say(f"waiting for another run of this stage (PID {pid})")
+        file_lock.acquire()
+    try:
+        holder.write_text(str(os.getpid()), encoding="utf-8")
+        yield
+    finally:
+        file_lock.release()
+
+
+def _torchrun(name: str, run: Run) -> None:
+    """Run a stage in several processes of this machine."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={run.processes}"]
+    command += ["-m", "satclr", name, "--profile", run.profile, "--arm", run.arm, "--seed", str(run.seed)]
+    threads = max(1, (os.cpu_count() or 1) // run.processes)
+    environment = {"OMP_NUM_THREADS": str(threads)} | os.environ | {"SATCLR_LOCKED": "1"}
+    with subprocess.Popen(command, env=environment) as child:
+        try:
+            code = child.wait()
+        finally:
+            child.terminate()
+    if code:
+        raise StageError(f"{name} failed in one of {run.processes} processes; the same command resumes it")
+
+
+def exit_code(error: BaseException) -> int | None:
+    """2 for bad input, 1 for a failed run, None for a bug of ours.
+
+    A `ValueError` of ours is bad input, a `RuntimeError` of ours a failed run; so is what the MLflow store raises.
+    """
+    package = type(error).__module__.partition(".")[0]
+    if package == "satclr" and isinstance(error, ValueError):
+        return 2
+    failed = isinstance(error, OSError) or (package == "satclr" and isinstance(error, RuntimeError))
+    return 1 if failed or package in MLFLOW else None
+
+
+def sentence(error: BaseException) -> str:
+    """What happened and what to do, in one sentence."""
+    from satclr import files
+
+    if type(error).__module__.partition(".")[0] in MLFLOW:
+        lines = [line for line in str(error).splitlines() if not line.startswith("(raised as a result of")]
+        text = f"the MLflow store failed: {(lines or [type(error).__name__])[0]}"
+    elif isinstance(error, OSError):
+        text = str(files.explain(error, Path(error.filename or Path.cwd())))
+    else:
+        text = str(error)
+    return f"{text}; free some space and run the same command again" if "is full" in text else text  # SQLite

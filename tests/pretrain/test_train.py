@@ -1,0 +1,306 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from satclr import files, machine
+from satclr.data import tiles
+from satclr.pretrain import caching, checkpoint, encoder, train
+from satclr.project import Run
+from tests.conftest import ROOT, make_run
+from tests.pretrain.conftest import fresh, losses, make_root, pretrained, same
+
+
+@pytest.fixture(autouse=True)
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint after every step."""
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_AFTER_S", 0.0)
+
+
+def at_step(number: int, do: Callable[[torch.nn.Module], object]) -> Callable[..., torch.Tensor]:
+    """`caching.backward`, but `do(model)` comes before the `number`-th call (from 1)."""
+    real, calls = caching.backward, iter(range(1, 1000))
+
+    def backward(model: torch.nn.Module, *args: Any) -> torch.Tensor:
+        if next(calls) == number:
+            do(model)
+        return real(model, *args)
+
+    return backward
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error
+    pass
+
+
+def interrupt(*_: object) -> None:
+    raise Interrupted
+
+
+def test_objective_none_writes_the_initial_encoder(root: Path) -> None:
+    run = make_run(root, "baseline")
+    initial = pretrained(run)
+    assert losses(run) == []
+    facts = files.load_facts(run.encoder)
+    assert facts["arch"] == '"shufflenet_v2_x0_5"'
+    assert (facts["precision"], facts["weights_sha256"]) == ('"float32"', "null")
+    assert facts["fingerprint"] == f'"{train.fingerprint(run)}"'
+    trained = pretrained(make_run(root))
+    assert initial.keys() == trained.keys()
+    assert not same(initial, trained)
+
+
+def test_the_loss_falls(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_AFTER_S", math.inf)
+    changes = {"arch": "resnet18", "epochs": 12, "learning_rate": 1e-3, "batch_size": 16}
+    run = make_run(root, pretrain=changes)
+    epochs: list[int] = []
+    pretrained(run, lambda epoch, _: epochs.append(epoch))
+    assert epochs == list(range(1, 13))
+    assert np.mean(losses(run)[-3:]) < losses(run)[0] - 0.1
+
+
+def test_the_same_run_twice_is_bit_identical(root: Path) -> None:
+    run = make_run(root)
+    first = pretrained(run)
+    fresh(run)
+    assert same(pretrained(run), first)
+    assert not same(pretrained(make_run(root, seed=1)), first)
+
+
+@pytest.mark.parametrize(
+    ("step", "changes"),
+    [
+        (3, {"optimizer": "adam"}),  # within an epoch of four steps
+        (4, {"optimizer": "adamw", "micro_batch_size": 3}),  # its last
+        (5, {"optimizer": "lars", "schedule": "cosine", "warmup_epochs": 1}),  # the first of the next
+    ],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    changes: dict[str, Any], step: int, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(root, pretrain=changes)
+    whole, curve = pretrained(run), losses(run)
+    fresh(run)
+    with monkeypatch.context() as patch:
+        patch.setattr(caching, "backward", at_step(step, interrupt))
+        with pytest.raises(Interrupted):
+            pretrained(run)
+    assert same(pretrained(run), whole)
+    assert losses(run) == curve
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("step", [2, 4, 8])  # within an epoch, at its end, at the end of the run
+def test_a_signal_saves_a_checkpoint_first(
+    number: signal.Signals, step: int, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_AFTER_S", 1e9)  # no other checkpoint
+    run = make_run(root)
+    whole = pretrained(run)
+    fresh(run)
+
+    def ask(_model: object) -> None:
+        machine.stop.requested = number
+
+    with monkeypatch.context() as patch:
+        patch.setattr(machine.stop, "_handle", interrupt)
+        patch.setattr(machine.stop, "requested", None)
+        patch.setattr(caching, "backward", at_step(step, ask))
+        with pytest.raises(Interrupted):
+            pretrained(run)
+    with monkeypatch.context() as patch:
+        calls: list[int] = []
+        patch.setattr(caching, "backward", at_step(1, lambda _: calls.append(1)))
+        assert same(pretrained(run), whole)
+        assert bool(calls) == (step < 8)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from satclr.pretrain import train
+from tests.conftest import make_run
+train.run(make_run(Path(sys.argv[1]), pretrain={"epochs": 4}), lambda *_: None)
+"""
+
+
+def test_a_run_killed_with_sigkill_gives_bit_identical_weights(store: tiles.TileStore, tmp_path: Path) -> None:
+    runs = [make_run(make_root(tmp_path / name, store)) for name in "ab"]
+
+    def start(run: Run) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        environment["SATCLR_CHECKPOINT_AFTER_S"] = "0"
+        return subprocess.Popen([sys.executable, "-c", KILLED, str(run.root)], cwd=ROOT, env=environment)
+
+    process = start(runs[0])
+    while not list(runs[0].root.rglob(checkpoint.FILE)):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not runs[0].encoder.exists()
+    assert [process.wait() for process in [start(run) for run in runs]] == [0, 0]
+    for name in ("encoder", "results"):
+        paths = [getattr(run, name) for run in runs]
+        one, other = (path / "pretrain.csv" if path.is_dir() else path for path in paths)
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_arms_that_ask_for_the_same_pretraining_share_it(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = pretrained(make_run(root))
+    capsys.readouterr()
+    other = dataclasses.replace(make_run(root, probe={"epochs": 9}), arm="other_probe")
+    assert same(pretrained(other), first)
+    assert "reusing the encoder" in capsys.readouterr().err
+
+
+def test_a_fingerprint_covers_settings_seed_tiles_and_precision(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = train.fingerprint(make_run(root))
+    assert key == train.fingerprint(make_run(root, probe={"epochs": 9}))
+    assert key == train.fingerprint(dataclasses.replace(make_run(root), processes=2, deterministic=False))
+    auto = make_run(root, pretrain={"precision": "auto"})
+    monkeypatch.setattr(machine, "_bfloat16", lambda: (False, ""))
+    assert key == train.fingerprint(auto)
+    monkeypatch.setattr(machine, "_bfloat16", lambda: (True, ""))
+    others = [auto, make_run(root, pretrain={"temperature": 0.4}), make_run(root, views={"flip_p": 0.4})]
+    keys = {train.fingerprint(run) for run in (*others, make_run(root, seed=1))}
+    (root / "build" / "tiny").unlink()
+    files.write_json(root / "build" / "tiny" / "stats.json", {"digest": "other tiles"})
+    keys.add(train.fingerprint(make_run(root)))
+    assert len(keys - {key}) == 5
+    (root / "build" / "tiny" / "stats.json").unlink()
+    with pytest.raises(tiles.TileError, match="run `satclr prepare --profile tiny` first"):
+        train.fingerprint(make_run(root))
+
+
+def test_weights_may_be_an_encoder_of_ours(root: Path) -> None:
+    first = make_run(root)
+    state = pretrained(first)
+    weights = str(first.encoder.relative_to(root))
+    still = make_run(root, "baseline", pretrain={"weights": weights})
+    assert same(pretrained(still), state)
+    assert files.load_facts(still.encoder)["weights_sha256"] == f'"{files.sha256(first.encoder)}"'
+    warm = make_run(root, "jaccard", pretrain={"weights": weights})
+    key = train.fingerprint(warm)
+    assert not same(pretrained(warm), pretrained(make_run(root, "jaccard")))
+    first.encoder.write_bytes(first.encoder.read_bytes() + b"x")
+    assert train.fingerprint(warm) != key
+    first.encoder.unlink()
+    with pytest.raises(encoder.EncoderError, match=r"encoder\.safetensors does not exist"):
+        train.fingerprint(warm)
+
+
+def test_a_checkpoint_of_another_model_is_refused(root: Path) -> None:
+    run = make_run(root)
+    path = root / ".cache" / "checkpoints" / train.fingerprint(run) / checkpoint.FILE
+    path.parent.mkdir(parents=True)
+    for content in (b"no checkpoint", b""):
+        path.write_bytes(content)
+        with pytest.raises(checkpoint.RunError, match=r"is not a checkpoint of this run .* delete it"):
+            pretrained(run)
+
+
+def poison(model: torch.nn.Module) -> None:
+    with torch.no_grad():
+        next(model.parameters()).mul_(torch.inf)
+
+
+def test_a_loss_that_is_not_finite_stops_with_epoch_step_and_tiles(root: Path) -> None:
+    run = make_run(root, pretrain={"learning_rate": 1e30, "epochs": 9})
+    with pytest.raises(checkpoint.RunError, match=r"epoch \d+, step \d+; its 8 tiles begin with \w+\.jpg"):
+        pretrained(run)
+    assert not run.encoder.exists()
+
+
+def test_the_last_good_checkpoint_is_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(root)
+    whole = pretrained(run)
+    fresh(run)
+    with monkeypatch.context() as patch:
+        patch.setattr(caching, "backward", at_step(6, poison))
+        with pytest.raises(checkpoint.RunError, match=r"the loss is nan in epoch 2, step 2"):
+            pretrained(run)
+    (kept,) = root.rglob(checkpoint.FILE)
+    files.load_tensors(kept)  # raises for what is not finite
+    assert same(pretrained(run), whole)
+
+
+def test_weights_that_the_last_step_made_infinite_are_not_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_AFTER_S", math.inf)
+    real = torch.optim.Adam.step
+    steps = iter(range(1, 100))
+
+    def overflowing(self: Any, *args: Any) -> Any:
+        real(self, *args)
+        if next(steps) == 4:
+            self.param_groups[0]["params"][0].data.mul_(torch.inf)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", overflowing)
+    with pytest.raises(checkpoint.RunError, match=r"not finite in .* after epoch 1"):
+        pretrained(make_run(root, pretrain={"epochs": 1}))
+    assert not list(root.rglob("encoder.safetensors"))
+
+
+def test_separate_forwards_normalise_each_view_by_itself(root: Path) -> None:
+    joint = pretrained(make_run(root))
+    separate = pretrained(make_run(root, pretrain={"forward": "separate"}))
+    assert not same(joint, separate)
+    assert separate["conv1.1.num_batches_tracked"] == 2 * joint["conv1.1.num_batches_tracked"]
+
+
+def test_bfloat16_does_not_change_the_course(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    full, half = make_run(root), make_run(root, seed=0, pretrain={"precision": "bfloat16"})
+    pretrained(full)
+    expected = losses(full)
+    pretrained(half)
+    np.testing.assert_allclose(losses(half), expected, rtol=0.05)
+    assert losses(half) != expected
+    assert "pretraining in bfloat16: as set" in capsys.readouterr().err
+    assert files.load_facts(half.encoder)["precision"] == '"bfloat16"'
+
+
+@pytest.mark.parametrize("objective", ["supcon_any", "supcon_all", "jaccard", "mulsupcon"])
+def test_supervised_objectives_use_the_labels_of_training_tiles_alone(
+    objective: str, store: tiles.TileStore, monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    run = make_run(root, objective, pretrain={"epochs": 1})
+    training = (store.splits == "train")[:, None]
+    weights = pretrained(run)
+    others = np.where(training, store.targets, 1 - store.targets), np.roll(store.targets, 1, axis=0)
+    for targets, expected in zip(others, (True, False), strict=True):
+        fresh(run)
+        other = dataclasses.replace(store, targets=targets)
+        monkeypatch.setattr(tiles, "open_store", lambda _, other=other: other)
+        assert same(pretrained(run), weights) == expected
+
+
+def test_micro_batches_take_both_views_of_their_tiles_and_the_draws_of_the_whole_batch(root: Path) -> None:
+    changes = {"arch": "squeezenet1_1", "projection": {"batch_norm": False}, "epochs": 2}  # no BatchNorm
+    run = make_run(root, pretrain=changes)
+    pretrained(run)
+    expected = losses(run)
+    pretrained(make_run(root, pretrain={**changes, "micro_batch_size": 3}))
+    np.testing.assert_allclose(losses(run)[0], expected[0], rtol=1e-5)
+    np.testing.assert_allclose(losses(run), expected, rtol=1e-3)  # Adam's first steps magnify rounding
+
+
+def test_what_processes_cannot_do_is_one_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = torch.nn.Linear(2, 2)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(checkpoint.RunError, match="3 processes cannot share 2 tiles"):
+        train._model(net, 2, make_run(root, pretrain={"micro_batch_size": 2}), caching.cut(8, 2))
+    with pytest.raises(checkpoint.RunError, match=r"pretrain\.compile requires one process, not 3"):
+        train._model(net, 2, make_run(root, pretrain={"compile": True}), caching.cut(8, None))

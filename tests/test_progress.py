@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import pytest
+
+from satclr import progress
+
+
+def test_off_a_terminal_lines_tell_how_far_how_fast_and_how_long(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    with progress.bar("pretrain", 180, "steps", start=40) as advance:
+        for _ in range(5):  # a line after 3.2 s, the next one 10 s later
+            now += 1.6
+            advance(1)
+        now += 1.6
+        advance(135)
+    assert capsys.readouterr().err.splitlines() == [
+        "pretrain: 42/180 steps, 1.6 s/step, 3:41 left",
+        "pretrain: 140 steps in 9.6 s",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("done", "each_s", "line"),
+    [
+        (45, 1.6, "45/180 steps, 1.6 s/step, 3:36 left"),
+        (0, 60.0, "0/180 steps, 60.0 s/step, 3:00:00 left"),
+        (90, 0.01, "90/180 steps, 100 steps/s, 0:01 left"),
+    ],
+)
+def test_speed_and_time_left(done: int, each_s: float, line: str) -> None:
+    assert progress._rate(done, 180, "steps", each_s) == line
