@@ -54,8 +54,7 @@ def write(run: Run, *, skill: float = 1.0, split: int = 0, tiles: int = 120) -> 
         arrays[f"{name}_tiles"] = np.asarray([f"{name}{split}_{i}.jpg" for i in range(tiles)])
     np.savez(run.results / "scores.npz", **arrays)
     val, ap = (
-        [average_precision_score(t[:, k], s[:, k]) for k in range(4)]
-        for t, s in zip(targets, scores, strict=True)
+        [average_precision_score(t[:, k], s[:, k]) for k in range(4)] for t, s in zip(targets, scores, strict=True)
     )
     mean = float(np.mean(ap))
     metrics: dict[str, Any] = {
@@ -65,8 +64,7 @@ def write(run: Run, *, skill: float = 1.0, split: int = 0, tiles: int = 120) -> 
     }  # fmt: skip
     (run.results / "metrics.json").write_text(json.dumps(metrics))
     classes = [
-        [label, 30, *([ap[k], ap[k] - 0.1, ap[k] + 0.1] if k < 4 else [""] * 3)]
-        for k, label in enumerate(LABELS)
+        [label, 30, *([ap[k], ap[k] - 0.1, ap[k] + 0.1] if k < 4 else [""] * 3)] for k, label in enumerate(LABELS)
     ]
     files.write_csv(run.results / "per_class_ap.csv", ["label", "positives", "AP", "AP_lo", "AP_hi"], classes)
     return metrics

@@ -48,9 +48,7 @@ def test_a_live_run_shows_the_machine_and_becomes_a_child_of_its_arm_run(make: M
 
 
 @pytest.mark.parametrize(("error", "status"), [(FloatingPointError, "FAILED"), (KeyboardInterrupt, "KILLED")])
-def test_a_run_that_ends_early_says_so_and_is_resumed(
-    make: Make, error: type[BaseException], status: str
-) -> None:
+def test_a_run_that_ends_early_says_so_and_is_resumed(make: Make, error: type[BaseException], status: str) -> None:
     project = make("simclr")
     run = project.run("simclr")
 
@@ -84,9 +82,7 @@ def test_runs_of_dead_processes_are_marked_killed(make: Make) -> None:
         return str(opened.client.create_run(opened.experiment_id, now_ms - ago_ms, given).info.run_id)
 
     own, dead = begin(), begin(process="1 0.00")
-    young, silent, alive = (
-        begin(ago_ms, host="elsewhere") for ago_ms in (hour_ms // 2, 2 * hour_ms, 2 * hour_ms)
-    )
+    young, silent, alive = (begin(ago_ms, host="elsewhere") for ago_ms in (hour_ms // 2, 2 * hour_ms, 2 * hour_ms))
     for run_id, ago_ms in ((silent, 3 * hour_ms // 2), (alive, 1000)):
         opened.client.log_metric(run_id, "pretrain/loss", 5.0, now_ms - ago_ms)
     with live(project.run("simclr"), "pretrain", "f0"):
@@ -118,10 +114,7 @@ def test_a_wrong_address_fails_the_stage_only_when_its_files_are_written(
     project = make("simclr")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with (
-        pytest.raises(store.StoreError, match="check MLFLOW_TRACKING_URI"),
-        live(project.run("simclr"), "probe", "f"),
-    ):
+    with pytest.raises(store.StoreError, match="check MLFLOW_TRACKING_URI"), live(project.run("simclr"), "probe", "f"):
         (project.root / "trained").touch()
     assert (project.root / "trained").exists()
 

@@ -58,9 +58,7 @@ def expected(project: Project, pictures: list[bytes]) -> npt.NDArray[np.float64]
     run = project.run("simclr")
     pixels = np.stack([tiles.decode(picture, outputs.TILE_PX) for picture in pictures])
     model, _ = encoder.load(run.encoder)
-    views = evaluation_view(
-        torch.from_numpy(pixels), crop_px=outputs.CROP_PX, mean=FACTS["mean"], std=FACTS["std"]
-    )
+    views = evaluation_view(torch.from_numpy(pixels), crop_px=outputs.CROP_PX, mean=FACTS["mean"], std=FACTS["std"])
     with torch.inference_mode():
         return np.asarray(1 / (1 + np.exp(-LinearProbe.load(run.probe).logits(model(views).numpy()))))
 
@@ -83,9 +81,7 @@ def test_scores_are_the_stages_and_thresholds_choose_labels(project: Project, tm
 def test_the_model_describes_itself_and_holds_no_pickle(project: Project) -> None:
     client = store.open_store(project.root, "tiny").client
     model = mlflow.pyfunc.load_model("models:/satclr-tiny@champion")
-    assert model.metadata.get_input_schema().to_dict() == [
-        {"type": "binary", "name": "tile", "required": True}
-    ]
+    assert model.metadata.get_input_schema().to_dict() == [{"type": "binary", "name": "tile", "required": True}]
     assert model.metadata.get_output_schema().input_names() == [*LABELS, "predicted_labels"]
     assert len(model.predict(model.input_example)) == 1
     source = client.get_model_version_by_alias("satclr-tiny", "champion").source
@@ -95,9 +91,7 @@ def test_the_model_describes_itself_and_holds_no_pickle(project: Project) -> Non
 
 
 def test_the_model_loads_where_satclr_is_not_installed(project: Project, tmp_path: Path) -> None:
-    version = store.open_store(project.root, "tiny").client.get_model_version_by_alias(
-        "satclr-tiny", "champion"
-    )
+    version = store.open_store(project.root, "tiny").client.get_model_version_by_alias("satclr-tiny", "champion")
     mlflow.artifacts.download_artifacts(version.source, dst_path=str(tmp_path / "m"))
     (tmp_path / "tile.jpg").write_bytes(jpeg(5))
     code = """
@@ -143,26 +137,16 @@ def test_a_corrupt_tile_is_reported_and_the_others_are_labelled(
         assert [bool(row["error"]) for row in rows] == [False, True, False]
         assert float(rows[2]["airplane"]) == pytest.approx(scores["airplane"], abs=1e-5)
     else:
-        assert [line.split()[0][-5:] for line in out.splitlines() if not line.startswith(" ")] == [
-            "0.jpg",
-            "2.jpg",
-        ]
+        assert [line.split()[0][-5:] for line in out.splitlines() if not line.startswith(" ")] == ["0.jpg", "2.jpg"]
 
 
-def test_the_table_fits_80_columns(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_table_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    names = (
-        "airplane bare-soil buildings cars chaparral court dock field grass mobile-home pavement sand".split()
-    )
+    names = "airplane bare-soil buildings cars chaparral court dock field grass mobile-home pavement sand".split()
     probabilities = dict(zip(names, np.linspace(0.99, 0.01, len(names)), strict=True))
     short = sources.Source("short.jpg", bytes)
     deep = sources.Source("/a/folder/of/" + "many/folders/" * 8 + "mobilehomepark01.tif", bytes)
-    found = [
-        predict.Prediction(short, probabilities, names[:2]),
-        predict.Prediction(deep, probabilities, names),
-    ]
+    found = [predict.Prediction(short, probabilities, names[:2]), predict.Prediction(deep, probabilities, names)]
     predict._print_table(found, 3)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split(maxsplit=1) == ["short.jpg", "airplane 0.99, bare-soil 0.90 (buildings 0.81)"]
@@ -219,12 +203,8 @@ def test_onnx_gives_the_same_probabilities(project: Project, tmp_path: Path) -> 
     run = project.run("simclr")
     for count in (1, 5):
         pixels = np.random.default_rng(count).integers(0, 256, (count, side, side, 3), np.uint8)
-        normal = (torch.from_numpy(pixels).double() / 255 - torch.tensor(FACTS["mean"])) / torch.tensor(
-            FACTS["std"]
-        )
+        normal = (torch.from_numpy(pixels).double() / 255 - torch.tensor(FACTS["mean"])) / torch.tensor(FACTS["std"])
         with torch.inference_mode():
             features = encoder.load(run.encoder)[0](normal.float().permute(0, 3, 1, 2)).numpy()
         (scores,) = session.run(None, {"pixels": pixels})
-        np.testing.assert_allclose(
-            scores, 1 / (1 + np.exp(-LinearProbe.load(run.probe).logits(features))), atol=1e-4
-        )
+        np.testing.assert_allclose(scores, 1 / (1 + np.exp(-LinearProbe.load(run.probe).logits(features))), atol=1e-4)

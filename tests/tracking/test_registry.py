@@ -30,9 +30,7 @@ def history(project: Project) -> list[tuple[str, str]]:
         return [(row["decision"], row["version"]) for row in csv.DictReader(stream)]
 
 
-def test_a_better_candidate_becomes_champion_until_a_rollback(
-    make: Make, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_better_candidate_becomes_champion_until_a_rollback(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     project = make("baseline")
     write(project.run("baseline"))
     assert registry.run(project).decision == "champion"
@@ -113,21 +111,10 @@ def test_a_version_shows_its_origin(make: Make) -> None:
     project = make("simclr")
     metrics = write(project.run("simclr"))
     registry.run(project)
-    version = store.open_store(project.root, "tiny").client.get_model_version_by_alias(
-        "satclr-tiny", "champion"
-    )
+    version = store.open_store(project.root, "tiny").client.get_model_version_by_alias("satclr-tiny", "champion")
     assert version.tags["satclr.test_mAP"].startswith(f"{metrics['test_mAP']:.6f} [")
-    assert {f"satclr.{key}" for key in ("arm", "seed", "data_md5", "commit", "fingerprint")} < set(
-        version.tags
-    )
-    parts = (
-        "Intended use",
-        "Data",
-        "Limits",
-        "Licence",
-        "| parking lot | 0.",
-        "unknown quality: tennis court",
-    )
+    assert {f"satclr.{key}" for key in ("arm", "seed", "data_md5", "commit", "fingerprint")} < set(version.tags)
+    parts = ("Intended use", "Data", "Limits", "Licence", "| parking lot | 0.", "unknown quality: tennis court")
     assert not [part for part in parts if part not in version.description]
     assert len(version.description) < 5000
 
@@ -138,8 +125,7 @@ def test_the_gate_sees_a_true_difference_and_none_in_equal_scores() -> None:
     noise = rng.normal(size=(2, *targets.shape))
     names = tuple("abcdef"), tuple(f"{number}.jpg" for number in range(300))
     good, weak = (
-        Scores((skill * targets + noise[i]).astype(np.float32), targets, *names)
-        for i, skill in enumerate((2.0, 1.0))
+        Scores((skill * targets + noise[i]).astype(np.float32), targets, *names) for i, skill in enumerate((2.0, 1.0))
     )
     assert registry.gap(good, weak)[1] > 0 > registry.gap(weak, good)[1]
     assert registry.gap(good, good) == (0, 0, 0)

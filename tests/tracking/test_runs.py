@@ -55,10 +55,7 @@ def test_an_arm_run_shows_every_number_of_the_results(make: Make) -> None:
     assert (data.dataset.name, data.dataset.digest) == ("tiny", "0123456789abcdef.dir")
     assert json.loads(data.dataset.profile)["errors"] == 1
     assert shown.data.metrics["tiles_audit/tiles_flagged"] == 2
-    assert (
-        "2 of 1,200 tiles flagged; first finding: Lost: 2 categories"
-        in shown.data.tags["mlflow.note.content"]
-    )
+    assert "2 of 1,200 tiles flagged; first finding: Lost: 2 categories" in shown.data.tags["mlflow.note.content"]
     assert [file.path for file in client.list_artifacts(run_id, "data")] == ["data/audit.json"]
     assert not list(project.root.parent.glob("mlruns")), "no store in the working folder"
 
@@ -73,16 +70,10 @@ def test_results_are_published_once_and_changed_ones_supersede(make: Make) -> No
     assert [line.split(":")[0] for line in missing] == ["baseline-s0"]
     write(run, skill=2)
     (second,) = runs.publish_all(project)[0]
-    assert states(project) == {
-        first: ("simclr-s0 (superseded)", "superseded"),
-        second: ("simclr-s0", "current"),
-    }
+    assert states(project) == {first: ("simclr-s0 (superseded)", "superseded"), second: ("simclr-s0", "current")}
     write(run)  # dvc checkout of the former files
     assert runs.publish(run) == first
-    assert states(project) == {
-        first: ("simclr-s0", "current"),
-        second: ("simclr-s0 (superseded)", "superseded"),
-    }
+    assert states(project) == {first: ("simclr-s0", "current"), second: ("simclr-s0 (superseded)", "superseded")}
     run.probe.unlink()
     with pytest.raises(ProjectError, match=r"simclr-s0/probe\.safetensors does not exist; run `dvc repro`"):
         runs.publish(run)
@@ -103,13 +94,7 @@ def test_an_interrupted_publication_is_repeated(make: Make, monkeypatch: pytest.
 def test_a_report_is_published_once(make: Make) -> None:
     project = make("simclr")
     contrast = {"arm": "simclr", "against": "baseline", "delta_mAP": 0.2, "ci95": [0.1, 0.3], "p_value": 0.01}
-    arm = {
-        "test_mAP": 0.5,
-        "test_mAP_ci95": [0.4, 0.6],
-        "val_mAP": 0.5,
-        "seeds": {},
-        "maps": {"knn": {"a": 1.0}},
-    }
+    arm = {"test_mAP": 0.5, "test_mAP_ci95": [0.4, 0.6], "val_mAP": 0.5, "seeds": {}, "maps": {"knn": {"a": 1.0}}}
     report = {"profile": "tiny", "arms": {"simclr": arm}, "contrasts": [contrast]}
     files.write_json(project.reports / "compare.json", report)
     files.write_text(project.reports / "figures" / "ladder.png", "a picture")
@@ -158,10 +143,7 @@ def test_a_moved_project_starts_a_new_store(make: Make, capsys: pytest.CaptureFi
 def test_two_threads_may_create_one_store_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     ids: list[str] = []
-    pair = [
-        threading.Thread(target=lambda: ids.append(store.open_store(tmp_path, "tiny").experiment_id))
-        for _ in "ab"
-    ]
+    pair = [threading.Thread(target=lambda: ids.append(store.open_store(tmp_path, "tiny").experiment_id)) for _ in "ab"]
     for thread in pair:
         thread.start()
     for thread in pair:

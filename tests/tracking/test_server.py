@@ -20,10 +20,7 @@ from satclr import tracking
 from tests import made_up
 from tests.serving import free_port, served
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")]
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 
 
@@ -38,19 +35,14 @@ def postgres(tmp_path: Path) -> Iterator[str]:
     if not POSTGRES:
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
     port = free_port()
-    folder = (
-        Path(tempfile.gettempdir()) / f"satclr-postgres-{port}"
-    )  # tmp_path is closed to PostgreSQL's user
+    folder = Path(tempfile.gettempdir()) / f"satclr-postgres-{port}"  # tmp_path is closed to PostgreSQL's user
     options: dict[str, Any] = {"cwd": "/"}
     if os.geteuid() == 0:
         user = pwd.getpwnam("postgres")
         options |= {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
     tools = POSTGRES[-1]
     subprocess.run(
-        [tools / "initdb", "-D", folder, "-A", "trust", "-U", "mlflow"],
-        check=True,
-        capture_output=True,
-        **options,
+        [tools / "initdb", "-D", folder, "-A", "trust", "-U", "mlflow"], check=True, capture_output=True, **options
     )
     server = subprocess.Popen(
         [tools / "postgres", "-D", folder, "-p", str(port), "-h", "127.0.0.1", "-k", folder], **options
@@ -61,9 +53,7 @@ def postgres(tmp_path: Path) -> Iterator[str]:
             assert server.poll() is None
             time.sleep(0.2)
         subprocess.run(
-            [tools / "createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "mlflow", "mlflow"],
-            check=True,
-            **options,
+            [tools / "createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "mlflow", "mlflow"], check=True, **options
         )
         yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/mlflow"
     finally:

@@ -121,16 +121,7 @@ def test_a_browser_shows_arms_curves_and_champion(
     with satclr_ui(project) as home:
         base = home.partition("/#/")[0]
         browser.get(base)
-        browser.execute_script(
-            'localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true")'
-        )
+        browser.execute_script('localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true")')
         see(home, "runs", "baseline-s0", "simclr-s0", "test/mAP")
-        see(
-            f"{home}&compareRunsMode=CHART",
-            "compare",
-            "probe/val_mAP",
-            "baseline-s0",
-            "simclr-s0",
-            at_least=4,
-        )
+        see(f"{home}&compareRunsMode=CHART", "compare", "probe/val_mAP", "baseline-s0", "simclr-s0", at_least=4)
         see(f"{base}/#/models/satclr-sample", "model", "satclr-sample", "@ champion", "Version 1")

@@ -48,10 +48,7 @@ def report_metrics(report: Mapping[str, Any], per_class: Path) -> list[Number]:
         rows += [(f"test_mAP_lo/{arm}", low), (f"test_mAP_hi/{arm}", high)]
         for row in entry.get("label_efficiency", []):
             name = f"{arm}/{100 * row['fraction']:g}_percent"
-            rows += [
-                (f"label_efficiency_mAP/{name}", row["test_mAP"]),
-                (f"label_efficiency_sd/{name}", row["sd"]),
-            ]
+            rows += [(f"label_efficiency_mAP/{name}", row["test_mAP"]), (f"label_efficiency_sd/{name}", row["sd"])]
         for stage in ("robustness", "maps"):
             for key, value in entry.get(stage, {}).items():
                 rows += _leaves(value, "/", f"{stage}_{key}/{arm}")
@@ -74,9 +71,7 @@ def report_note(report: Mapping[str, Any]) -> str:
     lines = ["| arm | against | Δ test mAP | 95% interval | p |", "| --- | --- | --- | --- | --- |"]
     for c in report["contrasts"]:
         interval = f"{c['ci95'][0]:+.4f} to {c['ci95'][1]:+.4f}"
-        lines.append(
-            f"| {c['arm']} | {c['against']} | {c['delta_mAP']:+.4f} | {interval} | {c['p_value']:.4g} |"
-        )
+        lines.append(f"| {c['arm']} | {c['against']} | {c['delta_mAP']:+.4f} | {interval} | {c['p_value']:.4g} |")
     return "\n".join(lines)
 
 
@@ -100,13 +95,7 @@ def tags(results: Results, fingerprint: str) -> dict[str, str]:
     commit, dirty = provenance.commit(run.root)
     md5 = data_md5(run) or "unknown"
     facts = {
-        **{
-            "kind": "arm",
-            "arm": run.arm,
-            "seed": run.seed,
-            "profile": run.profile,
-            "fingerprint": fingerprint,
-        },
+        **{"kind": "arm", "arm": run.arm, "seed": run.seed, "profile": run.profile, "fingerprint": fingerprint},
         **{"files": results.digest, "dvc_stage": stage, "data_md5": md5, "git_dirty": str(dirty).lower()},
     }
     rows = {
@@ -172,9 +161,7 @@ positives, hence of unknown quality: {without}. Chosen by validation mAP {result
 def data_md5(run: Run) -> str | None:
     """DVC's md5 of data/<profile> as `prepare` last read it, or that of the whole data folder."""
     stages = _yaml(run.root / "dvc.lock").get("stages", {})
-    deps = [
-        dep for name in (f"prepare@{run.profile}", "prepare") for dep in stages.get(name, {}).get("deps", [])
-    ]
+    deps = [dep for name in (f"prepare@{run.profile}", "prepare") for dep in stages.get(name, {}).get("deps", [])]
     found = [dep for dep in deps if dep.get("path") == f"data/{run.profile}"]
     found += _yaml(run.root / "data.dvc").get("outs", [])
     return str(found[0]["md5"]) if found else None

@@ -61,10 +61,7 @@ def _write(encoder: Path, probe: LinearProbe, target: Path) -> None:
             self.register_buffer("mean", mean)
             self.register_buffer("std", std)
             self.layer = torch.nn.Linear(probe.weight.shape[1], len(probe.labels))
-            state: dict[str, Any] = {
-                "weight": torch.from_numpy(probe.weight),
-                "bias": torch.from_numpy(probe.bias),
-            }
+            state: dict[str, Any] = {"weight": torch.from_numpy(probe.weight), "bias": torch.from_numpy(probe.bias)}
             self.layer.load_state_dict(state)
 
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:

@@ -107,13 +107,7 @@ class _Worker(threading.Thread):
         run, stage = self._run, self._stage
         self._store = open_store(run.root, run.profile)
         mark_killed(self._store)
-        key = {
-            "kind": "live",
-            "arm": run.arm,
-            "seed": run.seed,
-            "stage": stage,
-            "fingerprint": self._fingerprint,
-        }
+        key = {"kind": "live", "arm": run.arm, "seed": run.seed, "stage": stage, "fingerprint": self._fingerprint}
         facts = key | {"profile": run.profile, "dvc_stage": f"{stage}@{run.profile}-{run.arm}-{run.seed}"}
         tags = {f"satclr.{name}": str(value) for name, value in facts.items()} | owner()
         client = self._store.client

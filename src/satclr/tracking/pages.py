@@ -10,10 +10,7 @@ from typing import Any
 
 CURRENT = "tags.`satclr.state` = 'current' and tags.`satclr.kind` = 'arm'"
 COLUMNS = (
-    *(
-        f"metrics.`{name}`"
-        for name in ("test/mAP", "test/mAP_lo", "test/mAP_hi", "test/micro_mAP", "val/mAP")
-    ),
+    *(f"metrics.`{name}`" for name in ("test/mAP", "test/mAP_lo", "test/mAP_hi", "test/micro_mAP", "val/mAP")),
     *("metrics.`best_epoch`", "tags.`satclr.arm`", "tags.`satclr.seed`"),
     *("attributes.`Dataset`", "attributes.`Models`", "attributes.`Description`"),
 )

@@ -86,9 +86,7 @@ def predict(model: Tagger, sources: Sequence[Source]) -> Iterator[Prediction]:
             if i in errors:
                 yield Prediction(source, {}, [], errors[i])
             else:
-                ranked = sorted(
-                    zip(model.labels, map(float, scores[i]), strict=True), key=lambda pair: -pair[1]
-                )
+                ranked = sorted(zip(model.labels, map(float, scores[i]), strict=True), key=lambda pair: -pair[1])
                 yield Prediction(source, dict(ranked), model.chosen(scores[i]))
 
 
@@ -122,16 +120,12 @@ def champion_files(project: Project) -> Iterator[tuple[Any, Path, Path]]:
         ) from None
     with tempfile.TemporaryDirectory() as folder:
         uri = f"models:/{name}/{version.version}"
-        model = Path(
-            mlflow.artifacts.download_artifacts(uri, dst_path=folder, tracking_uri=store.uri)
-        ).resolve()
+        model = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder, tracking_uri=store.uri)).resolve()
         pickles = sorted(path.name for path in model.rglob("*") if path.suffix.lower() in PICKLES)
         parts = [model / "artifacts" / f"{part}.safetensors" for part in ("encoder", "probe")]
         if pickles or not all(path.is_file() and path.resolve().is_relative_to(model) for path in parts):
             reason = f"{pickles[0]} may run code" if pickles else "it lacks an encoder or a probe"
-            raise TrackingError(
-                f"{name} version {version.version} is not a model of satclr: {reason}; register again"
-            )
+            raise TrackingError(f"{name} version {version.version} is not a model of satclr: {reason}; register again")
         yield version, *parts
 
 
@@ -150,9 +144,7 @@ def _print_csv(labels: Sequence[str], predictions: Sequence[Prediction]) -> None
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["tile", "error", "labels", *names])
     for p in predictions:
-        writer.writerow(
-            [p.source.name, p.error, "|".join(p.labels), *(p.probabilities.get(n, "") for n in names)]
-        )
+        writer.writerow([p.source.name, p.error, "|".join(p.labels), *(p.probabilities.get(n, "") for n in names)])
 
 
 def _print_table(predictions: Sequence[Prediction], top: int) -> None:

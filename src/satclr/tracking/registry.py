@@ -66,9 +66,7 @@ def run(project: Project) -> Decision:
     frozen = [run for seeds in project.arms() for run in seeds if run.settings.probe.batch_norm == "frozen"]
     ranking = sorted(map(Results, frozen), key=lambda results: -float(results.metrics["val_mAP"]))
     if not ranking:
-        raise TrackingError(
-            "no arm of `run` has probe.batch_norm: frozen; only such a probe can be registered"
-        )
+        raise TrackingError("no arm of `run` has probe.batch_norm: frozen; only such a probe can be registered")
     runs.publish_all(project)
     registry = _Registry(project)
     with FileLock(project.root / "mlruns" / ".register.lock"):
@@ -121,8 +119,7 @@ def restore(project: Project) -> Decision | None:
     results = Results(project.run(named["arm"], int(named["seed"])))
     if results.digest != named["digest"]:
         raise TrackingError(
-            f"{path.relative_to(project.root)} names {results.run.key}, whose files have changed; "
-            "run `satclr register`"
+            f"{path.relative_to(project.root)} names {results.run.key}, whose files have changed; run `satclr register`"
         )
     version = registry.of(results) or registry.create(results)
     registry.set_champion(version, None)
@@ -165,10 +162,7 @@ class _Registry:
 
     def create(self, results: Results) -> Any:
         """Make a version from a published run."""
-        profile, text = (
-            results.run.profile,
-            "Labels of overhead image tiles: a frozen encoder and a linear probe.",
-        )
+        profile, text = (results.run.profile, "Labels of overhead image tiles: a frozen encoder and a linear probe.")
         if not self.client.search_registered_models(f"name = '{self.name}'"):
             self.client.create_registered_model(self.name, {"satclr.profile": profile}, text)
         arm_run = self.store.search(tag("files", results.digest), runs.FINISHED)[0]
@@ -238,9 +232,7 @@ class _Registry:
         against = "" if champion is None else str(champion.version)
         delta = found or (None, None, None)
         now, measured = datetime.now(UTC).isoformat(timespec="seconds"), (float(val), float(test.split()[0]))
-        return Decision(
-            now, outcome, self.name, str(version), arm, int(seed), *measured, against, *delta, reason
-        )
+        return Decision(now, outcome, self.name, str(version), arm, int(seed), *measured, against, *delta, reason)
 
     def record(self, outcome: Outcome, version: Any, former: Any, reason: str, *found: float) -> Decision:
         """Keep a decision as tags of its version and as a line of promotions.csv."""
@@ -268,9 +260,7 @@ def _tags(results: Results) -> dict[str, str]:
 def _write_champion(project: Project, decision: Decision, ranking: Sequence[Results], champion: Any) -> None:
     """Write champion.json: the champion, the decision, and the candidates by validation mAP."""
     keys, named = ("val_mAP", "test_mAP", "test_mAP_ci95"), None
-    numbers = [
-        {key: results.metrics[key] for key in keys} | {"digest": results.digest} for results in ranking
-    ]
+    numbers = [{key: results.metrics[key] for key in keys} | {"digest": results.digest} for results in ranking]
     rows = [{"arm": r.run.arm, "seed": r.run.seed} | row for r, row in zip(ranking, numbers, strict=True)]
     if champion is not None:
         arm, seed, val = (champion.tags[f"satclr.{key}"] for key in ("arm", "seed", "val_mAP"))

@@ -74,9 +74,7 @@ def publish_all(project: Project) -> tuple[list[str], list[str]]:
 def publish_report(project: Project) -> str:
     """Log the run `compare` of a report, its contrasts as metrics, unless the store has it; return its id."""
     folder = project.reports
-    found = sorted(
-        path for path in folder.rglob("*") if path.suffix in FIGURES and path.name not in REGISTRYS
-    )
+    found = sorted(path for path in folder.rglob("*") if path.suffix in FIGURES and path.name not in REGISTRYS)
     digest = files.sha256(*found)
     store = open_store(project.root, project.profile)
     run_id = _finished(store, digest)
@@ -123,18 +121,11 @@ def _log(store: Store, results: Results, digest: str) -> str:
         _log_data(store, results, run_id)
         log(store, run_id, params=parameters(results))
         log(
-            store,
-            run_id,
-            metrics=stamped(content.metrics(results)),
-            model_id=_log_model(store, results, probe, run_id),
+            store, run_id, metrics=stamped(content.metrics(results)), model_id=_log_model(store, results, probe, run_id)
         )
         audit, _ = content.audit(run)
         if audit:
-            log(
-                store,
-                run_id,
-                metrics=stamped((f"tiles_audit/{key}", value, 0) for key, value in audit.items()),
-            )
+            log(store, run_id, metrics=stamped((f"tiles_audit/{key}", value, 0) for key, value in audit.items()))
             client.log_artifact(run_id, str(run.store / "audit.json"), "data")
         for name in Results.RESULTS:
             client.log_artifact(run_id, str(run.results / name), "results")
@@ -146,9 +137,7 @@ def _log(store: Store, results: Results, digest: str) -> str:
 
 
 def _create(store: Store, name: str, tags: Mapping[str, str]) -> str:
-    return str(
-        store.client.create_run(store.experiment_id, run_name=name, tags={**tags, **owner()}).info.run_id
-    )
+    return str(store.client.create_run(store.experiment_id, run_name=name, tags={**tags, **owner()}).info.run_id)
 
 
 def _log_data(store: Store, results: Results, run_id: str) -> None:
@@ -162,9 +151,7 @@ def _log_data(store: Store, results: Results, run_id: str) -> None:
     data = Dataset(profile, md5 or "unknown", "local", source, profile=json.dumps(facts))
     for attempt in range(RACES):
         try:
-            store.client.log_inputs(
-                run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])]
-            )
+            store.client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
         except MlflowException as error:  # another arm added the same data set at the same moment
             if "unique" not in str(error).lower() or attempt == RACES - 1:
                 raise
@@ -185,23 +172,16 @@ def _log_model(store: Store, results: Results, probe: LinearProbe, run_id: str) 
     facts = {"arm": run.arm, "seed": run.seed, "profile": run.profile, "digest": results.digest}
     model = client.create_logged_model(store.experiment_id, run.key, run_id)
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        warnings.catch_warnings(action="ignore"),
-    ):  # advice on type hints
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(action="ignore"):  # advice on type hints
         mlflow.pyfunc.save_model(
             f"{folder}/model",
-            mlflow_model=Model(
-                model.artifact_location, run_id, model_uuid=model.model_id, model_id=model.model_id
-            ),
+            mlflow_model=Model(model.artifact_location, run_id, model_uuid=model.model_id, model_id=model.model_id),
             python_model=str(PACKAGE / "tracking" / "serving.py"),
             artifacts={"encoder": str(run.encoder), "probe": str(run.probe)},
             code_paths=[str(PACKAGE)],
             signature=_signature(probe.labels),
             input_example=_example(int(probe.encoder["tile_px"])),
-            pip_requirements=[
-                f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES
-            ],  # without +cpu
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES],  # without +cpu
             metadata=facts,
         )
         client.log_model_artifacts(model.model_id, f"{folder}/model")
@@ -236,9 +216,7 @@ def _finished(store: Store, digest: str) -> str | None:
         if run.info.status == "FINISHED":
             return str(run.info.run_id)
         if run.info.status != "RUNNING":
-            models = store.client.search_logged_models(
-                [store.experiment_id], f"source_run_id = '{run.info.run_id}'"
-            )
+            models = store.client.search_logged_models([store.experiment_id], f"source_run_id = '{run.info.run_id}'")
             for model in models:
                 store.client.delete_logged_model(model.model_id)
             store.client.delete_run(run.info.run_id)

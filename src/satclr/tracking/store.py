@@ -34,11 +34,7 @@ QUIET = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 SILENCE_S = 3600.0  # after which a run on another machine counts as dead
-METRICS, PAIRS, VALUE_LENGTH = (
-    800,
-    100,
-    6000,
-)  # per request; MLflow allows 1000 entities, 100 parameters or tags
+METRICS, PAIRS, VALUE_LENGTH = (800, 100, 6000)  # per request; MLflow allows 1000 entities, 100 parameters or tags
 
 Number = tuple[str, float, int]  # key, value, step
 Point = tuple[str, float, int, int]  # key, value, milliseconds, step
@@ -106,9 +102,7 @@ def open_store(root: Path, profile: str) -> Store:
             experiment_id = _experiment(client, profile, None if remote else folder / "artifacts")
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
-            raise StoreError(
-                f"cannot open the MLflow store {uri}: {reason}; check MLFLOW_TRACKING_URI"
-            ) from error
+            raise StoreError(f"cannot open the MLflow store {uri}: {reason}; check MLFLOW_TRACKING_URI") from error
     return Store(uri, client, experiment_id)
 
 
@@ -120,10 +114,7 @@ def load_mlflow() -> Any:
         import mlflow
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for name in (
-        "mlflow.system_metrics",
-        "mlflow.utils.environment",
-    ):  # `live` warns already; pip is not needed
+    for name in ("mlflow.system_metrics", "mlflow.utils.environment"):  # `live` warns already; pip is not needed
         logging.getLogger(name).setLevel(logging.ERROR)
     return mlflow
 

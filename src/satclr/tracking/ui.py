@@ -68,18 +68,14 @@ def _require_free(port: int) -> None:
         try:
             probe.bind((HOST, port))
         except OSError:
-            raise TrackingError(
-                f"port {port} on {HOST} is taken; choose another, such as --port {port + 1}"
-            ) from None
+            raise TrackingError(f"port {port} on {HOST} is taken; choose another, such as --port {port + 1}") from None
 
 
 def _wait_for(server: subprocess.Popen[bytes], base: str) -> None:
     deadline = time.monotonic() + STARTUP_S
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            raise TrackingError(
-                f"the MLflow server exited with code {server.returncode}; see its output above"
-            )
+            raise TrackingError(f"the MLflow server exited with code {server.returncode}; see its output above")
         try:
             with urllib.request.urlopen(f"{base}/health", timeout=5):  # noqa: S310 - http  # nosec B310
                 return
