@@ -6,7 +6,6 @@ import getpass
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +94,8 @@ def tags(results: Results, fingerprint: str) -> dict[str, str]:
     commit, dirty = provenance.commit(run.root)
     md5 = data_md5(run) or "unknown"
     facts = {
-        **{"kind": "arm", "arm": run.arm, "seed": run.seed, "profile": run.profile, "fingerprint": fingerprint},
-        **{"files": results.digest, "dvc_stage": stage, "data_md5": md5, "git_dirty": str(dirty).lower()},
+        "kind": "arm", "arm": run.arm, "seed": run.seed, "profile": run.profile, "fingerprint": fingerprint,
+        "files": results.digest, "dvc_stage": stage, "data_md5": md5, "git_dirty": str(dirty).lower(),
     }
     rows = {
         "DVC stage": f"`{stage}`",
@@ -137,8 +136,6 @@ def card(results: Results, run_tags: Mapping[str, str]) -> str:
 
 **Intended use.** Labels of overhead image tiles of the kind it was trained on: several labels per tile, no \
 positions. Not for decisions about people or places unless someone looks at the picture.
-
-**Input and output.** JPEG or PNG bytes; a probability for each label and the labels above their threshold.
 
 **Data.** `data/{results.run.profile}`, DVC md5 `{run_tags["satclr.data_md5"]}`; commit \
 `{run_tags.get("mlflow.source.git.commit", "none")}`, fingerprint `{run_tags["satclr.fingerprint"]}`.
@@ -194,10 +191,6 @@ def _leaves(tree: Any, joint: str, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    return _parse(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-@cache
-def _parse(text: str) -> dict[str, Any]:
-    tree = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - dvc.lock is long
-    return tree if isinstance(tree, dict) else {}
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # dvc.lock is long
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return yaml.load(text, Loader=loader) or {}  # noqa: S506

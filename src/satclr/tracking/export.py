@@ -10,7 +10,6 @@ import json
 import logging
 import warnings
 from pathlib import Path
-from typing import Any
 
 from satclr.evaluation.linear import LinearProbe
 from satclr.project import Project
@@ -48,30 +47,20 @@ def _write(encoder: Path, probe: LinearProbe, target: Path) -> None:
 
     from satclr.pretrain.encoder import load
 
-    side = int(probe.encoder["crop_px"])
     mean, std = (torch.tensor(probe.encoder[name]) for name in ("mean", "std"))
+    layer = torch.nn.Linear(probe.weight.shape[1], len(probe.labels))
+    layer.load_state_dict({"weight": torch.from_numpy(probe.weight), "bias": torch.from_numpy(probe.bias)})
 
-    class Graph(torch.nn.Module):
-        mean: torch.Tensor
-        std: torch.Tensor
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.encoder = load(encoder)[0]
-            self.register_buffer("mean", mean)
-            self.register_buffer("std", std)
-            self.layer = torch.nn.Linear(probe.weight.shape[1], len(probe.labels))
-            state: dict[str, Any] = {"weight": torch.from_numpy(probe.weight), "bias": torch.from_numpy(probe.bias)}
-            self.layer.load_state_dict(state)
-
+    class Graph(torch.nn.Sequential):
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            views = (pixels.float() / 255 - self.mean) / self.std
-            return torch.sigmoid(self.layer(self.encoder(views.permute(0, 3, 1, 2))))
+            views = (pixels.float() / 255 - mean) / std
+            return torch.sigmoid(super().forward(views.permute(0, 3, 1, 2)))
 
+    side = int(probe.encoder["crop_px"])
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(action="ignore"):  # the exporter's own deprecations
         torch.onnx.export(
-            Graph().eval(),
+            Graph(load(encoder)[0], layer).eval(),
             (torch.zeros(2, side, side, 3, dtype=torch.uint8),),
             target,
             input_names=["pixels"],

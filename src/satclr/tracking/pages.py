@@ -38,17 +38,7 @@ def runs_page(base: str, experiment_id: str) -> str:
 
 
 def _view(name: str, group_by: dict[str, Any] | None) -> str:
-    state = {
-        "searchFilter": CURRENT,
-        "orderByKey": COLUMNS[0],
-        "orderByAsc": False,
-        "startTime": "ALL",
-        "lifecycleFilter": "Active",
-        "modelVersionFilter": "All Runs",
-        "datasetsFilter": [],
-        "selectedColumns": list(COLUMNS),
-        "columnOrder": list(COLUMNS),
-        "groupBy": group_by,
-        "runsHiddenMode": "SHOW_ALL",
-    }
+    state = {"searchFilter": CURRENT, "orderByKey": COLUMNS[0], "orderByAsc": False, "groupBy": group_by}
+    state |= {"startTime": "ALL", "lifecycleFilter": "Active", "modelVersionFilter": "All Runs", "datasetsFilter": []}
+    state |= {"selectedColumns": list(COLUMNS), "columnOrder": list(COLUMNS), "runsHiddenMode": "SHOW_ALL"}
     return json.dumps({"name": name, "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)})

@@ -22,7 +22,6 @@ import pandas as pd
 from satclr import files
 
 BATCH = 64
-PREDICTED = "predicted_labels"
 
 Tile = bytes | str | Path | npt.NDArray[np.uint8]
 
@@ -39,19 +38,12 @@ class Tagger(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         from satclr.evaluation.linear import LinearProbe
         from satclr.pretrain.encoder import Frozen
 
-        self.probe = LinearProbe.load(probe)
-        self.labels = self.probe.labels
-        self.encoder = Frozen(encoder)
+        self.probe, self.encoder = LinearProbe.load(probe), Frozen(encoder)
+        self.labels, self.tile_px = self.probe.labels, self.probe.encoder.get("tile_px")
+        if not isinstance(self.tile_px, int) or not 8 <= self.tile_px <= 1024:
+            raise files.FileError(f"{probe} has tile_px {self.tile_px!r}; run `satclr probe` again")
         if self.probe.weight.shape[1] != self.encoder.width:
-            raise files.FileError(
-                f"{probe} has weights {self.probe.weight.shape}, but {encoder} gives {self.encoder.width} features"
-            )
-        try:
-            self.tile_px = int(self.probe.encoder["tile_px"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise files.FileError(f"{probe} lacks tile_px ({error!r}); run `satclr probe` again") from None
-        if not 8 <= self.tile_px <= 1024:
-            raise files.FileError(f"{probe}: tile_px {self.tile_px} is not between 8 and 1024")
+            raise files.FileError(f"{probe} does not fit the {self.encoder.width} features of {encoder}")
 
     def predict(self, context: Any, model_input: pd.DataFrame) -> pd.DataFrame:  # noqa: ARG002
         """Tag a table with the column `tile`: bytes of a JPEG or PNG, paths, or (H,W,3) uint8 arrays.
@@ -59,9 +51,7 @@ class Tagger(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         Returns one row per tile: the probability of each label, and `predicted_labels`, those at or above the
         threshold that was tuned on the validation split.
         """
-        tiles = model_input.iloc[:, 0] if isinstance(model_input, pd.DataFrame) else model_input
-        table = self.tag(tiles)
-        return table.set_index(model_input.index) if isinstance(model_input, pd.DataFrame) else table
+        return self.tag(model_input.iloc[:, 0]).set_index(model_input.index)
 
     def tag(self, tiles: Iterable[Tile]) -> pd.DataFrame:
         """As `predict`, from an iterable, in batches."""
@@ -69,10 +59,8 @@ class Tagger(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         parts = [np.empty((0, len(self.labels)))]
         while batch := [self.decode(tile) for tile in islice(rest, BATCH)]:
             parts.append(self.scores(batch))
-        scores = np.concatenate(parts)
-        table = pd.DataFrame(scores, columns=self.labels)
-        table[PREDICTED] = [self.chosen(row) for row in scores]
-        return table
+        table = pd.DataFrame(np.concatenate(parts), columns=self.labels)
+        return table.assign(predicted_labels=[self.chosen(row) for row in np.concatenate(parts)])
 
     def decode(self, tile: Tile) -> npt.NDArray[np.uint8]:
         """One tile as (tile_px, tile_px, 3) uint8. Raises `TileError` if it is not a sound picture."""

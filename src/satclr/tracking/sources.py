@@ -6,9 +6,12 @@ import glob
 import io
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+from PIL import Image
 
 from satclr.tracking.store import TrackingError
 
@@ -59,12 +62,13 @@ def _tiles(file: Path, side_px: int) -> Iterator[Source]:
         return
     try:
         import rasterio  # type: ignore[import-untyped]
+        from rasterio.windows import Window  # type: ignore[import-untyped]
     except ModuleNotFoundError:
-        _require_small(file, side_px)
+        with suppress(OSError), Image.open(file) as image:  # a damaged file is reported when the tile is read
+            if max(image.size) > side_px:
+                raise TrackingError(f"{file} is a scene; cutting it requires rasterio: uv sync --group geo") from None
         yield whole
         return
-    from rasterio.windows import Window  # type: ignore[import-untyped]
-
     try:
         with warnings.catch_warnings(action="ignore"), rasterio.open(file, driver=DRIVER) as scene:
             w, h = min(side_px, scene.width), min(side_px, scene.height)
@@ -84,20 +88,6 @@ def _tiles(file: Path, side_px: int) -> Iterator[Source]:
         yield Source(f"{file}{place}", partial(_pixels, file, window), box)
 
 
-def _require_small(file: Path, side_px: int) -> None:
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            width, height = image.size
-    except OSError:  # reported when the tile is read
-        return
-    if max(width, height) > side_px:
-        raise TrackingError(
-            f"{file} is a scene of {width}×{height} pixels; cutting it requires rasterio: uv sync --group geo"
-        )
-
-
 def _starts(length: int, side: int) -> list[int]:
     return [*range(0, length - side, side), length - side]
 
@@ -105,7 +95,6 @@ def _starts(length: int, side: int) -> list[int]:
 def _pixels(file: Path, window: object) -> bytes:
     """A window of a scene as PNG, red, green and blue being its first three bands."""
     import rasterio
-    from PIL import Image
 
     with warnings.catch_warnings(action="ignore"), rasterio.open(file, driver=DRIVER) as scene:
         others = sorted(set(scene.dtypes) - {"uint8"})

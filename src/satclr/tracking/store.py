@@ -12,7 +12,7 @@ import sqlite3
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -72,19 +72,17 @@ def tracking_uri(root: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlruns' / 'mlflow.db'}"
 
 
-def store_folder(root: Path, uri: str) -> Path:
+def store_folder(root: Path) -> Path:
     """The folder of the store's lock and artifacts: the database's own if it is SQLite."""
+    uri = tracking_uri(root)
     return _database(uri).parent if uri.startswith("sqlite:") else root.resolve() / "mlruns"
 
 
 def open_store(root: Path, profile: str) -> Store:
-    """Open the store as MLflow's default; create it and the profile's experiment on first use.
-
-    Raises `StoreError` if the store does not answer.
-    """
+    """Open the store as MLflow's default, creating it and the experiment on first use. Raises `StoreError`."""
     mlflow = load_mlflow()
     uri = tracking_uri(root)
-    folder = store_folder(root, uri)
+    folder = store_folder(root)
     remote = uri.startswith(("http:", "https:", "databricks"))
     folder.mkdir(parents=True, exist_ok=True)
     # Two processes that create one SQLite database at once break it.
@@ -185,13 +183,10 @@ def _create(mlflow: Any, database: Path) -> None:
 
 def _set_moved_aside(database: Path) -> None:
     """Rename a database whose project folder was moved or copied: MLflow stores absolute paths (mlflow#3144)."""
-    if not database.is_file():
-        return
-    with closing(sqlite3.connect(database, timeout=20)) as connection:
-        try:
+    rows: list[tuple[str, str]] = []
+    if database.is_file():
+        with closing(sqlite3.connect(database, timeout=20)) as connection, suppress(sqlite3.OperationalError):
             rows = connection.execute("SELECT name, artifact_location FROM experiments").fetchall()
-        except sqlite3.OperationalError:  # no tables yet
-            return
     ours = [str(location) for name, location in rows if str(location).endswith(f"/artifacts/{quote(name)}")]
     if any(not location.startswith(f"{database.parent.as_uri()}/artifacts/") for location in ours):
         aside = database.with_name(f"{database.name}.moved-{datetime.now().astimezone():%Y%m%d-%H%M%S}")
@@ -206,15 +201,11 @@ def _experiment(client: Any, profile: str, artifacts: Path | None) -> str:
     from mlflow.exceptions import MlflowException
 
     tags = pages.experiment_tags(profile)
-    existing = client.get_experiment_by_name(profile)
-    if existing is None:
-        location = None if artifacts is None else f"{artifacts.as_uri()}/{quote(profile)}"
-        try:
+    location = None if artifacts is None else f"{artifacts.as_uri()}/{quote(profile)}"
+    if client.get_experiment_by_name(profile) is None:
+        with suppress(MlflowException):  # another machine creates it at the same moment
             return str(client.create_experiment(profile, artifact_location=location, tags=tags))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # created by another machine meanwhile
-                raise
-            existing = client.get_experiment_by_name(profile)
+    existing = client.get_experiment_by_name(profile)
     if existing.lifecycle_stage == "deleted":
         client.restore_experiment(existing.experiment_id)
     for key in tags.keys() - existing.tags.keys():  # keep what people changed

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 import webbrowser
 
@@ -25,39 +24,36 @@ HOST = "127.0.0.1"
 def serve(project: Project, *, port: int = 5000, browser: bool = False) -> int:
     """Publish what the store lacks, serve it until Ctrl-C, print the profile's page; return the exit code.
 
-    With `MLFLOW_TRACKING_URI` on a server only the page is printed. Raises `TrackingError` if the port is taken or the
-    server does not start.
+    With `MLFLOW_TRACKING_URI` on a server only the page is printed. Raises `TrackingError` if the port is taken or
+    the server does not start.
     """
     uri = tracking_uri(project.root)
     remote = uri.startswith(("http:", "https:"))
     if not remote:
         _require_free(port)
     runs.publish_all(project)
-    store = open_store(project.root, project.profile)
     base = uri.rstrip("/") if remote else f"http://{HOST}:{port}"
-    page = pages.runs_page(base, store.experiment_id)
+    page = pages.runs_page(base, open_store(project.root, project.profile).experiment_id)
     if remote:
         print(page)
         return 0
-    folder = store_folder(project.root, uri)
-    server = subprocess.Popen(_command(project, port), env=QUIET | os.environ, cwd=folder)
-    try:
-        _wait_for(server, base)
-        print(page, flush=True)
-        if browser:
-            webbrowser.open(page)
-        return server.wait()
-    except KeyboardInterrupt:
-        return 0
-    finally:
-        server.terminate()
-        server.wait()
+    folder = store_folder(project.root)
+    with subprocess.Popen(_command(project, port), env=QUIET | os.environ, cwd=folder) as server:
+        try:
+            _wait_for(server, base)
+            print(page, flush=True)
+            if browser:
+                webbrowser.open(page)
+            return server.wait()
+        except KeyboardInterrupt:
+            return 0
+        finally:
+            server.terminate()
 
 
 def _command(project: Project, port: int) -> list[str]:
-    uri = tracking_uri(project.root)
-    artifacts = (store_folder(project.root, uri) / "artifacts").as_uri()
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    artifacts = (store_folder(project.root) / "artifacts").as_uri()
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", tracking_uri(project.root)]
     command += ["--artifacts-destination", artifacts, "--host", HOST, "--port", str(port), "--workers", "1"]
     return [*command, "--uvicorn-opts", "--log-level warning"]
 
@@ -79,6 +75,6 @@ def _wait_for(server: subprocess.Popen[bytes], base: str) -> None:
         try:
             with urllib.request.urlopen(f"{base}/health", timeout=5):  # noqa: S310 - http  # nosec B310
                 return
-        except (urllib.error.URLError, OSError):
+        except OSError:
             time.sleep(0.2)
     raise TrackingError(f"the MLflow server at {base} did not answer within {STARTUP_S:.0f} s")
