@@ -7,12 +7,15 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from satclr.project import Project
+from satclr.project import Project, Run
 from satclr.tracking import store
-from tests.tracking import outputs
+from tests import made_up
+from tests.conftest import tiny_params
 
 
 @pytest.fixture(scope="session")
@@ -35,15 +38,29 @@ def copy_store(empty: Path, root: Path) -> None:
         )
 
 
+def make_project(root: Path, *arms: str, minimum: float = 0.0) -> Project:
+    """A project of the tiny profile that runs `arms`."""
+    tree = tiny_params() | {"run": list(arms)}
+    tree["profiles"]["tiny"]["register"] = {"minimum_val_mAP": minimum}
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "params.yaml").write_text(yaml.safe_dump(tree))
+    return Project(root)
+
+
+def write(run: Run, **changes: Any) -> dict[str, Any]:
+    """Write all outputs of a run without training; return its metrics."""
+    return made_up.write(run.root, arm=run.arm, seed=run.seed, profile=run.profile, **changes)
+
+
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Callable[..., Project]:
-    """Makes a project with an empty store, entered."""
+    """Makes a project with an empty store."""
 
-    def make_project(*arms: str, seeds: tuple[int, ...] = (0,), minimum: float = 0.0) -> Project:
+    def make(*arms: str, minimum: float = 0.0) -> Project:
         root = tmp_path / "a project"
         monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
         copy_store(empty_store, root)
         monkeypatch.chdir(tmp_path)
-        return outputs.make_project(root, *arms, seeds=seeds, minimum=minimum)
+        return make_project(root, *arms, minimum=minimum)
 
-    return make_project
+    return make

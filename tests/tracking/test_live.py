@@ -11,7 +11,7 @@ from satclr.project import Project
 from satclr.tracking import live as module
 from satclr.tracking import runs, store
 from satclr.tracking.live import live
-from tests.tracking.outputs import write
+from tests.tracking.conftest import write
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 Make = Callable[..., Project]
@@ -75,21 +75,14 @@ def test_a_run_that_ends_early_says_so_and_is_resumed(make: Make, error: type[Ba
 def test_runs_of_dead_processes_are_marked_killed(make: Make) -> None:
     project = make("simclr")
     opened = store.open_store(project.root, "tiny")
-    hour_ms, now_ms = 3_600_000, int(time.time() * 1000)
-
-    def begin(ago_ms: int = 0, **tags: str) -> str:
-        given = store.owner() | {f"satclr.{key}": value for key, value in tags.items()}
-        return str(opened.client.create_run(opened.experiment_id, now_ms - ago_ms, given).info.run_id)
-
-    own, dead = begin(), begin(process="1 0.00")
-    young, silent, alive = (begin(ago_ms, host="elsewhere") for ago_ms in (hour_ms // 2, 2 * hour_ms, 2 * hour_ms))
-    for run_id, ago_ms in ((silent, 3 * hour_ms // 2), (alive, 1000)):
-        opened.client.log_metric(run_id, "pretrain/loss", 5.0, now_ms - ago_ms)
+    ids = [
+        opened.client.create_run(opened.experiment_id, tags=store.owner() | changes).info.run_id
+        for changes in ({}, {"satclr.pid": "999999999"}, {"satclr.pid_started": "0.00"}, {"satclr.host": "elsewhere"})
+    ]
     with live(project.run("simclr"), "pretrain", "f0"):
         pass
     status = {run.info.run_id: run.info.status for run in stored(project)}
-    assert {status[own], status[young], status[alive]} == {"RUNNING"}
-    assert {status[dead], status[silent]} == {"KILLED"}
+    assert [status[run_id] for run_id in ids] == ["RUNNING", "KILLED", "KILLED", "RUNNING"]
 
 
 def test_metrics_are_sent_once_the_store_is_back(make: Make, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,10 @@ from satclr.evaluation.linear import LinearProbe
 from satclr.pretrain import encoder
 from satclr.pretrain.views import evaluation_view
 from satclr.project import Project
-from satclr.randomness import seeded
 from satclr.tracking import export, predict, registry, sources, store
 from satclr.tracking.store import TrackingError
-from tests.tracking import outputs
-from tests.tracking.conftest import copy_store
-from tests.tracking.outputs import FACTS, LABELS, THRESHOLDS, jpeg
+from tests.made_up import CROP_PX, LABELS, MEAN, STD, THRESHOLDS, TILE_PX, jpeg, pixels
+from tests.tracking.conftest import copy_store, make_project, write
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -37,13 +36,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def project(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Project:
     root = tmp_path_factory.mktemp("project")
     copy_store(empty_store, root)
-    project = outputs.make_project(root, "simclr")
-    run = project.run("simclr")
-    outputs.write(run)
-    with seeded(0):
-        model, width = encoder.build("squeezenet1_1")
-    assert width == outputs.WIDTH
-    encoder.save(model, run.encoder, arch="squeezenet1_1", width=width, **FACTS)
+    project = make_project(root, "simclr")
+    write(project.run("simclr"))
     registry.run(project)
     return project
 
@@ -56,9 +50,9 @@ def _no_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
 def expected(project: Project, pictures: list[bytes]) -> npt.NDArray[np.float64]:
     """Probabilities as the stages compute them: decoded tile, frozen encoder, the layer in double precision."""
     run = project.run("simclr")
-    pixels = np.stack([tiles.decode(picture, outputs.TILE_PX) for picture in pictures])
+    decoded = np.stack([tiles.decode(picture, TILE_PX) for picture in pictures])
     model, _ = encoder.load(run.encoder)
-    views = evaluation_view(torch.from_numpy(pixels), crop_px=outputs.CROP_PX, mean=FACTS["mean"], std=FACTS["std"])
+    views = evaluation_view(torch.from_numpy(decoded), crop_px=CROP_PX, mean=MEAN, std=STD)
     with torch.inference_mode():
         return np.asarray(1 / (1 + np.exp(-LinearProbe.load(run.probe).logits(model(views).numpy()))))
 
@@ -74,7 +68,7 @@ def test_scores_are_the_stages_and_thresholds_choose_labels(project: Project, tm
     chosen = [[n for n, p, t in zip(LABELS, row, THRESHOLDS, strict=True) if p >= t] for row in scores]
     assert table["predicted_labels"].tolist() == chosen
     (tmp_path / "tile.jpg").write_bytes(jpeg(3))
-    for form in (str(tmp_path / "tile.jpg"), tiles.decode(jpeg(3), outputs.TILE_PX)):
+    for form in (str(tmp_path / "tile.jpg"), tiles.decode(jpeg(3), TILE_PX)):
         pd.testing.assert_frame_equal(model.tag([form]), model.tag([jpeg(3)]))
 
 
@@ -142,15 +136,16 @@ def test_a_corrupt_tile_is_reported_and_the_others_are_labelled(
 
 def test_the_table_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    names = "airplane bare-soil buildings cars chaparral court dock field grass mobile-home pavement sand".split()
+    names = ["airplane", "bare-soil", "buildings", "cars", "chaparral", "court", "mobile-home", "pavement", "sand"]
     probabilities = dict(zip(names, np.linspace(0.99, 0.01, len(names)), strict=True))
     short = sources.Source("short.jpg", bytes)
     deep = sources.Source("/a/folder/of/" + "many/folders/" * 8 + "mobilehomepark01.tif", bytes)
     found = [predict.Prediction(short, probabilities, names[:2]), predict.Prediction(deep, probabilities, names)]
     predict._print_table(found, 3)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split(maxsplit=1) == ["short.jpg", "airplane 0.99, bare-soil 0.90 (buildings 0.81)"]
-    assert lines[1].startswith("…") and "park01.tif  airplane 0.99, " in lines[1]
+    assert lines[0].split(maxsplit=1) == ["short.jpg", "airplane 0.99, bare-soil 0.87 (buildings 0.74)"]
+    assert lines[1].startswith("…")
+    assert "park01.tif  airplane 0.99, " in lines[1]
     assert max(map(len, lines)) <= 80
     assert all(line.endswith((",", ")")) or line[-4:-2] == "0." for line in lines), "only whole labels"
 
@@ -167,30 +162,32 @@ def test_wrong_paths_are_named(project: Project, tmp_path: Path) -> None:
 
 
 def test_a_damaged_or_foreign_champion_is_refused(project: Project, tmp_path: Path) -> None:
-    run = outputs.make_project(tmp_path, "simclr").run("simclr")
-    outputs.write_models(run, tile_px="wide")
-    model = predict.champion(project)
-    sound = project.run("simclr").encoder
-    with pytest.raises(files.FileError, match="lacks tile_px"):
-        model.load(sound, run.probe)
-    run.probe.write_bytes(run.probe.read_bytes()[:-9])
+    sound, broken = project.run("simclr"), tmp_path / "probe.safetensors"
+    model, probe = predict.champion(project), LinearProbe.load(sound.probe)
+    replace(probe, encoder=probe.encoder | {"tile_px": "wide"}).save(broken)
+    with pytest.raises(files.FileError, match="tile_px 'wide'"):
+        model.load(sound.encoder, broken)
+    replace(probe, weight=probe.weight[:, :9]).save(broken)
+    with pytest.raises(files.FileError, match="does not fit the 512 features"):
+        model.load(sound.encoder, broken)
+    broken.write_bytes(sound.probe.read_bytes()[:-9])
     with pytest.raises(files.FileError, match="not a complete safetensors file"):
-        model.load(sound, run.probe)
+        model.load(sound.encoder, broken)
 
 
 @pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
 def test_a_scene_is_cut_into_located_tiles(tmp_path: Path) -> None:
     rasterio = pytest.importorskip("rasterio")
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 70, 100), np.uint8)
+    scene_pixels = np.random.default_rng(0).integers(0, 256, (3, 70, 100), np.uint8)
     transform = rasterio.transform.from_origin(500_000, 4_000_000, 2.0, 2.0)
     facts = {"driver": "GTiff", "width": 100, "height": 70, "count": 3, "dtype": "uint8", "crs": "EPSG:32633"}
     with rasterio.open(tmp_path / "scene.tif", "w", transform=transform, **facts) as scene:
-        scene.write(pixels)
+        scene.write(scene_pixels)
     found = sources.find([tmp_path / "scene.tif"], scene_tile_px=48)
     corners = [(x, y) for y in (0, 22) for x in (0, 48, 52)]
     assert [source.name.split("#")[1] for source in found] == [f"x={x},y={y}" for x, y in corners]
     assert found[-1].bounds == (500_104, 3_999_860, 500_200, 3_999_956)
-    np.testing.assert_array_equal(outputs.pixels(found[3].read()), pixels[:, 22:70, :48].transpose(1, 2, 0))
+    np.testing.assert_array_equal(pixels(found[3].read()), scene_pixels[:, 22:70, :48].transpose(1, 2, 0))
 
 
 def test_onnx_gives_the_same_probabilities(project: Project, tmp_path: Path) -> None:
@@ -202,9 +199,9 @@ def test_onnx_gives_the_same_probabilities(project: Project, tmp_path: Path) -> 
     side = int(facts["crop_px"])
     run = project.run("simclr")
     for count in (1, 5):
-        pixels = np.random.default_rng(count).integers(0, 256, (count, side, side, 3), np.uint8)
-        normal = (torch.from_numpy(pixels).double() / 255 - torch.tensor(FACTS["mean"])) / torch.tensor(FACTS["std"])
+        batch = np.random.default_rng(count).integers(0, 256, (count, side, side, 3), np.uint8)
+        normal = (torch.from_numpy(batch).double() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
         with torch.inference_mode():
             features = encoder.load(run.encoder)[0](normal.float().permute(0, 3, 1, 2)).numpy()
-        (scores,) = session.run(None, {"pixels": pixels})
+        (scores,) = session.run(None, {"pixels": batch})
         np.testing.assert_allclose(scores, 1 / (1 + np.exp(-LinearProbe.load(run.probe).logits(features))), atol=1e-4)

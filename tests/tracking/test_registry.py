@@ -13,8 +13,7 @@ from sklearn.metrics import average_precision_score
 from satclr.project import Project, ProjectError
 from satclr.study.results import Scores
 from satclr.tracking import registry, runs, store
-from tests.tracking import outputs
-from tests.tracking.outputs import write
+from tests.tracking.conftest import make_project, write
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 Make = Callable[..., Project]
@@ -35,7 +34,7 @@ def test_a_better_candidate_becomes_champion_until_a_rollback(make: Make, capsys
     write(project.run("baseline"))
     assert registry.run(project).decision == "champion"
     assert capsys.readouterr().out == "the first version\n"
-    project = outputs.make_project(project.root, "baseline", "simclr", "baseline_as_released")
+    project = make_project(project.root, "baseline", "simclr", "baseline_as_released")
     write(project.run("baseline_as_released"), skill=9)  # on batch statistics: cannot be served
     write(project.run("simclr"), skill=3)
     decision = registry.run(project)
@@ -58,7 +57,7 @@ def test_a_worse_candidate_becomes_challenger(make: Make) -> None:
     project = make("simclr")
     write(project.run("simclr"), skill=3)
     registry.run(project)
-    project = outputs.make_project(project.root, "simclr", "baseline")
+    project = make_project(project.root, "simclr", "baseline")
     metrics = write(project.run("baseline"), skill=2) | {"val_mAP": 0.999}
     (project.run("baseline").results / "metrics.json").write_text(json.dumps(metrics))
     decision = registry.run(project)

@@ -14,8 +14,8 @@ import pytest
 
 from satclr import files
 from satclr.project import Project, ProjectError
-from satclr.tracking import content, pages, runs, store, ui
-from tests.tracking.outputs import write
+from satclr.tracking import content, runs, store, ui
+from tests.tracking.conftest import write
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 Make = Callable[..., Project]
@@ -44,7 +44,7 @@ def test_an_arm_run_shows_every_number_of_the_results(make: Make) -> None:
     shown = client.get_run(run_id)
     assert (shown.info.run_name, shown.info.status) == ("simclr-s0", "FINISHED")
     assert shown.data.params == run.parameters() | {"pretrain.precision_used": "float32"}
-    assert shown.data.tags["satclr.fingerprint"] == "f0"
+    assert shown.data.tags["satclr.fingerprint"] == "made up 0"
     assert shown.data.metrics["test/mAP"] == metrics["test_mAP"]
     assert shown.data.metrics["test/mAP_hi"] == metrics["test_mAP_ci95"][1]
     labels = {key.removeprefix("test_ap/") for key in shown.data.metrics if key.startswith("test_ap/")}
@@ -122,7 +122,7 @@ runs.publish(project.find().run("simclr"))
 print(*sorted({"torch", "torchvision", "matplotlib"} & sys.modules.keys()), "imported")
 """
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], cwd=project.root, capture_output=True, text=True
+        [sys.executable, "-W", "ignore", "-c", code], cwd=project.root, capture_output=True, text=True, check=False
     )
     assert (done.stdout.strip(), done.returncode) == ("imported", 0), done.stderr
 
@@ -161,11 +161,6 @@ def test_a_store_that_is_away_is_one_clear_error(tmp_path: Path, monkeypatch: py
 
 def test_metric_names_are_distinct() -> None:
     assert content.metric_names(["a/b", "a:b", "."]) == {"a/b": "a_b", "a:b": "a_b_2", ".": "_"}
-
-
-def test_the_saved_view_is_the_page_that_opens() -> None:
-    assert f"mlflow.sharedViewState.{pages.ARM_RUNS}" in pages.experiment_tags("tiny")
-    assert f"viewStateShareKey={pages.ARM_RUNS}&" in pages.runs_page("http://x", "1")
 
 
 def test_ui_refuses_a_taken_port(make: Make) -> None:

@@ -94,8 +94,15 @@ def tags(results: Results, fingerprint: str) -> dict[str, str]:
     commit, dirty = provenance.commit(run.root)
     md5 = data_md5(run) or "unknown"
     facts = {
-        "kind": "arm", "arm": run.arm, "seed": run.seed, "profile": run.profile, "fingerprint": fingerprint,
-        "files": results.digest, "dvc_stage": stage, "data_md5": md5, "git_dirty": str(dirty).lower(),
+        "kind": "arm",
+        "arm": run.arm,
+        "seed": run.seed,
+        "profile": run.profile,
+        "fingerprint": fingerprint,
+        "files": results.digest,
+        "dvc_stage": stage,
+        "data_md5": md5,
+        "git_dirty": str(dirty).lower(),
     }
     rows = {
         "DVC stage": f"`{stage}`",

@@ -30,9 +30,9 @@ Log = Callable[[int, Mapping[str, float]], None]
 def live(run: Run, stage: str, fingerprint: str) -> Iterator[Log]:
     """Yield `log(epoch, metrics)`, which shows metrics as `<stage>/<name>` in the run `<arm>-s<seed> <stage>`.
 
-    A run with the same fingerprint is resumed; steps that it has are not logged again. It ends FINISHED, FAILED
-    on an exception, KILLED on SIGINT and SIGTERM; after SIGKILL the next run marks it KILLED. Training goes on
-    while the store is away. Raises `StoreError` after the block if the store could not be opened at all.
+    A run with the same fingerprint is resumed; steps that it has are not logged again. It ends FINISHED, FAILED (on an
+    exception) or KILLED (on a signal). Training goes on while the store is away. Raises `StoreError` after the block
+    if the store could not be opened at all.
     """
     worker = _Worker(run, stage, fingerprint)
     worker.start()

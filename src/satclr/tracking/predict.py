@@ -14,7 +14,7 @@ import sys
 import tempfile
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -53,16 +53,13 @@ def run(project: Project, tiles: Sequence[str], *, form: str, top: int, scene_ti
     sources = find(tiles, scene_tile_px=scene_tile_px)
     runs.preload()
     model = champion(project)
-    predictions = []
     with progress.bar("predict", len(sources)) as advance:
-        for prediction in predict(model, sources):
-            predictions.append(prediction)
-            advance(1)
+        predictions = list(predict(model, sources, done=advance))
     if form == "csv":
         _print_csv(model.labels, predictions)
     elif form == "json":
         for prediction in predictions:
-            print(json.dumps(_json(prediction, top), ensure_ascii=False))
+            print(_json(prediction, top))
     else:
         _print_table([prediction for prediction in predictions if not prediction.error], top)
     failed = [prediction for prediction in predictions if prediction.error]
@@ -71,23 +68,21 @@ def run(project: Project, tiles: Sequence[str], *, form: str, top: int, scene_ti
     return len(failed)
 
 
-def predict(model: Tagger, sources: Sequence[Source]) -> Iterator[Prediction]:
+def predict(model: Tagger, sources: Sequence[Source], *, done: Callable[[int], None]) -> Iterator[Prediction]:
     """Tag tiles in batches, in order; a tile that cannot be read has an error and no labels."""
-    rest = iter(sources)
-    while batch := list(islice(rest, BATCH)):
-        decoded, errors = {}, {}
-        for i, source in enumerate(batch):
+    for start in range(0, len(sources), BATCH):
+        batch, decoded, errors = sources[start : start + BATCH], [], {}
+        for source in batch:
             try:
-                decoded[i] = model.decode(source.read())
+                decoded.append(model.decode(source.read()))
             except Exception as error:  # noqa: BLE001 - whatever a broken picture raises
-                errors[i] = " ".join(str(error).split()) or type(error).__name__
-        scores = dict(zip(decoded, model.scores(list(decoded.values())), strict=True)) if decoded else {}
-        for i, source in enumerate(batch):
-            if i in errors:
-                yield Prediction(source, {}, [], errors[i])
-            else:
-                ranked = sorted(zip(model.labels, map(float, scores[i]), strict=True), key=lambda pair: -pair[1])
-                yield Prediction(source, dict(ranked), model.chosen(scores[i]))
+                errors[source] = " ".join(str(error).split()) or type(error).__name__
+        scores = iter(model.scores(decoded) if decoded else ())
+        for source in batch:
+            row = [] if source in errors else next(scores)
+            best = sorted(zip(model.labels, map(float, row), strict=False), key=lambda pair: -pair[1])
+            yield Prediction(source, dict(best), model.chosen(row) if best else [], errors.get(source, ""))
+        done(len(batch))
 
 
 def champion(project: Project) -> Tagger:
@@ -129,22 +124,21 @@ def champion_files(project: Project) -> Iterator[tuple[Any, Path, Path]]:
         yield version, *parts
 
 
-def _json(prediction: Prediction, top: int) -> dict[str, Any]:
+def _json(prediction: Prediction, top: int) -> str:
     """A prediction without what it does not have."""
-    source = prediction.source
-    best = dict(islice(prediction.probabilities.items(), top))
-    row = {"tile": source.name, "probabilities": best, "labels": prediction.labels}
-    row |= {"bounds": source.bounds, "error": prediction.error}
-    return {key: value for key, value in row.items() if value not in ({}, None, "")}
+    source, best = prediction.source, dict(islice(prediction.probabilities.items(), top))
+    row = {"tile": source.name, "probabilities": best, "labels": prediction.labels, "bounds": source.bounds}
+    row |= {"error": prediction.error}
+    return json.dumps({k: v for k, v in row.items() if v not in ({}, None, "")}, ensure_ascii=False)
 
 
 def _print_csv(labels: Sequence[str], predictions: Sequence[Prediction]) -> None:
     """One row per tile: labels joined by `|`, then each label's probability, empty where the tile is unreadable."""
-    names = sorted(labels)
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["tile", "error", "labels", *names])
+    writer.writerow(["tile", "error", "labels", *sorted(labels)])
     for p in predictions:
-        writer.writerow([p.source.name, p.error, "|".join(p.labels), *(p.probabilities.get(n, "") for n in names)])
+        numbers = [p.probabilities.get(label, "") for label in sorted(labels)]
+        writer.writerow([p.source.name, p.error, "|".join(p.labels), *numbers])
 
 
 def _print_table(predictions: Sequence[Prediction], top: int) -> None:

@@ -126,11 +126,6 @@ def restore(project: Project) -> Decision | None:
     return registry.record("restored", version, None, "from champion.json")
 
 
-def model_name(project: Project) -> str:
-    """The name of a profile's registered model."""
-    return f"satclr-{project.profile}"
-
-
 def gap(candidate: Scores, champion: Scores) -> tuple[float, float, float]:
     """Difference in mAP on the same tiles, and its 95% interval by paired bootstrap over tiles."""
     both = [candidate.scores, champion.scores]
@@ -144,7 +139,7 @@ class _Registry:
     """The registered model of a project's profile."""
 
     def __init__(self, project: Project) -> None:
-        self.project, self.name = project, model_name(project)
+        self.project, self.name = project, f"satclr-{project.profile}"
         self.store = open_store(project.root, project.profile)
         self.client = self.store.client
 

@@ -160,10 +160,7 @@ def _log_data(store: Store, results: Results, run_id: str) -> None:
 
 
 def _log_model(store: Store, results: Results, probe: LinearProbe, run_id: str) -> str:
-    """Log the encoder and its probe with the code that serves them; return the model's id, `m-...`.
-
-    `mlflow.pyfunc.log_model` would load the model to validate its example, which takes torch and 10 s.
-    """
+    """Log encoder, probe and code as a model; return its id. `log_model` would import torch to try the example."""
     mlflow = load_mlflow()
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
@@ -179,8 +176,7 @@ def _log_model(store: Store, results: Results, probe: LinearProbe, run_id: str) 
             python_model=str(PACKAGE / "tracking" / "serving.py"),
             artifacts={"encoder": str(run.encoder), "probe": str(run.probe)},
             code_paths=[str(PACKAGE)],
-            signature=_signature(probe.labels),
-            input_example=_example(int(probe.encoder["tile_px"])),
+            **_interface(probe.labels, int(probe.encoder["tile_px"])),
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES],  # without +cpu
             metadata=facts,
         )
@@ -189,25 +185,18 @@ def _log_model(store: Store, results: Results, probe: LinearProbe, run_id: str) 
     return str(model.model_id)
 
 
-def _signature(labels: list[str]) -> Any:
-    """In: one binary column `tile`. Out: a probability for each label, and the list `predicted_labels`."""
+def _interface(labels: list[str], tile_px: int) -> dict[str, Any]:
+    """Signature: a column `tile` in; a probability per label and the list `predicted_labels` out. And an example."""
+    import pandas as pd
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
     from mlflow.types.schema import Array, DataType
-
-    columns = [ColSpec("double", label) for label in labels]
-    columns.append(ColSpec(Array(DataType.string), "predicted_labels"))
-    return ModelSignature(Schema([ColSpec("binary", "tile")]), Schema(columns))
-
-
-def _example(tile_px: int) -> Any:
-    """One grey JPEG tile, as the table that the model takes."""
-    import pandas as pd
     from PIL import Image
 
-    buffer = io.BytesIO()
-    Image.new("RGB", (tile_px, tile_px), (96, 112, 88)).save(buffer, "JPEG")
-    return pd.DataFrame({"tile": [buffer.getvalue()]})
+    Image.new("RGB", (tile_px, tile_px), (96, 112, 88)).save(grey := io.BytesIO(), "JPEG")
+    columns = [*(ColSpec("double", label) for label in labels), ColSpec(Array(DataType.string), "predicted_labels")]
+    signature = ModelSignature(Schema([ColSpec("binary", "tile")]), Schema(columns))
+    return {"signature": signature, "input_example": pd.DataFrame({"tile": [grey.getvalue()]})}
 
 
 def _finished(store: Store, digest: str) -> str | None:

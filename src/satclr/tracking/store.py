@@ -33,7 +33,6 @@ QUIET = {
     "MLFLOW_LOG_UV_FILES": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-SILENCE_S = 3600.0  # after which a run on another machine counts as dead
 METRICS, PAIRS, VALUE_LENGTH = (800, 100, 6000)  # per request; MLflow allows 1000 entities, 100 parameters or tags
 
 Number = tuple[str, float, int]  # key, value, step
@@ -143,33 +142,23 @@ def stamped(numbers: Iterable[Number]) -> list[Point]:
     return [(key, float(value), now_ms, step) for key, value, step in numbers]
 
 
-def owner() -> dict[str, str]:
-    """Tags that name this process, so that another one can tell whether it still runs."""
-    return {"satclr.host": socket.gethostname(), "satclr.process": _process(os.getpid())}
+def owner(pid: int | None = None) -> dict[str, str]:
+    """Tags that name a process, with its start since ids are reused; none if it does not run."""
+    import psutil
+
+    pid = os.getpid() if pid is None else pid
+    with suppress(psutil.NoSuchProcess):
+        started = f"{psutil.Process(pid).create_time():.2f}"
+        return {"satclr.host": socket.gethostname(), "satclr.pid": str(pid), "satclr.pid_started": started}
+    return {}
 
 
 def mark_killed(store: Store) -> None:
-    """Mark KILLED the runs that a dead process left RUNNING.
-
-    A process of another machine (on a shared server) counts as dead after an hour without a new metric.
-    """
-    for run in store.search("attributes.status = 'RUNNING'", "tags.`satclr.process` != ''"):
-        process = run.data.tags["satclr.process"]
-        latest_ms = max([run.info.start_time, *(point.timestamp for point in run.data._metric_objs)])  # noqa: SLF001
-        ours = run.data.tags["satclr.host"] == socket.gethostname()
-        silent = time.time() - latest_ms / 1000 > SILENCE_S
-        if _process(int(process.split()[0])) != process if ours else silent:
+    """Mark KILLED the runs that a dead process of this machine left RUNNING."""
+    for run in store.search("attributes.status = 'RUNNING'", tag("host", socket.gethostname())):
+        started = owner(int(run.data.tags["satclr.pid"])).get("satclr.pid_started")
+        if started != run.data.tags["satclr.pid_started"]:
             store.client.set_terminated(run.info.run_id, "KILLED")
-
-
-def _process(pid: int) -> str:
-    """A process id and when it started, since ids are reused."""
-    import psutil
-
-    try:
-        return f"{pid} {psutil.Process(pid).create_time():.2f}"
-    except psutil.NoSuchProcess:
-        return ""
 
 
 def _create(mlflow: Any, database: Path) -> None:
