@@ -21,9 +21,7 @@ TILES = {"train": 40, "val": 30, "test": 60}
 TILE_PX = 24
 
 
-def project(
-    root: Path, skills: Mapping[str, float] = SKILLS, seeds: Sequence[int] = (0,), **more: Any
-) -> Project:
+def project(root: Path, skills: Mapping[str, float] = SKILLS, seeds: Sequence[int] = (0,), **more: Any) -> Project:
     """A project that runs the arms of `skills`; the higher the skill, the better its scores rank."""
     tree = tiny_params() | {"run": list(skills), "seeds": list(seeds), "ladder": list(SKILLS), **more}
     files.write_text(root / "params.yaml", yaml.safe_dump(tree, sort_keys=False))
@@ -96,6 +94,4 @@ def write_results(run: Run, skill: float, *, tiles: int = TILES["test"]) -> None
     weight, facts = np.zeros((4, 8), np.float32), {"arch": "shufflenet_v2_x0_5", "tile_px": TILE_PX}
     files.save_tensors(run.encoder, {"weight": weight}, **facts, weights_sha256=None)
     zeros = weight[:, 0]
-    LinearProbe(weight, zeros, LABELS, zeros.astype(float), 1.0, 2, skill / 2, {"tile_px": TILE_PX}).save(
-        run.probe
-    )
+    LinearProbe(weight, zeros, LABELS, zeros.astype(float), 1.0, 2, skill / 2, {"tile_px": TILE_PX}).save(run.probe)

@@ -111,7 +111,4 @@ def test_changed_weights_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().err == ""
     start.write_text("after")
     compare.warn_of_changed_weights({"baseline": [Results(run)]})
-    assert (
-        "baseline-s0 was pretrained from start.safetensors, which has changed since"
-        in capsys.readouterr().err
-    )
+    assert "baseline-s0 was pretrained from start.safetensors, which has changed since" in capsys.readouterr().err

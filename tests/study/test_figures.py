@@ -11,9 +11,7 @@ import pytest
 
 from satclr.study import figures
 
-ARMS = [f"arm_{i}_with_a_long_name" for i in range(8)] + [
-    "an_arm_whose_name_is_longer_than_a_figure_can_show"
-]
+ARMS = [f"arm_{i}_with_a_long_name" for i in range(8)] + ["an_arm_whose_name_is_longer_than_a_figure_can_show"]
 LABELS = ["a label that is longer than any figure has room for", *(f"label {i}" for i in range(59))]
 PALETTE = figures.Palette(ARMS)
 PAPER = {"baseline": 0.6361, "simclr": 0.9133}
@@ -34,8 +32,7 @@ CURVES: dict[str, list[Any]] = {
     "wide": [[-1234567.8, 9e12]], "500 epochs": [range(500), range(500)], "not finite": [[np.nan, np.inf, 1]],
 }  # fmt: skip
 ODD: dict[str, Callable[[], Any]] = {
-    name: partial(figures.curves, dict.fromkeys(ARMS, seeds), PALETTE, ylabel="loss")
-    for name, seeds in CURVES.items()
+    name: partial(figures.curves, dict.fromkeys(ARMS, seeds), PALETTE, ylabel="loss") for name, seeds in CURVES.items()
 }
 ODD |= {
     "arms": partial(figures.arms, {a: entry(0.55 + i * 1e-4, 1e-5) for i, a in enumerate(ARMS)}, PALETTE),

@@ -32,9 +32,7 @@ def test_the_page_is_one_file_that_loads_nothing(written: Path, measured: Path) 
     html = written.read_text()
     assert len(html) < 15e6
     assert html == page.run(Project(measured)).read_text()
-    own = html.replace(
-        max(re.findall(r"<script>(.*?)</script>", html, re.DOTALL), key=len), ""
-    )  # without Plotly
+    own = html.replace(max(re.findall(r"<script>(.*?)</script>", html, re.DOTALL), key=len), "")  # without Plotly
     assert not re.search(r"""\s(src|href)=["'](?!data:|#)""", own)
     assert not re.search(r"@import|url\((?!\$\{sheet|#)", own)
 
@@ -56,9 +54,7 @@ def test_the_page_shows_the_numbers_of_compare(written: Path, measured: Path, st
         assert f"<td>{share:.2%}</td>" in html
 
 
-def test_mistakes_are_the_highest_without_and_the_lowest_with_the_label(
-    measured: Path, store: tiles.TileStore
-) -> None:
+def test_mistakes_are_the_highest_without_and_the_lowest_with_the_label(measured: Path, store: tiles.TileStore) -> None:
     results = Results(Project(measured).run("simclr"))
     test = results.scores("test")
     hardest = sections.hardest(results, store)
@@ -141,9 +137,7 @@ def opened(browser: Any, path: Path, *, width_px: int = 1280, scheme: str = "lig
 
 
 @pytest.mark.parametrize(("width_px", "scheme"), [(1280, "light"), (390, "dark")])
-def test_a_browser_shows_the_page_and_prints_it(
-    written: Path, browser: Any, width_px: int, scheme: str
-) -> None:
+def test_a_browser_shows_the_page_and_prints_it(written: Path, browser: Any, width_px: int, scheme: str) -> None:
     opened(browser, written, width_px=width_px, scheme=scheme)
     assert browser.get_log("browser") == []
     drawn = "return [...document.querySelectorAll('.chart')].map(e => e.querySelector('svg').clientWidth)"
@@ -155,10 +149,7 @@ def test_a_browser_shows_the_page_and_prints_it(
     const wide = [...document.querySelectorAll(".chart svg")].map(e => e.clientWidth);
     return [getComputedStyle(document.body).backgroundColor, text, Math.max(...wide) <= 700];
     """
-    screen = {
-        "light": ["rgb(255, 255, 255)", "rgb(27, 31, 36)"],
-        "dark": ["rgb(20, 23, 27)", "rgb(232, 234, 237)"],
-    }
+    screen = {"light": ["rgb(255, 255, 255)", "rgb(27, 31, 36)"], "dark": ["rgb(20, 23, 27)", "rgb(232, 234, 237)"]}
     assert browser.execute_script(look)[:2] == screen[scheme]
     browser.execute_script("dispatchEvent(new Event('beforeprint'))")
     assert browser.execute_script(look) == ["rgb(255, 255, 255)", "rgb(0, 0, 0)", True]
@@ -166,9 +157,7 @@ def test_a_browser_shows_the_page_and_prints_it(
     assert browser.execute_script(look)[:2] == screen[scheme]
 
 
-def test_pointing_at_a_map_shows_the_tile(
-    written: Path, measured: Path, store: tiles.TileStore, browser: Any
-) -> None:
+def test_pointing_at_a_map_shows_the_tile(written: Path, measured: Path, store: tiles.TileStore, browser: Any) -> None:
     opened(browser, written)
     text, height, background = browser.execute_script("""
         const map = document.querySelector("[data-arm]");

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import subprocess
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,24 +20,17 @@ def free_port() -> int:
 
 
 @contextmanager
-def served(command: list[str], url: str, *, at: str = "/health", **options: Any) -> Iterator[str]:
+def served(command: list[str], url: str, **options: Any) -> Iterator[None]:
     """A server that answers at url, ended with the block."""
-    process = subprocess.Popen(command, **options)
-    try:
-        answers(process, f"{url}{at}")
-        yield url
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
-
-
-def answers(process: subprocess.Popen[Any], url: str) -> None:
-    """Wait until url answers; fail if the server ends before, or does not after many tries."""
-    for _ in range(TRIES):
-        assert process.poll() is None, f"{process.args!r} ended with {process.returncode}"
+    with subprocess.Popen(command, **options) as process:
         try:
-            with urllib.request.urlopen(url, timeout=5):  # noqa: S310
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
-    raise AssertionError(f"{url} does not answer")
+            for _ in range(TRIES):
+                assert process.poll() is None, f"{command} ended with {process.returncode}"
+                try:
+                    urllib.request.urlopen(url, timeout=5).close()  # noqa: S310
+                    break
+                except OSError:
+                    time.sleep(0.2)
+            yield
+        finally:
+            process.terminate()

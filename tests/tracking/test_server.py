@@ -15,15 +15,12 @@ from typing import Any
 
 import pytest
 
-from satclr.tracking import register
-from satclr import tracking
+from satclr.tracking import predict, registry, sources, store
 from tests import made_up
-from tests.serving import free_port, served
+from tests.tracking.conftest import make_project
+from tests.tracking.serving import free_port, served
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")]
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 
 
@@ -38,19 +35,14 @@ def postgres(tmp_path: Path) -> Iterator[str]:
     if not POSTGRES:
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
     port = free_port()
-    folder = (
-        Path(tempfile.gettempdir()) / f"satclr-postgres-{port}"
-    )  # tmp_path is closed to PostgreSQL's user
+    folder = Path(tempfile.gettempdir()) / f"satclr-postgres-{port}"  # tmp_path is closed to PostgreSQL's user
     options: dict[str, Any] = {"cwd": "/"}
     if os.geteuid() == 0:
         user = pwd.getpwnam("postgres")
         options |= {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
     tools = POSTGRES[-1]
     subprocess.run(
-        [tools / "initdb", "-D", folder, "-A", "trust", "-U", "mlflow"],
-        check=True,
-        capture_output=True,
-        **options,
+        [tools / "initdb", "-D", folder, "-A", "trust", "-U", "mlflow"], check=True, capture_output=True, **options
     )
     server = subprocess.Popen(
         [tools / "postgres", "-D", folder, "-p", str(port), "-h", "127.0.0.1", "-k", folder], **options
@@ -61,9 +53,7 @@ def postgres(tmp_path: Path) -> Iterator[str]:
             assert server.poll() is None
             time.sleep(0.2)
         subprocess.run(
-            [tools / "createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "mlflow", "mlflow"],
-            check=True,
-            **options,
+            [tools / "createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "mlflow", "mlflow"], check=True, **options
         )
         yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/mlflow"
     finally:
@@ -75,14 +65,15 @@ def postgres(tmp_path: Path) -> Iterator[str]:
 ARM = """
 import sys
 from pathlib import Path
-from satclr import tracking
+from satclr.project import Project
+from satclr.tracking import live, runs
 from tests import made_up
-root, arm = Path(sys.argv[1]), sys.argv[2]
-made_up.write(root, arm=arm, skill=float(sys.argv[3]))
-with tracking.live(root, profile="sample", arm=arm, seed=0, stage="pretrain", fingerprint=arm, params={}) as run:
+run = Project(Path(sys.argv[1])).run(sys.argv[2])
+made_up.write(run.root, arm=run.arm, profile="tiny", skill=float(sys.argv[3]))
+with live.live(run, "pretrain", run.arm) as log:
     for epoch in range(1, 51):
-        run.log(epoch, {"loss": 1 / epoch})
-tracking.publish(root, profile="sample", arm=arm, seed=0, params={"arm": arm}, fingerprint=arm)
+        log(epoch, {"loss": 1 / epoch})
+runs.publish(run)
 """
 
 
@@ -91,35 +82,30 @@ def test_four_arms_log_at_once_to_a_server_on_postgresql(
 ) -> None:
     pytest.importorskip("psycopg2")
     url = f"http://127.0.0.1:{free_port()}"
-    server = [
-        *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", postgres),
-        *("--artifacts-destination", (tmp_path / "artifacts").as_uri()),
-        *("--host", "127.0.0.1", "--port", url.rpartition(":")[2], "--workers", "2"),
-    ]
-    quiet = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with served(server, url, cwd=tmp_path, env=quiet):
+    server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", postgres, "--workers", "2"]
+    server += ["--artifacts-destination", (tmp_path / "artifacts").as_uri()]
+    server += ["--host", "127.0.0.1", "--port", url.rpartition(":")[2]]
+    quiet = {**os.environ, **store.QUIET, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with served(server, f"{url}/health", cwd=tmp_path, env=quiet):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
-        arms = {"baseline": "0.5", "simclr": "2", "supcon": "1.5", "mulsupcon": "1"}
-        here = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
-        roots = {arm: tmp_path / "machines" / arm for arm in arms}
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[2]), *sys.path]))
+        skills = {"baseline": "0.5", "simclr": "2", "supcon_any": "1.5", "mulsupcon": "1"}
+        machines = {arm: make_project(tmp_path / "machines" / arm, arm) for arm in skills}
         logging = [
-            subprocess.Popen([sys.executable, "-c", ARM, str(roots[arm]), arm, skill], env=here)
-            for arm, skill in arms.items()
+            subprocess.Popen([sys.executable, "-W", "ignore", "-c", ARM, str(machines[arm].root), arm, skill])
+            for arm, skill in skills.items()
         ]
         assert [process.wait(timeout=600) for process in logging] == [0] * 4
-        store = tracking.open_store(tmp_path, "sample")
-        found = store.client.search_runs([store.experiment_id])
-        assert sorted(run.info.run_name for run in found) == sorted(
-            f"{arm}-s0{stage}" for arm in arms for stage in ("", " pretrain")
-        )
-        assert {run.info.status for run in found} == {"FINISHED"}
-        for run in found:
-            if run.info.run_name.endswith("pretrain"):
-                assert len(store.client.get_metric_history(run.info.run_id, "pretrain/loss")) == 50
-        decision = register.run(roots["simclr"], profile="sample", runs=[("simclr", 0)])
-        assert decision.decision == "champion"
-        (tmp_path / "tile.jpg").write_bytes(made_up.jpeg(1))
-        (tagged,) = register.predict(roots["baseline"], "sample", [tmp_path / "tile.jpg"])
+        opened = store.open_store(tmp_path, "tiny")
+        found = {run.info.run_name: run for run in opened.search()}
+        assert sorted(found) == sorted(f"{arm}-s0{stage}" for arm in skills for stage in ("", " pretrain"))
+        assert {run.info.status for run in found.values()} == {"FINISHED"}
+        for arm in skills:
+            run_id = found[f"{arm}-s0 pretrain"].info.run_id
+            assert len(opened.client.get_metric_history(run_id, "pretrain/loss")) == 50
+        assert registry.run(machines["simclr"]).decision == "champion"
+        tile = sources.Source("tile.jpg", lambda: made_up.jpeg(1))
+        (tagged,) = predict.predict(predict.champion(machines["baseline"]), [tile], done=lambda _: None)
         assert not tagged.error
-        assert register.run(roots["supcon"], profile="sample", runs=[("supcon", 0)]).decision == "challenger"
+        assert registry.run(machines["supcon_any"]).decision == "challenger"
     assert not list((tmp_path / "machines").rglob("mlflow.db")), "everything is on the server"

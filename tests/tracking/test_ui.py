@@ -15,16 +15,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from satclr.tracking import register
-from satclr import tracking
-from tests import made_up
-from tests.conftest import ROOT
-from tests.serving import free_port
+from satclr.project import Project
+from satclr.tracking import registry
+from tests.tracking.conftest import make_project, write
+from tests.tracking.serving import free_port
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 WAIT_S = 300
 SHOTS = "SATCLR_SCREENSHOTS"  # a folder to keep the pictures in
-PROJECT = "SATCLR_PROJECT"  # a project after `dvc repro`, instead of a new one
+PROJECT = "SATCLR_PROJECT"  # a project after `dvc repro`
 
 
 @pytest.fixture
@@ -45,28 +44,19 @@ def browser() -> Iterator[Any]:
         window.quit()
 
 
-def made_up_project(folder: Path) -> Path:
-    shutil.copyfile(ROOT / "params.yaml", folder / "params.yaml")
+def synthetic(folder: Path) -> Path:
+    project = make_project(folder / "project", "baseline", "simclr")
     for arm, skill in (("baseline", 0.5), ("simclr", 2.0)):
-        made_up.write(folder, arm=arm, skill=skill)
-        tracking.publish(folder, profile="sample", arm=arm, seed=0, params={"arm": arm}, fingerprint=arm)
-    register.run(folder, profile="sample", runs=[("baseline", 0), ("simclr", 0)])
-    return folder
+        write(project.run(arm), skill=skill)
+    registry.run(project)
+    return project.root
 
 
-def sample_run(folder: Path) -> Path:
-    """A clone of this repository after `dvc repro`: the embedded sample, five minutes on two cores."""
-    if PROJECT in os.environ:
-        return Path(os.environ[PROJECT])
-    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    clone = folder / "clone"
-    for command in (
-        ["git", "clone", "--quiet", str(ROOT), str(clone)],
-        ["dvc", "--cd", str(clone), "pull", "--quiet", "data.dvc"],
-        ["dvc", "--cd", str(clone), "repro", "--quiet"],
-    ):
-        subprocess.run(command, env=env, check=True)
-    return clone
+def reproduced(_folder: Path) -> Path:
+    """A project after `dvc repro`."""
+    if PROJECT not in os.environ:
+        pytest.skip(f"set {PROJECT} to a project after `dvc repro`")
+    return Path(os.environ[PROJECT])
 
 
 @contextmanager
@@ -85,7 +75,7 @@ def satclr_ui(project: Path) -> Iterator[str]:
     assert not (below / "mlruns").exists()
 
 
-@pytest.mark.parametrize("make", [made_up_project, pytest.param(sample_run, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("make", [synthetic, pytest.param(reproduced, marks=pytest.mark.slow)])
 def test_a_browser_shows_arms_curves_and_champion(
     make: Callable[[Path], Path], tmp_path: Path, browser: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,16 +111,8 @@ def test_a_browser_shows_arms_curves_and_champion(
     with satclr_ui(project) as home:
         base = home.partition("/#/")[0]
         browser.get(base)
-        browser.execute_script(
-            'localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true")'
-        )
+        browser.execute_script('localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true")')
         see(home, "runs", "baseline-s0", "simclr-s0", "test/mAP")
-        see(
-            f"{home}&compareRunsMode=CHART",
-            "compare",
-            "probe/val_mAP",
-            "baseline-s0",
-            "simclr-s0",
-            at_least=4,
-        )
-        see(f"{base}/#/models/satclr-sample", "model", "satclr-sample", "@ champion", "Version 1")
+        see(f"{home}&compareRunsMode=CHART", "compare", "probe/val_mAP", "baseline-s0", "simclr-s0", at_least=4)
+        name = f"satclr-{Project(project).profile}"
+        see(f"{base}/#/models/{name}", "model", name, "@ champion", "Version 1")

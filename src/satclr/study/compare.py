@@ -76,16 +76,11 @@ def run(project: Project) -> dict[str, Any]:
 def training_curves(arms: Arms, palette: figures.Palette) -> dict[str, Any]:
     """The curves of the probe, and of pretraining where an arm was pretrained: name → figure."""
     drawn = {}
-    for stage, key, ylabel in [
-        ("pretrain", "loss", "contrastive loss"),
-        *(("probe", *c) for c in CURVES.items()),
-    ]:
+    for stage, key, ylabel in [("pretrain", "loss", "contrastive loss"), *(("probe", *c) for c in CURVES.items())]:
         tables = {name: [r.curve(stage) for r in seeds] for name, seeds in arms.items()}
         values = {name: [[row[key] for row in rows] for rows in t] for name, t in tables.items() if t[0]}
         if values:
-            drawn["pretrain_loss" if stage == "pretrain" else key] = figures.curves(
-                values, palette, ylabel=ylabel
-            )
+            drawn["pretrain_loss" if stage == "pretrain" else key] = figures.curves(values, palette, ylabel=ylabel)
     return drawn
 
 
@@ -118,14 +113,7 @@ def ladder_table(report: Mapping[str, Any]) -> list[Row]:
 
 def leakage_table(report: Mapping[str, Any]) -> list[Row]:
     """Leakage as rows: test mAP with near-duplicates across splits, without, the difference; empty without any."""
-    header = (
-        "leakage of",
-        "split by tile",
-        "by group",
-        "lifted by",
-        "95% interval",
-        "training tiles left out",
-    )
+    header = ("leakage of", "split by tile", "by group", "lifted by", "95% interval", "training tiles left out")
     rows: list[Row] = [header]
     for row in report["leakage"]:
         (by_tile, by_group), (whole, rest) = row["test_mAP"], row["train_tiles"]

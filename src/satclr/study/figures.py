@@ -79,12 +79,7 @@ def ladder(steps: Sequence[Mapping[str, Any]], palette: Palette, *, paper: Mappi
     for value in paper.values():
         line = level.axvline(value, color=INK, linestyle=":", linewidth=1)
     fig.legend(
-        [line],
-        ["the paper, on MLRSNet"],
-        loc="outside upper left",
-        frameon=False,
-        fontsize=FONT_PT,
-        labelcolor=INK,
+        [line], ["the paper, on MLRSNet"], loc="outside upper left", frameon=False, fontsize=FONT_PT, labelcolor=INK
     )
     rows = [(step["arm"], step["delta_mAP"], *step["delta_ci95"]) for step in steps[1:]]
     _panel(change, rows, palette, xlabel="change from the rung above", sign="+", include=[0])
@@ -92,9 +87,7 @@ def ladder(steps: Sequence[Mapping[str, Any]], palette: Palette, *, paper: Mappi
     return fig
 
 
-def dots(
-    names: Sequence[str], values: Mapping[str, Floats], palette: Palette, *, xlabel: str, lanes: int = 1
-) -> Any:
+def dots(names: Sequence[str], values: Mapping[str, Floats], palette: Palette, *, xlabel: str, lanes: int = 1) -> Any:
     """A dot with its interval for each name and arm; values: (names,3) of each arm: value, low, high.
 
     Rows have room for `lanes` arms or more, so that two figures can have rows of the same height.
@@ -166,13 +159,7 @@ def _rows(ax: Any, names: Sequence[str], xlabel: str) -> None:
 
 
 def _panel(
-    ax: Any,
-    rows: Sequence[Any],
-    palette: Palette,
-    *,
-    xlabel: str,
-    sign: str = "",
-    include: Iterable[float] = (),
+    ax: Any, rows: Sequence[Any], palette: Palette, *, xlabel: str, sign: str = "", include: Iterable[float] = ()
 ) -> None:
     """Rows of (arm, value, low, high): a dot with its interval, and the value right of the axes."""
     _rows(ax, [arm for arm, *_ in rows], xlabel)
@@ -216,9 +203,7 @@ def _legend(fig: Any, names: Sequence[str], palette: Palette) -> None:
     width_pt = 45 + 0.62 * FONT_PT * max(map(len, shown))
     columns = max(1, min(len(names), int(72 * WIDTH_IN // width_pt)))
     fig.set_figheight(fig.get_figheight() + ROW_IN * (math.ceil(len(names) / columns) + 0.5))
-    fig.legend(
-        lines, shown, loc="outside upper left", ncols=columns, frameon=False, fontsize=FONT_PT, labelcolor=INK
-    )
+    fig.legend(lines, shown, loc="outside upper left", ncols=columns, frameon=False, fontsize=FONT_PT, labelcolor=INK)
 
 
 def _short(name: str) -> str:

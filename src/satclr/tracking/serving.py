@@ -1,7 +1,7 @@
-"""The registered model: JPEG or PNG bytes in, label probabilities and the labels above threshold out.
+"""The registered model: JPEG or PNG bytes in, each label's probability and the labels above their threshold out.
 
-MLflow loads this file as the model (models from code) next to the modules it imports and two safetensors
-files: no pickle, and no need of this project's installation.
+MLflow runs this file as the model (models from code), beside a copy of this package and two safetensors files: no
+pickle, no installation of satclr. It also runs it to log the model, hence torch is imported when the model is loaded.
 
     mlflow models serve -m models:/satclr-sample@champion --env-manager local
 """
@@ -9,9 +9,8 @@ files: no pickle, and no need of this project's installation.
 from __future__ import annotations
 
 import io
-import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,125 +18,73 @@ import mlflow
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
-from PIL import Image
 
-from satclr import tensorfile
-from satclr.pretrain.encoder import evaluation_facts, load
-from satclr.data.tiles import decode
-from satclr.pretrain.views import evaluation_view
+from satclr import files
 
 BATCH = 64
-THRESHOLD = 0.5  # of a probe without thresholds of its own
-PREDICTED = "predicted_labels"
 
 Tile = bytes | str | Path | npt.NDArray[np.uint8]
 
 
 class Tagger(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-    """A frozen encoder and its linear probe."""
+    """A frozen encoder and its linear probe: K labels."""
 
     def load_context(self, context: Any) -> None:
-        """Read the two safetensors files."""
-        self.read(Path(context.artifacts["encoder"]), Path(context.artifacts["probe"]))
+        """Load the artifacts, as MLflow asks for."""
+        self.load(Path(context.artifacts["encoder"]), Path(context.artifacts["probe"]))
 
-    def read(self, encoder: Path, probe: Path) -> None:
-        """Take up the two files. Raises ValueError where they are not an encoder and its probe."""
-        self.device = torch.device(os.environ.get("MLFLOW_DEFAULT_PREDICTION_DEVICE", "cpu"))
-        module, width = load(encoder)
-        self.encoder = module.to(self.device).eval()
-        tensors, facts = tensorfile.load(probe)
-        self.labels, thresholds = _labels(facts, probe)
-        self.thresholds: npt.NDArray[np.float64] = np.asarray(thresholds, np.float64)
-        shapes = {name: tuple(value.shape) for name, value in tensors.items()}
-        if shapes != {"weight": (len(self.labels), width), "bias": (len(self.labels),)}:
-            raise tensorfile.TensorFileError(
-                f"{probe}: tensors {shapes} are no probe of {width} features and {len(self.labels)} labels"
-            )
-        self.weight, self.bias = (tensors[name].to(self.device).double() for name in ("weight", "bias"))
-        known = _numbers(facts, probe)
-        self.mean, self.std, self.crop_px = evaluation_facts(known, probe)
-        self.tile_px = evaluation_facts(known | {"crop_px": known.get("tile_px")}, probe)[2]
+    def load(self, encoder: Path, probe: Path) -> None:
+        """Load the two files. Raises `FileError` or `EncoderError` if they are damaged or do not go together."""
+        from satclr.evaluation.linear import LinearProbe
+        from satclr.pretrain.encoder import Frozen
+
+        self.probe, self.encoder = LinearProbe.load(probe), Frozen(encoder)
+        self.labels, self.tile_px = self.probe.labels, self.probe.encoder.get("tile_px")
+        if not isinstance(self.tile_px, int) or not 8 <= self.tile_px <= 1024:
+            raise files.FileError(f"{probe} has tile_px {self.tile_px!r}; run `satclr probe` again")
+        if self.probe.weight.shape[1] != self.encoder.width:
+            raise files.FileError(f"{probe} does not fit the {self.encoder.width} features of {encoder}")
 
     def predict(self, context: Any, model_input: pd.DataFrame) -> pd.DataFrame:  # noqa: ARG002
         """Tag a table with the column `tile`: bytes of a JPEG or PNG, paths, or (H,W,3) uint8 arrays.
 
-        Returns one row a tile: a column of probabilities for each label, and `predicted_labels`, those at or
-        above the threshold tuned on the validation split (0.5 where none was).
+        Returns one row per tile: the probability of each label, and `predicted_labels`, those at or above the
+        threshold that was tuned on the validation split.
         """
-        table = self.tag(model_input.iloc[:, 0] if isinstance(model_input, pd.DataFrame) else model_input)
-        return table if not isinstance(model_input, pd.DataFrame) else table.set_index(model_input.index)
+        return self.tag(model_input.iloc[:, 0]).set_index(model_input.index)
 
     def tag(self, tiles: Iterable[Tile]) -> pd.DataFrame:
-        """Like `predict`, from an iterable, in batches."""
-        parts = [self.scores(batch) for batch in _batches(tiles)]
-        scores = np.concatenate(parts) if parts else np.empty((0, len(self.labels)))
-        table = pd.DataFrame(scores, columns=self.labels)
-        names = np.asarray(self.labels)
-        table[PREDICTED] = [names[row].tolist() for row in scores >= self.thresholds]
-        return table
+        """As `predict`, from an iterable, in batches."""
+        rest = iter(tiles)
+        parts = [np.empty((0, len(self.labels)))]
+        while batch := [self.decode(tile) for tile in islice(rest, BATCH)]:
+            parts.append(self.scores(batch))
+        table = pd.DataFrame(np.concatenate(parts), columns=self.labels)
+        return table.assign(predicted_labels=[self.chosen(row) for row in np.concatenate(parts)])
 
-    @torch.inference_mode()
-    def scores(self, tiles: Sequence[Tile]) -> npt.NDArray[np.float64]:
-        """(B) tiles → (B,K) probabilities."""
-        pixels = torch.from_numpy(np.stack([decode(_readable(tile), self.tile_px) for tile in tiles]))
-        views = evaluation_view(
-            pixels.to(self.device),
-            crop_px=self.crop_px,
-            mean=self.mean,
-            std=self.std,
-            dtype=torch.float32,
-        )
-        features = self.encoder(views).double()  # as evaluate: the layer in double precision
-        logits = torch.nn.functional.linear(features, self.weight, self.bias)
-        return np.asarray(torch.sigmoid(logits).cpu().numpy())
+    def decode(self, tile: Tile) -> npt.NDArray[np.uint8]:
+        """One tile as (tile_px, tile_px, 3) uint8. Raises `TileError` if it is not a sound picture."""
+        from PIL import Image
 
+        from satclr.data import tiles
 
-def _numbers(facts: Mapping[str, str], probe: Path) -> dict[str, Any]:
-    """What belongs to the evaluation view, as far as it is there."""
-    try:
-        return {
-            name: json.loads(facts[name]) for name in ("mean", "std", "crop_px", "tile_px") if name in facts
-        }
-    except ValueError as error:
-        raise tensorfile.TensorFileError(f"{probe} has metadata that are not JSON ({error})") from None
+        if isinstance(tile, np.ndarray):
+            buffer = io.BytesIO()
+            Image.fromarray(tile).save(buffer, "PNG")  # lossless
+            tile = buffer.getvalue()
+        return tiles.decode(Path(tile) if isinstance(tile, str) else tile, self.tile_px)
 
+    def scores(self, tiles: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float64]:
+        """Decoded tiles (B,H,H,3) → probabilities (B,K), as `evaluate` computes them."""
+        import torch
 
-def _labels(facts: Mapping[str, str], probe: Path) -> tuple[list[str], list[float]]:
-    """The K labels and their thresholds."""
-    try:
-        labels = [str(label) for label in json.loads(facts["labels"])]
-        thresholds = [
-            float(v) for v in json.loads(facts.get("thresholds", "null")) or [THRESHOLD] * len(labels)
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise tensorfile.TensorFileError(
-            f"{probe} does not say its labels ({error!r}); make it again"
-        ) from None
-    if len(thresholds) != len(labels) or len(set(labels)) < len(labels):
-        raise tensorfile.TensorFileError(
-            f"{probe}: {len(thresholds)} thresholds, {len(set(labels))} different labels"
-        )
-    return labels, thresholds
+        logits = self.probe.logits(self.encoder(torch.from_numpy(np.stack(tiles))))
+        with np.errstate(over="ignore"):
+            return np.asarray(1 / (1 + np.exp(-logits)))
 
-
-def _batches(tiles: Iterable[Tile]) -> Iterator[list[Tile]]:
-    batch: list[Tile] = []
-    for tile in tiles:
-        batch.append(tile)
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _readable(tile: Tile) -> bytes | Path:
-    if isinstance(tile, np.ndarray):
-        buffer = io.BytesIO()
-        Image.fromarray(tile).save(buffer, "PNG")  # lossless, so that arrays and files take one way
-        return buffer.getvalue()
-    return Path(tile) if isinstance(tile, str) else tile
+    def chosen(self, scores: npt.NDArray[np.float64]) -> list[str]:
+        """The labels of one tile's probabilities (K,)."""
+        return [self.labels[k] for k in np.flatnonzero(scores >= self.probe.thresholds)]
 
 
 mlflow.models.set_model(Tagger())

@@ -1,4 +1,7 @@
-"""The MLflow store: where it is, its first use, and its repair after the folder moved."""
+"""The MLflow store: its address, its first use, and logging in batches.
+
+In: a project's root and a profile. Out: `Store`, a client and the profile's experiment.
+"""
 
 from __future__ import annotations
 
@@ -8,43 +11,40 @@ import socket
 import sqlite3
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from filelock import FileLock
 
-from satclr import atomic
-from satclr.tracking.pages import experiment_tags
+from satclr import files, progress
+from satclr.tracking import pages
 
-LOCATIONS = (
-    ("experiments", "artifact_location"),
-    ("runs", "artifact_uri"),
-    ("logged_models", "artifact_location"),
-    ("model_versions", "storage_location"),
-    ("model_versions", "source"),
-)
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_DISABLE_AGENT_HINT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_PRINT_MODEL_URLS_ON_CREATION": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",  # a dry run of pip reaches for the network
-    "MLFLOW_UV_AUTO_DETECT": "false",  # the model names its requirements itself
+    "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",  # a dry run of pip needs the network
+    "MLFLOW_UV_AUTO_DETECT": "false",  # the model lists its requirements itself
     "MLFLOW_LOG_UV_FILES": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-HEARTBEAT = "system/cpu_utilization_percentage"  # a live run has it every few seconds
-SILENCE_S = 3600.0
-METRICS, PAIRS, VALUE_LENGTH = 800, 100, 6000  # of one request: 1000 entities in all, 100 of a kind
+METRICS, PAIRS, VALUE_LENGTH = (800, 100, 6000)  # per request; MLflow allows 1000 entities, 100 parameters or tags
+
+Number = tuple[str, float, int]  # key, value, step
+Point = tuple[str, float, int, int]  # key, value, milliseconds, step
 
 
 class TrackingError(ValueError):
-    """The store cannot do what was asked: the message names it and what to do."""
+    """The request does not fit what the store holds: what, and what to do. Exit code 2."""
+
+
+class StoreError(RuntimeError):
+    """The store cannot be opened. Exit code 1."""
 
 
 @dataclass(frozen=True)
@@ -55,137 +55,64 @@ class Store:
     client: Any  # mlflow.MlflowClient
     experiment_id: str
 
+    def search(self, *conditions: str) -> list[Any]:
+        """The experiment's runs that meet all conditions, newest first."""
+        return list(self.client.search_runs([self.experiment_id], " and ".join(conditions), max_results=5000))
 
-def connect(root: Path, profile: str) -> str:
-    """Return the id of the profile's experiment; create the store and the experiment at first use.
 
-    Raises `TrackingError` where the store does not answer.
-    """
-    return open_store(root, profile).experiment_id
+def tag(key: str, value: object) -> str:
+    """The condition that a tag of ours has a value."""
+    quoted = str(value).replace("'", "\\'")
+    return f"tags.`satclr.{key}` = '{quoted}'"
 
 
 def tracking_uri(root: Path) -> str:
-    """Return `MLFLOW_TRACKING_URI`, or the project's own SQLite store under `<root>/mlruns`."""
+    """`MLFLOW_TRACKING_URI`, or the project's own SQLite store in `<root>/mlruns`."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlruns' / 'mlflow.db'}"
 
 
-def open_store(root: Path, profile: str) -> Store:
-    """Like `connect`, and return the client too. MLflow's global store becomes this one."""
-    mlflow = load_mlflow()
+def store_folder(root: Path) -> Path:
+    """The folder of the store's lock and artifacts: the database's own if it is SQLite."""
     uri = tracking_uri(root)
-    home = store_folder(root, uri)
-    home.mkdir(parents=True, exist_ok=True)
-    # Two processes that create one SQLite database at once break it.
-    with FileLock(home / ".lock"):
-        relocate(root)
-        try:
-            if uri.startswith("sqlite:") and not _database(uri).exists():
-                _create(mlflow, _database(uri))
-            _make_default(mlflow, uri)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # between MLflow and its SQLAlchemy
-                client = mlflow.MlflowClient(uri, uri)
-            experiment_id = _experiment(client, profile, None if _is_remote(uri) else home / "artifacts")
-        except mlflow.MlflowException as error:
-            reason = " ".join(str(error).split())[:300]
-            raise TrackingError(
-                f"MLflow store {uri} does not work: {reason}; check MLFLOW_TRACKING_URI"
-            ) from error
-    return Store(uri, client, experiment_id)
-
-
-def _create(mlflow: Any, database: Path) -> None:
-    """Make a new database whole or not at all: one that is killed halfway through its tables opens never again."""
-    with atomic.replacing(database) as part, warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        part.unlink(missing_ok=True)
-        client = mlflow.MlflowClient(f"sqlite:///{part}", f"sqlite:///{part}")
-        client.search_experiments(max_results=1)
-        client._tracking_client.store.engine.dispose()  # noqa: SLF001 - its connections would outlive the name
-
-
-def _experiment(client: Any, profile: str, artifacts: Path | None) -> str:
-    from mlflow.exceptions import MlflowException
-
-    tags = experiment_tags(profile)
-    found = client.get_experiment_by_name(profile)
-    if found is None:
-        location = None if artifacts is None else f"{artifacts.as_uri()}/{quote(profile)}"
-        try:
-            return str(client.create_experiment(profile, artifact_location=location, tags=tags))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another machine was first
-                raise
-            found = client.get_experiment_by_name(profile)
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    for key in tags.keys() - found.tags.keys():  # what people changed stays
-        client.set_experiment_tag(found.experiment_id, key, tags[key])
-    return str(found.experiment_id)
-
-
-def _make_default(mlflow: Any, uri: str) -> None:
-    """Let MLflow's global functions use a store, in this process only.
-
-    MLflow writes it to the environment too, where the next project would take it for the user's own.
-    """
-    given = os.environ.get("MLFLOW_TRACKING_URI")
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
-    if given is None:
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
-
-
-def relocate(root: Path) -> int:
-    """Point every artifact and model of a store that was moved or copied to where it is now.
-
-    MLflow keeps absolute locations (mlflow/mlflow#3144); those of a SQLite store's own artifacts folder
-    are rewritten to stand beside the database. Returns how many experiments had moved.
-    """
-    uri = tracking_uri(root)
-    if not uri.startswith("sqlite:"):
-        return 0
-    home = store_folder(root, uri)
-    database = _database(uri)
-    if not database.is_file():
-        return 0
-    new = (home / "artifacts").as_uri()
-    with closing(sqlite3.connect(database, timeout=20)) as connection, connection:
-        try:
-            rows = connection.execute("SELECT name, artifact_location FROM experiments").fetchall()
-        except sqlite3.OperationalError:  # no tables yet
-            return 0
-        olds = {
-            location.removesuffix(f"/{quote(name)}")
-            for name, location in rows
-            if location and location.startswith("file:") and location.endswith(f"/artifacts/{quote(name)}")
-        } - {new}
-        for old in olds:
-            for table, column in LOCATIONS:
-                connection.execute(
-                    f"UPDATE {table} SET {column} = ? || substr({column}, ?)"  # noqa: S608 - constants
-                    f" WHERE substr({column}, 1, ?) = ?",
-                    (new, len(old) + 1, len(old) + 1, old + "/"),
-                )
-    return len(olds)
-
-
-def store_folder(root: Path, uri: str) -> Path:
-    """Return the folder with the store's lock and artifacts: the database's own where it is SQLite."""
     return _database(uri).parent if uri.startswith("sqlite:") else root.resolve() / "mlruns"
 
 
+def open_store(root: Path, profile: str) -> Store:
+    """Open the store as MLflow's default, creating it and the experiment on first use. Raises `StoreError`."""
+    mlflow = load_mlflow()
+    uri = tracking_uri(root)
+    folder = store_folder(root)
+    remote = uri.startswith(("http:", "https:", "databricks"))
+    folder.mkdir(parents=True, exist_ok=True)
+    # Two processes that create one SQLite database at once break it.
+    with FileLock(folder / ".lock"), warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        if "MLFLOW_TRACKING_URI" not in os.environ:
+            _set_moved_aside(_database(uri))
+        try:
+            if uri.startswith("sqlite:") and not _database(uri).exists():
+                _create(mlflow, _database(uri))
+            given = os.environ.get("MLFLOW_TRACKING_URI")
+            mlflow.set_tracking_uri(uri)  # the registry looks models up in the default store
+            if given is None:  # MLflow sets the variable too, which the next project would take for the user's
+                os.environ.pop("MLFLOW_TRACKING_URI", None)
+            client = mlflow.MlflowClient(uri, uri)
+            experiment_id = _experiment(client, profile, None if remote else folder / "artifacts")
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise StoreError(f"cannot open the MLflow store {uri}: {reason}; check MLFLOW_TRACKING_URI") from error
+    return Store(uri, client, experiment_id)
+
+
 def load_mlflow() -> Any:
-    """Import MLflow without its telemetry, hints, progress bars and INFO lines."""
+    """Import MLflow without telemetry, hints, progress bars and INFO lines."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
         import mlflow
-
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)  # an environment without pip
+    for name in ("mlflow.system_metrics", "mlflow.utils.environment"):  # `live` warns already; pip is not needed
+        logging.getLogger(name).setLevel(logging.ERROR)
     return mlflow
 
 
@@ -193,79 +120,87 @@ def log(
     store: Store,
     run_id: str,
     *,
-    params: Mapping[str, Any] | None = None,
-    metrics: Sequence[tuple[str, float, int, int]] = (),
+    params: Mapping[str, str] | None = None,
+    metrics: Sequence[Point] = (),
     tags: Mapping[str, str] | None = None,
     model_id: str | None = None,
 ) -> None:
-    """Log everything of a run in as few requests as MLflow's limits allow: one where it fits.
-
-    Metrics are (key, value, milliseconds, step); with a model's id they are that model's too.
-    """
+    """Log to a run in as few requests as MLflow allows; with `model_id`, metrics are the model's too."""
     from mlflow.entities import Metric, Param, RunTag
 
     points = [Metric(*point, model_id=model_id) for point in metrics]
-    pairs = [Param(key, str(value)[:VALUE_LENGTH]) for key, value in (params or {}).items()]
+    pairs = [Param(key, value[:VALUE_LENGTH]) for key, value in (params or {}).items()]
     labels = [RunTag(key, value[:VALUE_LENGTH]) for key, value in (tags or {}).items()]
     while points or pairs or labels:
         store.client.log_batch(run_id, points[:METRICS], pairs[:PAIRS], labels[:PAIRS])
         points, pairs, labels = points[METRICS:], pairs[PAIRS:], labels[PAIRS:]
 
 
-def tag_value(value: str) -> str:
-    """Quote a value for a filter of `search_runs`."""
-    return "'" + value.replace("'", "\\'") + "'"
+def stamped(numbers: Iterable[Number]) -> list[Point]:
+    """Metrics as of now."""
+    now_ms = int(time.time() * 1000)
+    return [(key, float(value), now_ms, step) for key, value, step in numbers]
 
 
-def owner() -> dict[str, str]:
-    """Tags that name this process, so that another one can tell whether it still runs."""
+def owner(pid: int | None = None) -> dict[str, str]:
+    """Tags that name a process, with its start since ids are reused; none if it does not run."""
     import psutil
 
-    process = psutil.Process()
-    return {
-        "satclr.host": socket.gethostname(),
-        "satclr.pid": str(process.pid),
-        "satclr.pid_started": f"{process.create_time():.2f}",
-    }
+    pid = os.getpid() if pid is None else pid
+    with suppress(psutil.NoSuchProcess):
+        started = f"{psutil.Process(pid).create_time():.2f}"
+        return {"satclr.host": socket.gethostname(), "satclr.pid": str(pid), "satclr.pid_started": started}
+    return {}
 
 
-def sweep(store: Store) -> int:
-    """Mark KILLED the runs left RUNNING by a process that died; return how many.
-
-    A process of this machine is looked up; one of another machine, on a shared server, counts as dead after an
-    hour without a sign of life.
-    """
-    dead = 0
-    filters = "attributes.status = 'RUNNING' and tags.`satclr.pid` != ''"
-    for run in store.client.search_runs([store.experiment_id], filters, max_results=1000):
-        here = run.data.tags["satclr.host"] == socket.gethostname()
-        if not (_process_lives(run.data.tags) if here else _seen_lately(store, run)):
+def mark_killed(store: Store) -> None:
+    """Mark KILLED the runs that a dead process of this machine left RUNNING."""
+    for run in store.search("attributes.status = 'RUNNING'", tag("host", socket.gethostname())):
+        started = owner(int(run.data.tags["satclr.pid"])).get("satclr.pid_started")
+        if started != run.data.tags["satclr.pid_started"]:
             store.client.set_terminated(run.info.run_id, "KILLED")
-            dead += 1
-    return dead
 
 
-def _process_lives(tags: Mapping[str, str]) -> bool:
-    import psutil
+def _create(mlflow: Any, database: Path) -> None:
+    """Create a database completely or not at all: MLflow cannot open one that was killed between two tables."""
+    with files.replacing(database) as part:
+        part.unlink(missing_ok=True)
+        client = mlflow.MlflowClient(f"sqlite:///{part}", f"sqlite:///{part}")
+        client.search_experiments(max_results=1)
+        client._tracking_client.store.engine.dispose()  # noqa: SLF001 - its connections would outlive the name
 
-    try:
-        started = psutil.Process(int(tags["satclr.pid"])).create_time()
-    except psutil.NoSuchProcess:
-        return False
-    return f"{started:.2f}" == tags["satclr.pid_started"]
+
+def _set_moved_aside(database: Path) -> None:
+    """Rename a database whose project folder was moved or copied: MLflow stores absolute paths (mlflow#3144)."""
+    rows: list[tuple[str, str]] = []
+    if database.is_file():
+        with closing(sqlite3.connect(database, timeout=20)) as connection, suppress(sqlite3.OperationalError):
+            rows = connection.execute("SELECT name, artifact_location FROM experiments").fetchall()
+    ours = [str(location) for name, location in rows if str(location).endswith(f"/artifacts/{quote(name)}")]
+    if any(not location.startswith(f"{database.parent.as_uri()}/artifacts/") for location in ours):
+        aside = database.with_name(f"{database.name}.moved-{datetime.now().astimezone():%Y%m%d-%H%M%S}")
+        database.rename(aside)
+        progress.say(
+            f"the project folder has moved: starting a new MLflow store, the former one is {aside.name}; "
+            "`satclr sync` publishes the results again"
+        )
 
 
-def _seen_lately(store: Store, run: Any) -> bool:
-    points = (
-        store.client.get_metric_history(run.info.run_id, HEARTBEAT) if HEARTBEAT in run.data.metrics else []
-    )
-    last_ms = max([run.info.start_time, *(point.timestamp for point in points)])
-    return bool(time.time() - last_ms / 1000 < SILENCE_S)
+def _experiment(client: Any, profile: str, artifacts: Path | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    tags = pages.experiment_tags(profile)
+    location = None if artifacts is None else f"{artifacts.as_uri()}/{quote(profile)}"
+    if client.get_experiment_by_name(profile) is None:
+        with suppress(MlflowException):  # another machine creates it at the same moment
+            return str(client.create_experiment(profile, artifact_location=location, tags=tags))
+    existing = client.get_experiment_by_name(profile)
+    if existing.lifecycle_stage == "deleted":
+        client.restore_experiment(existing.experiment_id)
+    for key in tags.keys() - existing.tags.keys():  # keep what people changed
+        client.set_experiment_tag(existing.experiment_id, key, tags[key])
+    return str(existing.experiment_id)
 
 
 def _database(uri: str) -> Path:
     return Path(uri.removeprefix("sqlite:///").partition("?")[0]).resolve()
-
-
-def _is_remote(uri: str) -> bool:
-    return uri.startswith(("http:", "https:", "databricks"))

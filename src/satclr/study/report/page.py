@@ -74,10 +74,7 @@ def _render(project: Project, report: dict[str, Any], arms: Mapping[str, Sequenc
     labels = sections.per_label(rows, next(iter(first.values())).per_class, arm=verdict.get("arm", best))
     robust = all("robustness" in entry for entry in entries.values())
     tested = entries[best]["robustness"]["corruptions"] if robust else {}
-    palette, flat = (
-        figures.Palette(list(project.params.arms)),
-        [r.run.settings.flat() for r in first.values()],
-    )
+    palette, flat = (figures.Palette(list(project.params.arms)), [r.run.settings.flat() for r in first.values()])
     commit, dirty = provenance.commit(project.root)
     return environment.get_template("template.html").render(
         report,
@@ -113,10 +110,7 @@ def _charts(
     drawn["arms"] = figures.arms(entries, palette)
     drawn["labels"] = figures.dots(names, sections.intervals(labels, "AP"), palette, xlabel="test AP")
     if len(entries) > 1:
-        values, xlabel = (
-            sections.intervals(labels, "delta_AP"),
-            f"difference in test AP to {next(iter(entries))}",
-        )
+        values, xlabel = (sections.intervals(labels, "delta_AP"), f"difference in test AP to {next(iter(entries))}")
         drawn["differences"] = figures.dots(names, values, palette, xlabel=xlabel, lanes=len(entries))
     if report["ladder"]:
         drawn["ladder"] = figures.ladder(report["ladder"], palette, paper=report["paper"])

@@ -1,0 +1,203 @@
+"""What MLflow shows of a run and of a report: metrics, tags, descriptions, the data set, the model card."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from satclr import files
+from satclr.project import Run
+from satclr.study import provenance
+from satclr.study.results import Results
+from satclr.tracking.store import Number
+
+CARD_LENGTH = 5000  # characters that a registry keeps of a description
+
+
+def metrics(results: Results) -> list[Number]:
+    """All numbers of a run: curves by epoch, `test/mAP` and the like, `test_ap/<label>`."""
+    numbers: list[Number] = []
+    for stage in ("pretrain", "probe"):
+        for row in results.curve(stage):
+            epoch = int(row.pop("epoch"))
+            numbers += [(f"{stage}/{key}", float(value), epoch) for key, value in row.items() if value]
+    for key, value in _leaves(results.metrics, "_"):
+        name = re.sub(r"^(test|val)_", r"\1/", metric_name(key))
+        if key.endswith("_ci95") and value:
+            numbers += [(name.replace("_ci95", end), value[i], 0) for i, end in enumerate(("_lo", "_hi"))]
+        elif key != "seed" and type(value) in (int, float):
+            numbers.append((name, value, 0))
+    classes = [row for row in results.per_class if row["AP"]]
+    names = metric_names(row["label"] for row in classes)
+    return numbers + [(f"test_ap/{names[row['label']]}", float(row["AP"]), 0) for row in classes]
+
+
+def report_metrics(report: Mapping[str, Any], per_class: Path) -> list[Number]:
+    """The numbers of compare.json, `<what>/<arm>` and `<what>/<arm> - <against>`, and of compare's AP table."""
+    rows: list[tuple[str, Any]] = []
+    for arm, entry in report["arms"].items():
+        low, high = entry["test_mAP_ci95"]
+        rows += [(f"{key}/{arm}", entry.get(key)) for key in ("test_mAP", "test_mAP_sd", "val_mAP")]
+        rows += [(f"test_mAP_lo/{arm}", low), (f"test_mAP_hi/{arm}", high)]
+        for row in entry.get("label_efficiency", []):
+            name = f"{arm}/{100 * row['fraction']:g}_percent"
+            rows += [(f"label_efficiency_mAP/{name}", row["test_mAP"]), (f"label_efficiency_sd/{name}", row["sd"])]
+        for stage in ("robustness", "maps"):
+            for key, value in entry.get(stage, {}).items():
+                rows += _leaves(value, "/", f"{stage}_{key}/{arm}")
+    for contrast in report["contrasts"]:
+        name = f"{contrast['arm']} - {contrast['against']}"
+        low, high = contrast["ci95"]
+        rows += [(f"delta_mAP_lo/{name}", low), (f"delta_mAP_hi/{name}", high)]
+        keys = ("delta_mAP", "p_value", "labels_better", "labels_worse")
+        rows += [(f"{key}/{name}", contrast.get(key)) for key in keys]
+    known = [row for row in files.read_csv(per_class) if row["delta_AP"]] if per_class.is_file() else []
+    names = metric_names(dict.fromkeys(row["label"] for row in known))
+    for row in known:
+        keys = ("delta_AP", "delta_AP_lo", "delta_AP_hi")
+        rows += [(f"{key}/{row['arm']}/{names[row['label']]}", row[key]) for key in keys]
+    return [(key, float(value), 0) for key, value in rows if value is not None]
+
+
+def report_note(report: Mapping[str, Any]) -> str:
+    """The contrasts as a Markdown table."""
+    lines = ["| arm | against | Δ test mAP | 95% interval | p |", "| --- | --- | --- | --- | --- |"]
+    for c in report["contrasts"]:
+        interval = f"{c['ci95'][0]:+.4f} to {c['ci95'][1]:+.4f}"
+        lines.append(f"| {c['arm']} | {c['against']} | {c['delta_mAP']:+.4f} | {interval} | {c['p_value']:.4g} |")
+    return "\n".join(lines)
+
+
+def metric_name(text: str) -> str:
+    """`text` with `_` for what MLflow does not allow in a metric's name."""
+    return re.sub(r"[^\w\-. ]", "_", text).strip(" .") or "_"
+
+
+def metric_names(labels: Iterable[str]) -> dict[str, str]:
+    """Each label's metric name; equal names are numbered."""
+    names: dict[str, str] = {}
+    for label in labels:
+        same = sum(metric_name(other) == metric_name(label) for other in names)
+        names[label] = f"{metric_name(label)}_{same + 1}" if same else metric_name(label)
+    return names
+
+
+def tags(results: Results, fingerprint: str) -> dict[str, str]:
+    """The tags of an arm run, its description among them."""
+    run, stage = results.run, f"evaluate@{results.run.profile}-{results.run.arm}-{results.run.seed}"
+    commit, dirty = provenance.commit(run.root)
+    md5 = data_md5(run) or "unknown"
+    facts = {
+        "kind": "arm",
+        "arm": run.arm,
+        "seed": run.seed,
+        "profile": run.profile,
+        "fingerprint": fingerprint,
+        "files": results.digest,
+        "dvc_stage": stage,
+        "data_md5": md5,
+        "git_dirty": str(dirty).lower(),
+    }
+    rows = {
+        "DVC stage": f"`{stage}`",
+        "commit": f"`{commit or 'none'}`{' with changes' if dirty else ''}",
+        "data": f"`data/{run.profile}` md5 `{md5}`",
+        "fingerprint": f"`{fingerprint}`",
+    }
+    numbers, first = audit(run)
+    if numbers:
+        flagged = f"{numbers['tiles_flagged']:,} of {numbers['tiles']:,} tiles flagged"
+        rows["labels"] = f"{flagged}; first finding: {first.replace('|', '/')} (`data/audit.json`)"
+    table = ["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows.items())]
+    return {
+        **{f"satclr.{key}": str(value) for key, value in facts.items()},
+        "mlflow.note.content": "\n".join([headline(results), "", *table]),
+        "mlflow.user": getpass.getuser(),
+        "mlflow.source.name": f"satclr evaluate ({stage})",
+        "mlflow.source.type": "LOCAL",
+        **({"mlflow.source.git.commit": commit} if commit else {}),
+    }
+
+
+def headline(results: Results) -> str:
+    """The result in one line of Markdown."""
+    m = results.metrics
+    low, high = m["test_mAP_ci95"]
+    return (
+        f"**{results.run.key}: test mAP {m['test_mAP']:.4f}** (95% interval {low:.4f} to {high:.4f},"
+        f" {m['test_tiles']} tiles, {m['labels']} labels);"
+        f" validation mAP {m['val_mAP']:.4f} at epoch {m['best_epoch']}"
+    )
+
+
+def card(results: Results, run_tags: Mapping[str, str]) -> str:
+    """The model card of a version: intended use, data, metrics by label, limits, licence."""
+    without = ", ".join(results.metrics.get("labels_without_positives", [])) or "none"
+    head = f"""{headline(results)}
+
+**Intended use.** Labels of overhead image tiles of the kind it was trained on: several labels per tile, no \
+positions. Not for decisions about people or places unless someone looks at the picture.
+
+**Data.** `data/{results.run.profile}`, DVC md5 `{run_tags["satclr.data_md5"]}`; commit \
+`{run_tags.get("mlflow.source.git.commit", "none")}`, fingerprint `{run_tags["satclr.fingerprint"]}`.
+
+**Limits.** The interval is over the tiles of one test split, not over places, sensors or seasons. Without test \
+positives, hence of unknown quality: {without}. Chosen by validation mAP {results.metrics["val_mAP"]:.4f}.
+
+**Licence.** Code MIT. The weights are subject to the terms of their training data and initial weights.
+
+"""
+    lines = ["| label | test AP | 95% interval | positives |", "| --- | --- | --- | --- |"]
+    for row in results.per_class:
+        ap, low, high = (f"{float(row[key]):.3f}" if row[key] else "–" for key in ("AP", "AP_lo", "AP_hi"))
+        lines.append(f"| {row['label']} | {ap} | {low} to {high} | {row['positives']} |")
+    while len(head) + len("\n".join(lines)) > CARD_LENGTH - 60:
+        lines = [*lines[:-2], "(more in the run's per_class_ap.csv)"]
+    return head + "\n".join(lines)
+
+
+def data_md5(run: Run) -> str | None:
+    """DVC's md5 of data/<profile> as `prepare` last read it, or that of the whole data folder."""
+    stages = _yaml(run.root / "dvc.lock").get("stages", {})
+    deps = [dep for name in (f"prepare@{run.profile}", "prepare") for dep in stages.get(name, {}).get("deps", [])]
+    found = [dep for dep in deps if dep.get("path") == f"data/{run.profile}"]
+    found += _yaml(run.root / "data.dvc").get("outs", [])
+    return str(found[0]["md5"]) if found else None
+
+
+def audit(run: Run) -> tuple[dict[str, int], str]:
+    """The numbers of build/<profile>/audit.json, none if it does not exist, and its worst finding."""
+    file = run.store / "audit.json"
+    if not file.is_file():
+        return {}, ""
+    tree = json.loads(file.read_text(encoding="utf-8"))
+    levels = [finding["level"] for finding in tree["findings"]]
+    numbers = {
+        "tiles": tree["tiles"],
+        "tiles_flagged": len(tree["flagged"]),
+        "errors": levels.count("error"),
+        "suspects": levels.count("suspect"),
+        "near_duplicates_across_splits": tree["near_duplicates"]["groups_across_splits"],
+    }
+    return numbers, tree["findings"][0]["title"] if levels else "none"
+
+
+def _leaves(tree: Any, joint: str, name: str = "") -> Iterator[tuple[str, Any]]:
+    """{"haze": {"1": x}} as ("haze/1", x)."""
+    if not isinstance(tree, dict):
+        yield name, tree
+        return
+    for key, value in tree.items():
+        yield from _leaves(value, joint, f"{name}{joint}{key}" if name else key)
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # dvc.lock is long
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return yaml.load(text, Loader=loader) or {}  # noqa: S506

@@ -1,0 +1,162 @@
+"""Labels of tiles from the registered champion.
+
+    satclr predict TILE... [--json | --csv]
+
+The table has a line per tile: the labels above their threshold, most probable first, then the next ones in parentheses.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import sys
+import tempfile
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from satclr import progress
+from satclr.project import Project
+from satclr.tracking import runs
+from satclr.tracking.sources import Source, find
+from satclr.tracking.store import TrackingError, load_mlflow, open_store
+
+if TYPE_CHECKING:
+    from satclr.tracking.serving import Tagger
+
+BATCH = 64
+PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".joblib", ".dill"}
+CHAMPION = "champion"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A tile's probabilities, best first, and its labels; or the reason why it could not be read."""
+
+    source: Source
+    probabilities: dict[str, float]
+    labels: list[str]
+    error: str = ""
+
+
+def run(project: Project, tiles: Sequence[str], *, form: str, top: int, scene_tile_px: int) -> int:
+    """Print the labels of tiles as a `table`, as `json` or `csv`; return how many tiles could not be read.
+
+    Raises `TrackingError` for a path that does not exist and without a champion.
+    """
+    sources = find(tiles, scene_tile_px=scene_tile_px)
+    runs.preload()
+    model = champion(project)
+    with progress.bar("predict", len(sources)) as advance:
+        predictions = list(predict(model, sources, done=advance))
+    if form == "csv":
+        _print_csv(model.labels, predictions)
+    elif form == "json":
+        for prediction in predictions:
+            print(_json(prediction, top))
+    else:
+        _print_table([prediction for prediction in predictions if not prediction.error], top)
+    failed = [prediction for prediction in predictions if prediction.error]
+    for prediction in failed:
+        progress.say(f"{prediction.source.name}: {prediction.error}")
+    return len(failed)
+
+
+def predict(model: Tagger, sources: Sequence[Source], *, done: Callable[[int], None]) -> Iterator[Prediction]:
+    """Tag tiles in batches, in order; a tile that cannot be read has an error and no labels."""
+    for start in range(0, len(sources), BATCH):
+        batch, decoded, errors = sources[start : start + BATCH], [], {}
+        for source in batch:
+            try:
+                decoded.append(model.decode(source.read()))
+            except Exception as error:  # noqa: BLE001 - whatever a broken picture raises
+                errors[source] = " ".join(str(error).split()) or type(error).__name__
+        scores = iter(model.scores(decoded) if decoded else ())
+        for source in batch:
+            row = [] if source in errors else next(scores)
+            best = sorted(zip(model.labels, map(float, row), strict=False), key=lambda pair: -pair[1])
+            yield Prediction(source, dict(best), model.chosen(row) if best else [], errors.get(source, ""))
+        done(len(batch))
+
+
+def champion(project: Project) -> Tagger:
+    """Load the champion with this project's code. Raises as `champion_files` does, and for damaged files."""
+    import torchvision  # noqa: F401 - while MLflow is imported on its thread
+
+    load_mlflow()
+    with warnings.catch_warnings(action="ignore"):  # advice on type hints
+        from satclr.tracking.serving import Tagger
+    tagger = Tagger()
+    with champion_files(project) as (_version, encoder, probe):
+        tagger.load(encoder, probe)
+    return tagger
+
+
+@contextmanager
+def champion_files(project: Project) -> Iterator[tuple[Any, Path, Path]]:
+    """Yield the champion's version, encoder file and probe file, in a temporary folder.
+
+    Nothing else of the version is used: a registered model may come from outside, and MLflow's own way of loading one
+    runs the code in it. Raises `TrackingError` without a champion, and if it is not one of safetensors files.
+    """
+    mlflow = load_mlflow()
+    store, name = open_store(project.root, project.profile), f"satclr-{project.profile}"
+    try:
+        version = store.client.get_model_version_by_alias(name, CHAMPION)
+    except mlflow.MlflowException:
+        raise TrackingError(
+            f"{name} has no champion in {store.uri}; run `satclr register`, or `satclr sync` after `dvc pull`"
+        ) from None
+    with tempfile.TemporaryDirectory() as folder:
+        uri = f"models:/{name}/{version.version}"
+        model = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder, tracking_uri=store.uri)).resolve()
+        pickles = sorted(path.name for path in model.rglob("*") if path.suffix.lower() in PICKLES)
+        parts = [model / "artifacts" / f"{part}.safetensors" for part in ("encoder", "probe")]
+        if pickles or not all(path.is_file() and path.resolve().is_relative_to(model) for path in parts):
+            reason = f"{pickles[0]} may run code" if pickles else "it lacks an encoder or a probe"
+            raise TrackingError(f"{name} version {version.version} is not a model of satclr: {reason}; register again")
+        yield version, *parts
+
+
+def _json(prediction: Prediction, top: int) -> str:
+    """A prediction without what it does not have."""
+    source, best = prediction.source, dict(islice(prediction.probabilities.items(), top))
+    row = {"tile": source.name, "probabilities": best, "labels": prediction.labels, "bounds": source.bounds}
+    row |= {"error": prediction.error}
+    return json.dumps({k: v for k, v in row.items() if v not in ({}, None, "")}, ensure_ascii=False)
+
+
+def _print_csv(labels: Sequence[str], predictions: Sequence[Prediction]) -> None:
+    """One row per tile: labels joined by `|`, then each label's probability, empty where the tile is unreadable."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["tile", "error", "labels", *sorted(labels)])
+    for p in predictions:
+        numbers = [p.probabilities.get(label, "") for label in sorted(labels)]
+        writer.writerow([p.source.name, p.error, "|".join(p.labels), *numbers])
+
+
+def _print_table(predictions: Sequence[Prediction], top: int) -> None:
+    """A line per tile, within the terminal's width (80 off a terminal); a long path loses its start."""
+    columns = shutil.get_terminal_size().columns
+    names = [prediction.source.name for prediction in predictions]
+    width = min(max(map(len, names), default=0), max(columns // 4, 12))
+    for name, prediction in zip(names, predictions, strict=True):
+        shown = name if len(name) <= width else "…" + name[-width + 1 :]
+        lines = textwrap.wrap(_phrase(prediction, top), columns - width - 2, break_on_hyphens=False) or [""]
+        for i, line in enumerate(lines):
+            print(f"{shown if i == 0 else '':{width}}  {line}".replace("\xa0", " "))
+
+
+def _phrase(prediction: Prediction, top: int) -> str:
+    """`sea 0.97, ship 0.81 (dock 0.40)`: labels, and others up to `top` in all; lines break after commas only."""
+    pairs = prediction.probabilities.items()
+    text = {label: f"{label} {value:.2f}".replace(" ", "\xa0") for label, value in pairs}
+    chosen = [text[label] for label in text if label in prediction.labels]
+    others = [text[label] for label in islice(text, max(top, len(chosen))) if label not in prediction.labels]
+    return " ".join(part for part in (", ".join(chosen), f"({', '.join(others)})" if others else "") if part)

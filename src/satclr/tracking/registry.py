@@ -1,0 +1,265 @@
+"""Versions of the registered model `satclr-<profile>`, their aliases, and every decision about them.
+
+In: the results of every arm and seed, and their MLflow runs. Out: a model version with the alias `champion`,
+reports/<profile>/champion.json, and a line of reports/<profile>/promotions.csv.
+
+    satclr register
+    satclr promote VERSION
+    satclr rollback
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from filelock import FileLock
+
+from satclr import files
+from satclr.evaluation import metrics
+from satclr.project import Project
+from satclr.study.results import Results, Scores, scores
+from satclr.tracking import content, runs
+from satclr.tracking.store import TrackingError, open_store, tag
+
+CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
+OVER, ROLLED_BACK, FILES = "satclr.promoted_over", "satclr.rolled_back", "satclr.files"
+RESAMPLES = 1000
+Outcome = Literal["champion", "challenger", "kept", "rejected", "promoted", "rolled back", "restored"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One line of promotions.csv."""
+
+    decided_at: str  # UTC, ISO 8601
+    decision: Outcome
+    model: str
+    version: str  # empty if no version was made
+    arm: str
+    seed: int
+    val_mAP: float  # noqa: N815 - the field's spelling
+    test_mAP: float  # noqa: N815
+    against: str  # the former champion's version
+    delta_mAP: float | None  # noqa: N815 - of test mAP, with its interval
+    delta_lo: float | None
+    delta_hi: float | None
+    reason: str
+
+
+def run(project: Project) -> Decision:
+    """Gate the candidate, the run with the best validation mAP, write champion.json and print the reason.
+
+    Without a champion, or if it is better than the champion by paired bootstrap on the same test tiles (95%
+    interval above zero), the candidate becomes `champion` and the former one `previous`; otherwise `challenger`.
+    Below `register.minimum_val_mAP` it becomes no version. A decision that changes nothing is not recorded again,
+    and a version that was rolled back stays so. Raises `TrackingError` without a candidate.
+    """
+    # The score of a probe on batch statistics depends on the other tiles of the batch: it cannot be served.
+    frozen = [run for seeds in project.arms() for run in seeds if run.settings.probe.batch_norm == "frozen"]
+    ranking = sorted(map(Results, frozen), key=lambda results: -float(results.metrics["val_mAP"]))
+    if not ranking:
+        raise TrackingError("no arm of `run` has probe.batch_norm: frozen; only such a probe can be registered")
+    runs.publish_all(project)
+    registry = _Registry(project)
+    with FileLock(project.root / "mlruns" / ".register.lock"):
+        decision = registry.decide(ranking[0])
+        champion = registry.by_alias(CHAMPION)
+    _write_champion(project, decision, ranking, champion)
+    print(decision.reason)
+    return decision
+
+
+def promote(project: Project, version: str, reason: str = "by hand") -> Decision:
+    """Make a version champion, whatever the gate decided."""
+    registry = _Registry(project)
+    champion, known = registry.by_alias(CHAMPION), registry.versions()
+    if version not in known:
+        numbers = ", ".join(sorted(known, key=int)) or "none; run `satclr register`"
+        raise TrackingError(f"{registry.name} has no version {version!r}; it has {numbers}")
+    if champion is not None and champion.version == version:
+        raise TrackingError(f"{registry.name} version {version} is the champion already")
+    registry.set_champion(known[version], champion)
+    registry.client.delete_model_version_tag(registry.name, version, ROLLED_BACK)
+    return registry.record("promoted", known[version], champion, reason)
+
+
+def rollback(project: Project, reason: str = "by hand") -> Decision:
+    """Make the former champion champion again."""
+    registry = _Registry(project)
+    client, name, champion = registry.client, registry.name, registry.by_alias(CHAMPION)
+    if champion is None or OVER not in champion.tags:
+        raise TrackingError(f"{name} has no former champion")
+    former = registry.versions()[champion.tags[OVER]]
+    client.set_registered_model_alias(name, CHAMPION, former.version)
+    client.set_model_version_tag(name, champion.version, ROLLED_BACK, "true")
+    client.delete_model_version_tag(name, champion.version, OVER)
+    client.delete_registered_model_alias(name, PREVIOUS)
+    if OVER in former.tags:
+        client.set_registered_model_alias(name, PREVIOUS, former.tags[OVER])
+    return registry.record("rolled back", former, champion, reason)
+
+
+def restore(project: Project) -> Decision | None:
+    """Register the champion of champion.json if the registry has none (after `satclr sync` elsewhere).
+
+    Returns None if there is nothing to do. Raises `TrackingError` if the results have changed since.
+    """
+    path, registry = project.reports / "champion.json", _Registry(project)
+    named = json.loads(path.read_text(encoding="utf-8"))["champion"] if path.is_file() else None
+    if named is None or registry.by_alias(CHAMPION) is not None:
+        return None
+    results = Results(project.run(named["arm"], int(named["seed"])))
+    if results.digest != named["digest"]:
+        raise TrackingError(
+            f"{path.relative_to(project.root)} names {results.run.key}, whose files have changed; run `satclr register`"
+        )
+    version = registry.of(results) or registry.create(results)
+    registry.set_champion(version, None)
+    return registry.record("restored", version, None, "from champion.json")
+
+
+def gap(candidate: Scores, champion: Scores) -> tuple[float, float, float]:
+    """Difference in mAP on the same tiles, and its 95% interval by paired bootstrap over tiles."""
+    both = [candidate.scores, champion.scores]
+    means = [metrics.mean_average_precision(metrics.average_precision(s, candidate.targets)) for s in both]
+    samples = metrics.paired_bootstrap(both, candidate.targets, resamples=RESAMPLES, seed=0)
+    low, high = np.nanpercentile(samples[:, 0] - samples[:, 1], [2.5, 97.5])
+    return means[0] - means[1], float(low), float(high)
+
+
+class _Registry:
+    """The registered model of a project's profile."""
+
+    def __init__(self, project: Project) -> None:
+        self.project, self.name = project, f"satclr-{project.profile}"
+        self.store = open_store(project.root, project.profile)
+        self.client = self.store.client
+
+    def versions(self) -> dict[str, Any]:
+        return {str(v.version): v for v in self.client.search_model_versions(f"name = '{self.name}'")}
+
+    def by_alias(self, alias: str) -> Any | None:
+        models = self.client.search_registered_models(f"name = '{self.name}'")
+        number = models[0].aliases.get(alias) if models else None
+        return None if number is None else self.client.get_model_version(self.name, number)
+
+    def of(self, results: Results) -> Any | None:
+        """The version made from these files."""
+        return next((v for v in self.versions().values() if v.tags[FILES] == results.digest), None)
+
+    def create(self, results: Results) -> Any:
+        """Make a version from a published run."""
+        profile, text = (results.run.profile, "Labels of overhead image tiles: a frozen encoder and a linear probe.")
+        if not self.client.search_registered_models(f"name = '{self.name}'"):
+            self.client.create_registered_model(self.name, {"satclr.profile": profile}, text)
+        arm_run = self.store.search(tag("files", results.digest), runs.FINISHED)[0]
+        model_id, told = arm_run.outputs.model_outputs[0].model_id, arm_run.data.tags
+        tags = _tags(results) | {key: told[key] for key in ("satclr.data_md5", "satclr.fingerprint")}
+        return self.client.create_model_version(
+            self.name,
+            source=f"models:/{model_id}",
+            run_id=arm_run.info.run_id,
+            model_id=model_id,
+            description=content.card(results, told),
+            tags=tags | {"satclr.commit": told.get("mlflow.source.git.commit", "none")},
+        )
+
+    def set_champion(self, version: Any, former: Any | None) -> None:
+        client, name, challenger = self.client, self.name, self.by_alias(CHALLENGER)
+        if former is not None:
+            client.set_model_version_tag(name, version.version, OVER, former.version)
+            client.set_registered_model_alias(name, PREVIOUS, former.version)
+        client.set_registered_model_alias(name, CHAMPION, version.version)
+        if challenger is not None and challenger.version == version.version:
+            client.delete_registered_model_alias(name, CHALLENGER)
+
+    def decide(self, candidate: Results) -> Decision:
+        """Compare the candidate with the champion, and act on it."""
+        val_mAP, minimum = candidate.metrics["val_mAP"], self.project.settings.register_.minimum_val_mAP
+        champion, version = self.by_alias(CHAMPION), self.of(candidate)
+        if version is None and val_mAP < minimum:
+            reason = f"validation mAP {val_mAP:.4f} is below register.minimum_val_mAP {minimum}"
+            return self.decision("rejected", "", _tags(candidate), champion, reason)
+        version = version or self.create(candidate)
+        if champion is None:
+            self.set_champion(version, None)
+            return self.record("champion", version, None, "the first version")
+        known = (version.version, version.tags, champion)
+        if champion.version == version.version:
+            return self.decision("kept", *known, "it is the champion already")
+        better, reason, *found = self.gate(candidate, champion)
+        if ROLLED_BACK in version.tags:
+            return self.decision("kept", *known, "it was rolled back; `satclr promote` undoes that", *found)
+        if better:
+            self.set_champion(version, champion)
+            return self.record("champion", version, champion, reason, *found)
+        if version.tags.get("satclr.decision") == "challenger":
+            return self.decision("challenger", *known, reason, *found)
+        self.client.set_registered_model_alias(self.name, CHALLENGER, version.version)
+        return self.record("challenger", version, champion, reason, *found)
+
+    def gate(self, candidate: Results, champion: Any) -> tuple[Any, ...]:
+        """Whether the candidate is better, a reason, and the difference with its interval."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = self.client.download_artifacts(champion.run_id, "results/scores.npz", folder)
+            ours, theirs = candidate.scores("test"), scores(files.load_npz(Path(path)), "test")
+        arm, seed = (champion.tags[f"satclr.{key}"] for key in ("arm", "seed"))
+        who = f"champion version {champion.version} ({arm}-s{seed})"
+        if not ours.same_tiles(theirs):
+            return False, f"{who} was tested on other tiles or labels; compare them and use `satclr promote`"
+        delta, low, high = gap(ours, theirs)
+        interval = f"{who}: Δ test mAP {delta:+.4f} [{low:+.4f}, {high:+.4f}]"
+        short = f"not shown to be better than {interval}, short by {-low:.4f}"
+        return low > 0, f"better than {interval}" if low > 0 else short, delta, low, high
+
+    def decision(
+        self, outcome: Outcome, version: str, tags: Any, champion: Any, reason: str, *found: float
+    ) -> Decision:
+        arm, seed, val, test = (tags[f"satclr.{key}"] for key in ("arm", "seed", "val_mAP", "test_mAP"))
+        against = "" if champion is None else str(champion.version)
+        delta = found or (None, None, None)
+        now, measured = datetime.now(UTC).isoformat(timespec="seconds"), (float(val), float(test.split()[0]))
+        return Decision(now, outcome, self.name, str(version), arm, int(seed), *measured, against, *delta, reason)
+
+    def record(self, outcome: Outcome, version: Any, former: Any, reason: str, *found: float) -> Decision:
+        """Keep a decision as tags of its version and as a line of promotions.csv."""
+        line = self.decision(outcome, version.version, version.tags, former, reason, *found)
+        for key in ("decision", "decided_at", "reason"):
+            self.client.set_model_version_tag(self.name, line.version, f"satclr.{key}", getattr(line, key))
+        path = self.project.reports / "promotions.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            if file.tell() == 0:
+                writer.writerow(asdict(line))
+            writer.writerow(asdict(line).values())
+        return line
+
+
+def _tags(results: Results) -> dict[str, str]:
+    m, run = results.metrics, results.run
+    low, high = m["test_mAP_ci95"]
+    facts = {"arm": run.arm, "seed": run.seed, "profile": run.profile, "val_mAP": f"{m['val_mAP']:.6f}"}
+    facts |= {"files": results.digest, "test_mAP": f"{m['test_mAP']:.6f} [{low:.6f}, {high:.6f}]"}
+    return {f"satclr.{key}": str(value) for key, value in facts.items()}
+
+
+def _write_champion(project: Project, decision: Decision, ranking: Sequence[Results], champion: Any) -> None:
+    """Write champion.json: the champion, the decision, and the candidates by validation mAP."""
+    keys, named = ("val_mAP", "test_mAP", "test_mAP_ci95"), None
+    numbers = [{key: results.metrics[key] for key in keys} | {"digest": results.digest} for results in ranking]
+    rows = [{"arm": r.run.arm, "seed": r.run.seed} | row for r, row in zip(ranking, numbers, strict=True)]
+    if champion is not None:
+        arm, seed, val = (champion.tags[f"satclr.{key}"] for key in ("arm", "seed", "val_mAP"))
+        named = {"arm": arm, "seed": int(seed), "val_mAP": float(val), "digest": champion.tags[FILES]}
+    tree = {"profile": project.profile, "model": decision.model, "champion": named, "candidate": rows[0]}
+    tree |= {"decision": decision.decision, "reason": decision.reason, "ranking": rows}
+    files.write_json(project.reports / "champion.json", tree)

@@ -1,0 +1,66 @@
+"""One empty MLflow store for all tests: a database takes seconds to make."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from satclr.project import Project, Run
+from satclr.tracking import store
+from tests import made_up
+from tests.conftest import tiny_params
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("empty")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        store.open_store(root, "tiny")
+    return root
+
+
+def copy_store(empty: Path, root: Path) -> None:
+    """Copy a store and correct its artifacts' location, as if it had been made there."""
+    (root / "mlruns").mkdir(parents=True)
+    shutil.copyfile(empty / "mlruns" / "mlflow.db", root / "mlruns" / "mlflow.db")
+    with closing(sqlite3.connect(root / "mlruns" / "mlflow.db")) as connection, connection:
+        connection.execute(
+            "UPDATE experiments SET artifact_location = ? WHERE name = 'tiny'",
+            ((root.resolve() / "mlruns" / "artifacts" / "tiny").as_uri(),),
+        )
+
+
+def make_project(root: Path, *arms: str, minimum: float = 0.0) -> Project:
+    """A project of the tiny profile that runs `arms`."""
+    tree = tiny_params() | {"run": list(arms)}
+    tree["profiles"]["tiny"]["register"] = {"minimum_val_mAP": minimum}
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "params.yaml").write_text(yaml.safe_dump(tree))
+    return Project(root)
+
+
+def write(run: Run, **changes: Any) -> dict[str, Any]:
+    """Write all outputs of a run without training; return its metrics."""
+    return made_up.write(run.root, arm=run.arm, seed=run.seed, profile=run.profile, **changes)
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Callable[..., Project]:
+    """Makes a project with an empty store."""
+
+    def make(*arms: str, minimum: float = 0.0) -> Project:
+        root = tmp_path / "a project"
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        copy_store(empty_store, root)
+        monkeypatch.chdir(tmp_path)
+        return make_project(root, *arms, minimum=minimum)
+
+    return make

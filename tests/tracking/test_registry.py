@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
+
+from satclr.project import Project, ProjectError
+from satclr.study.results import Scores
+from satclr.tracking import registry, runs, store
+from tests.tracking.conftest import make_project, write
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+Make = Callable[..., Project]
+
+
+def aliases(project: Project) -> dict[str, str]:
+    client = store.open_store(project.root, "tiny").client
+    return {name: str(v) for name, v in client.get_registered_model("satclr-tiny").aliases.items()}
+
+
+def history(project: Project) -> list[tuple[str, str]]:
+    with (project.reports / "promotions.csv").open(encoding="utf-8", newline="") as stream:
+        return [(row["decision"], row["version"]) for row in csv.DictReader(stream)]
+
+
+def test_a_better_candidate_becomes_champion_until_a_rollback(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    project = make("baseline")
+    write(project.run("baseline"))
+    assert registry.run(project).decision == "champion"
+    assert capsys.readouterr().out == "the first version\n"
+    project = make_project(project.root, "baseline", "simclr", "baseline_as_released")
+    write(project.run("baseline_as_released"), skill=9)  # on batch statistics: cannot be served
+    write(project.run("simclr"), skill=3)
+    decision = registry.run(project)
+    assert (decision.decision, decision.version, decision.against) == ("champion", "2", "1")
+    assert aliases(project) == {"champion": "2", "previous": "1"}
+    tree = json.loads((project.reports / "champion.json").read_text())
+    assert tree["champion"]["arm"] == "simclr"
+    assert [row["arm"] for row in tree["ranking"]] == ["simclr", "baseline"]
+
+    assert registry.run(project).decision == "kept"
+    assert registry.rollback(project).version == "1"
+    assert aliases(project) == {"champion": "1"}
+    assert registry.run(project).decision == "kept"
+    assert registry.promote(project, "2").decision == "promoted"
+    assert aliases(project) == {"champion": "2", "previous": "1"}
+    assert history(project) == [("champion", "1"), ("champion", "2"), ("rolled back", "1"), ("promoted", "2")]
+
+
+def test_a_worse_candidate_becomes_challenger(make: Make) -> None:
+    project = make("simclr")
+    write(project.run("simclr"), skill=3)
+    registry.run(project)
+    project = make_project(project.root, "simclr", "baseline")
+    metrics = write(project.run("baseline"), skill=2) | {"val_mAP": 0.999}
+    (project.run("baseline").results / "metrics.json").write_text(json.dumps(metrics))
+    decision = registry.run(project)
+    assert (decision.arm, decision.decision) == ("baseline", "challenger")
+    assert decision.delta_mAP is not None
+    assert -0.2 < decision.delta_mAP < -0.05
+    assert "short by" in decision.reason
+    assert aliases(project) == {"champion": "1", "challenger": "2"}
+    assert registry.run(project).decision == "challenger"
+    assert history(project) == [("champion", "1"), ("challenger", "2")]
+
+
+def test_below_the_minimum_nothing_is_registered(make: Make) -> None:
+    project = make("baseline", minimum=0.99)
+    with pytest.raises(ProjectError, match="does not exist"):
+        registry.run(project)
+    write(project.run("baseline"))
+    assert registry.run(project).decision == "rejected"
+    with pytest.raises(store.TrackingError, match="has no version '1'; it has none"):
+        registry.promote(project, "1")
+    with pytest.raises(store.TrackingError, match="no former champion"):
+        registry.rollback(project)
+
+
+def test_other_test_tiles_are_not_compared(make: Make) -> None:
+    project = make("baseline")
+    write(project.run("baseline"))
+    registry.run(project)
+    write(project.run("baseline"), skill=3, split=1)
+    decision = registry.run(project)
+    assert (decision.decision, decision.delta_mAP) == ("challenger", None)
+    assert "other tiles" in decision.reason
+
+
+def test_a_clone_restores_its_champion_from_the_results(make: Make, tmp_path: Path) -> None:
+    project = make("baseline", "simclr")
+    write(project.run("baseline"), skill=2)
+    write(project.run("simclr"), skill=3)
+    registry.run(project)
+    clone = Project(tmp_path / "elsewhere")
+    shutil.copytree(project.root, clone.root)  # its store too, which has then moved
+    runs.publish_all(clone)
+    restored = registry.restore(clone)
+    assert restored is not None
+    assert (restored.arm, restored.version) == ("simclr", "1")
+    assert registry.restore(clone) is None
+
+
+def test_a_version_shows_its_origin(make: Make) -> None:
+    project = make("simclr")
+    metrics = write(project.run("simclr"))
+    registry.run(project)
+    version = store.open_store(project.root, "tiny").client.get_model_version_by_alias("satclr-tiny", "champion")
+    assert version.tags["satclr.test_mAP"].startswith(f"{metrics['test_mAP']:.6f} [")
+    assert {f"satclr.{key}" for key in ("arm", "seed", "data_md5", "commit", "fingerprint")} < set(version.tags)
+    parts = ("Intended use", "Data", "Limits", "Licence", "| parking lot | 0.", "unknown quality: tennis court")
+    assert not [part for part in parts if part not in version.description]
+    assert len(version.description) < 5000
+
+
+def test_the_gate_sees_a_true_difference_and_none_in_equal_scores() -> None:
+    rng = np.random.default_rng(0)
+    targets = (rng.random((300, 6)) < 0.3).astype(np.uint8)
+    noise = rng.normal(size=(2, *targets.shape))
+    names = tuple("abcdef"), tuple(f"{number}.jpg" for number in range(300))
+    good, weak = (
+        Scores((skill * targets + noise[i]).astype(np.float32), targets, *names) for i, skill in enumerate((2.0, 1.0))
+    )
+    assert registry.gap(good, weak)[1] > 0 > registry.gap(weak, good)[1]
+    assert registry.gap(good, good) == (0, 0, 0)
+    plain = [
+        np.mean([average_precision_score(*pair) for pair in zip(targets.T, x.scores.T, strict=True)])
+        for x in (good, weak)
+    ]
+    assert registry.gap(good, weak)[0] == pytest.approx(plain[0] - plain[1], abs=1e-12)

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from satclr import files
+from satclr.project import Project, ProjectError
+from satclr.tracking import content, runs, store, ui
+from tests.tracking.conftest import write
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+Make = Callable[..., Project]
+
+
+def stored(project: Project, *conditions: str) -> list[Any]:
+    return store.open_store(project.root, "tiny").search(*conditions)
+
+
+def states(project: Project) -> dict[str, tuple[str, str]]:
+    return {run.info.run_id: (run.info.run_name, run.data.tags["satclr.state"]) for run in stored(project)}
+
+
+def test_an_arm_run_shows_every_number_of_the_results(make: Make) -> None:
+    project = make("simclr")
+    run = project.run("simclr")
+    metrics = write(run)
+    (project.root / "dvc.lock").write_text(
+        "stages: {prepare@tiny: {deps: [{path: data/tiny, md5: 0123456789abcdef.dir}]}}"
+    )
+    findings = [{"level": "error", "title": "Lost: 2 categories"}, {"level": "notice", "title": "Rare"}]
+    audit = {"tiles": 1200, "findings": findings, "flagged": {"a.jpg": [], "b.jpg": []}}
+    files.write_json(run.store / "audit.json", audit | {"near_duplicates": {"groups_across_splits": 1}})
+    run_id = runs.publish(run)
+    client = store.open_store(project.root, "tiny").client
+    shown = client.get_run(run_id)
+    assert (shown.info.run_name, shown.info.status) == ("simclr-s0", "FINISHED")
+    assert shown.data.params == run.parameters() | {"pretrain.precision_used": "float32"}
+    assert shown.data.tags["satclr.fingerprint"] == "made up 0"
+    assert shown.data.metrics["test/mAP"] == metrics["test_mAP"]
+    assert shown.data.metrics["test/mAP_hi"] == metrics["test_mAP_ci95"][1]
+    labels = {key.removeprefix("test_ap/") for key in shown.data.metrics if key.startswith("test_ap/")}
+    assert labels == {"airplane", "parking lot", "swimming pool", "ship_boat"}
+    losses = sorted((point.step, point.value) for point in client.get_metric_history(run_id, "pretrain/loss"))
+    assert losses == [(1, 4.0), (2, 2.0), (3, 4.0 / 3)]
+    (data,) = shown.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("tiny", "0123456789abcdef.dir")
+    assert json.loads(data.dataset.profile)["errors"] == 1
+    assert shown.data.metrics["tiles_audit/tiles_flagged"] == 2
+    assert "2 of 1,200 tiles flagged; first finding: Lost: 2 categories" in shown.data.tags["mlflow.note.content"]
+    assert [file.path for file in client.list_artifacts(run_id, "data")] == ["data/audit.json"]
+    assert not list(project.root.parent.glob("mlruns")), "no store in the working folder"
+
+
+def test_results_are_published_once_and_changed_ones_supersede(make: Make) -> None:
+    project = make("simclr", "baseline")
+    run = project.run("simclr")
+    write(run)
+    first = runs.publish(run)
+    published, missing = runs.publish_all(project)
+    assert published == [first] == [runs.publish(run)]
+    assert [line.split(":")[0] for line in missing] == ["baseline-s0"]
+    write(run, skill=2)
+    (second,) = runs.publish_all(project)[0]
+    assert states(project) == {first: ("simclr-s0 (superseded)", "superseded"), second: ("simclr-s0", "current")}
+    write(run)  # dvc checkout of the former files
+    assert runs.publish(run) == first
+    assert states(project) == {first: ("simclr-s0", "current"), second: ("simclr-s0 (superseded)", "superseded")}
+    run.probe.unlink()
+    with pytest.raises(ProjectError, match=r"simclr-s0/probe\.safetensors does not exist; run `dvc repro`"):
+        runs.publish(run)
+
+
+def test_an_interrupted_publication_is_repeated(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = make("simclr")
+    write(project.run("simclr"))
+    with monkeypatch.context() as broken:
+        broken.setattr(content, "metrics", lambda _: [("test/mAP", "no number", 0)])
+        with pytest.raises(ValueError, match="no number"):
+            runs.publish(project.run("simclr"))
+    assert [run.info.status for run in stored(project)] == ["FAILED"]
+    run_id = runs.publish(project.run("simclr"))
+    assert [(run.info.run_id, run.info.status) for run in stored(project)] == [(run_id, "FINISHED")]
+
+
+def test_a_report_is_published_once(make: Make) -> None:
+    project = make("simclr")
+    contrast = {"arm": "simclr", "against": "baseline", "delta_mAP": 0.2, "ci95": [0.1, 0.3], "p_value": 0.01}
+    arm = {"test_mAP": 0.5, "test_mAP_ci95": [0.4, 0.6], "val_mAP": 0.5, "seeds": {}, "maps": {"knn": {"a": 1.0}}}
+    report = {"profile": "tiny", "arms": {"simclr": arm}, "contrasts": [contrast]}
+    files.write_json(project.reports / "compare.json", report)
+    files.write_text(project.reports / "figures" / "ladder.png", "a picture")
+    run_id = runs.publish_report(project)
+    assert runs.publish_report(project) == run_id
+    (run,) = stored(project)
+    assert run.data.metrics["delta_mAP/simclr - baseline"] == 0.2
+    assert run.data.metrics["maps_knn/simclr/a"] == 1
+    assert "+0.2000 | +0.1000 to +0.3000" in run.data.tags["mlflow.note.content"]
+    client = store.open_store(project.root, "tiny").client
+    figures = [file.path for file in client.list_artifacts(run_id, "report/figures")]
+    assert figures == ["report/figures/ladder.png"]
+
+
+def test_publishing_imports_no_torch(make: Make) -> None:
+    project = make("simclr")
+    write(project.run("simclr"))
+    code = """
+import sys
+from satclr import project
+from satclr.tracking import runs
+assert "mlflow" not in sys.modules
+runs.preload()
+runs.publish(project.find().run("simclr"))
+print(*sorted({"torch", "torchvision", "matplotlib"} & sys.modules.keys()), "imported")
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=project.root, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout.strip(), done.returncode) == ("imported", 0), done.stderr
+
+
+def test_a_moved_project_starts_a_new_store(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    project = make("simclr")
+    write(project.run("simclr"))
+    runs.publish_all(project)
+    moved = Project(project.root.parent / "100% élan")
+    shutil.move(project.root, moved.root)
+    assert len(runs.publish_all(moved)[0]) == 1
+    assert "the project folder has moved" in capsys.readouterr().err
+    (run,) = stored(moved)
+    assert run.info.artifact_uri.startswith(f"{moved.root.as_uri()}/mlruns/artifacts/tiny/")
+    assert len(list(moved.root.glob("mlruns/mlflow.db.moved-*"))) == 1
+
+
+def test_two_threads_may_create_one_store_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    ids: list[str] = []
+    pair = [threading.Thread(target=lambda: ids.append(store.open_store(tmp_path, "tiny").experiment_id)) for _ in "ab"]
+    for thread in pair:
+        thread.start()
+    for thread in pair:
+        thread.join()
+    assert len(ids) == 2
+    assert len(set(ids)) == 1
+
+
+def test_a_store_that_is_away_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(store.StoreError, match="check MLFLOW_TRACKING_URI"):
+        store.open_store(tmp_path, "tiny")
+
+
+def test_metric_names_are_distinct() -> None:
+    assert content.metric_names(["a/b", "a:b", "."]) == {"a/b": "a_b", "a:b": "a_b_2", ".": "_"}
+
+
+def test_ui_refuses_a_taken_port(make: Make) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(store.TrackingError, match=f"port {port} on 127.0.0.1 is taken"):
+            ui.serve(make("simclr"), port=port)
