@@ -3,8 +3,6 @@
 In: a function that encodes a micro-batch, and a loss of all projections. Out: the loss, and gradients in the model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Checkpoints: progress, weights and the optimizer's moments in one file that is replaced as a whole."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -7,8 +7,6 @@ Every process computes the loss from all projections. `gather` therefore returns
 and a step exchanges projections, `sum_gradients`, and BatchNorm's statistics.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -5,6 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -34,9 +35,7 @@ def render(
     tiles uint8 (N,H,W,3) on any device; row j shows tile j % N. Returns channels-last (count,3,S,S),
     S = crop_px, on the tiles' device. mean and std are in [0,1] units. On a CPU the rows are shared among
     torch.get_num_threads() threads; the result does not depend on their number.
-    Raises ValueError for tiles of another type or shape.
     """
-    _check_tiles(tiles)
     with torch.no_grad(), torch.autocast(tiles.device.type, enabled=False):
         out = torch.empty(len(parameters), crop_px, crop_px, 3, dtype=dtype, device=tiles.device)
         job = _Job.of(tiles, parameters, out, mean, std)
@@ -54,7 +53,6 @@ def evaluation_view(
 
     Channels-last memory, on the tiles' device; tiles already of side S are only normalised.
     """
-    _check_tiles(tiles)
     count, height, width, _ = tiles.shape
     device = tiles.device
     out = torch.empty(count, crop_px, crop_px, 3, dtype=dtype, device=device)
@@ -95,7 +93,7 @@ class _Job:
     reach_px: int
 
     @classmethod
-    def of(cls, tiles: Tensor, p: Parameters, out: Tensor, mean: Triple, std: Triple) -> "_Job":
+    def of(cls, tiles: Tensor, p: Parameters, out: Tensor, mean: Triple, std: Triple) -> Self:
         blends, shift, positions = colour.coefficients(p)
         single = torch.stack([p.flip.float(), p.sigma * p.blur, shift], 1)
         table = torch.cat([p.boxes.float(), single, blends.flatten(1)], 1)
@@ -105,11 +103,6 @@ class _Job:
 def _columns(table: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Boxes (n,4), flip, sigma and hue shift (n,), blends (n,7,3) of some rows of a job's table."""
     return table[:, :4], table[:, 4], table[:, 5], table[:, 6], table[:, 7:].reshape(-1, 7, 3)
-
-
-def _check_tiles(tiles: Tensor) -> None:
-    if tiles.dtype != torch.uint8 or tiles.ndim != 4 or tiles.shape[3] != 3 or len(tiles) == 0:
-        raise ValueError(f"tiles must be uint8 (N,H,W,3) with N >= 1, got {tiles.dtype} {tuple(tiles.shape)}")
 
 
 def _normalise(x: Tensor, mean: Triple, std: Triple) -> None:
