@@ -75,7 +75,8 @@ def slow_mulsupcon(z: Tensor, targets: Tensor, temperature: float) -> float:
     return loss / max(1, sum(len(s) for s in sets))
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+Loss = Callable[[Tensor, Tensor, float], Tensor]
+LOSSES: dict[str, Loss] = {
     "nt_xent": lambda z, _, t: nt_xent(z, t),
     "mulsupcon": mulsupcon,
     "any": lambda z, y, t: supcon(z, y, t, "any"),
@@ -120,7 +121,7 @@ def test_nt_xent_of_orthogonal_tiles_with_equal_views_has_its_closed_form() -> N
 
 
 @each_loss
-def test_gradient_is_the_numerical_one(loss: Callable[[Tensor, Tensor, float], Tensor]) -> None:
+def test_gradient_is_the_numerical_one(loss: Loss) -> None:
     for seed in range(3):
         z, y = draw(seed)
         z.requires_grad_()
@@ -128,9 +129,7 @@ def test_gradient_is_the_numerical_one(loss: Callable[[Tensor, Tensor, float], T
 
 
 @each_loss
-def test_blocks_of_rows_change_neither_value_nor_gradient(
-    loss: Callable[[Tensor, Tensor, float], Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_blocks_of_rows_change_neither_value_nor_gradient(loss: Loss, monkeypatch: pytest.MonkeyPatch) -> None:
     z, y = draw(4, tiles=9)
     z.requires_grad_()
     whole = loss(z, y, 0.2)
@@ -144,34 +143,17 @@ def test_blocks_of_rows_change_neither_value_nor_gradient(
 
 
 @each_loss
-def test_order_of_tiles_does_not_matter(loss: Callable[[Tensor, Tensor, float], Tensor]) -> None:
+def test_neither_the_order_of_tiles_nor_the_length_of_z_matters(loss: Loss) -> None:
     z, y = draw(5)
+    lengths = torch.rand(len(z), 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 0.1
+    torch.testing.assert_close(loss(z * lengths, y, 0.3), loss(z, y, 0.3), rtol=0, atol=1e-12)
     order = torch.randperm(len(z) // 2, generator=torch.Generator().manual_seed(0))
     order = torch.cat([order, order + len(order)])
     torch.testing.assert_close(loss(z[order], y[order], 0.3), loss(z, y, 0.3), rtol=0, atol=1e-12)
 
 
 @each_loss
-def test_length_of_z_does_not_matter(loss: Callable[[Tensor, Tensor, float], Tensor]) -> None:
-    z, y = draw(6)
-    lengths = torch.rand(len(z), 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 0.1
-    torch.testing.assert_close(loss(z * lengths, y, 0.3), loss(z, y, 0.3), rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("positives", WAYS)
-def test_one_hot_targets_give_the_published_supcon(positives: Positives) -> None:
-    z, _ = draw(7)
-    classes = torch.tensor([0, 1, 1, 2, 0, 3]).repeat(2)
-    expected = 0.0
-    for i, c in enumerate(classes):
-        same = [p for p, other in enumerate(classes) if other == c and p != i]
-        expected += -1 / len(same) * sum(log_p(z, 0.1, i, p) for p in same)
-    ours = supcon(z, torch.nn.functional.one_hot(classes), 0.1, positives)
-    assert ours.item() == pytest.approx(expected / len(z), abs=1e-10)
-
-
-@each_loss
-def test_a_label_of_its_own_for_every_tile_gives_nt_xent(loss: Callable[[Tensor, Tensor, float], Tensor]) -> None:
+def test_a_label_of_its_own_for_every_tile_gives_nt_xent(loss: Loss) -> None:
     z, _ = draw(8)
     y = torch.eye(len(z) // 2).repeat(2, 1)
     torch.testing.assert_close(loss(z, y, 0.3), nt_xent(z, 0.3), rtol=0, atol=1e-12)
@@ -185,24 +167,15 @@ def test_unlabelled_tiles_are_negatives_only(name: str) -> None:
     stranger = torch.randn(2, z.shape[1], dtype=z.dtype, generator=torch.Generator().manual_seed(2))
     more = LOSSES[name](torch.cat([z, stranger]), torch.cat([y, unlabelled]), 0.5)
     assert more > LOSSES[name](z, y, 0.5)
-    nothing = LOSSES[name](z, torch.zeros_like(y), 0.5)
-    (grad,) = torch.autograd.grad(nothing, z)
-    assert nothing == 0
-    assert (grad == 0).all()
-
-
-@pytest.mark.parametrize("name", ["mulsupcon", *WAYS])
-def test_no_two_rows_alike_give_zero_and_a_zero_gradient(name: str) -> None:
-    z, _ = draw(10, tiles=4, views=1)
-    z.requires_grad_()
-    nothing = LOSSES[name](z, torch.eye(4), 0.5)
-    (grad,) = torch.autograd.grad(nothing, z)
-    assert nothing == 0
-    assert (grad == 0).all()
+    for without_positives in (torch.zeros_like(y), torch.eye(len(y))):
+        nothing = LOSSES[name](z, without_positives, 0.5)
+        (grad,) = torch.autograd.grad(nothing, z)
+        assert nothing == 0
+        assert (grad == 0).all()
 
 
 @each_loss
-def test_low_temperature_and_large_z_stay_finite(loss: Callable[[Tensor, Tensor, float], Tensor]) -> None:
+def test_low_temperature_and_large_z_stay_finite(loss: Loss) -> None:
     z, y = draw(11)
     z = (z * 1e4).float().requires_grad_()
     value = loss(z, y, 0.01)
@@ -212,7 +185,7 @@ def test_low_temperature_and_large_z_stay_finite(loss: Callable[[Tensor, Tensor,
 
 
 @each_loss
-def test_half_precision_and_autocast_work_in_float32(loss: Callable[[Tensor, Tensor, float], Tensor]) -> None:
+def test_half_precision_and_autocast_work_in_float32(loss: Loss) -> None:
     z, y = draw(12)
     half = z.bfloat16().requires_grad_()
     full = half.detach().float().requires_grad_()
@@ -225,23 +198,6 @@ def test_half_precision_and_autocast_work_in_float32(loss: Callable[[Tensor, Ten
     (grad,) = torch.autograd.grad(value, half)
     (expected_grad,) = torch.autograd.grad(expected, full)
     torch.testing.assert_close(grad, expected_grad.bfloat16())
-
-
-@each_loss
-def test_bool_integer_and_float_targets_are_one(loss: Callable[[Tensor, Tensor, float], Tensor]) -> None:
-    z, y = draw(13)
-    assert loss(z, y.bool(), 0.3) == loss(z, y.to(torch.uint8), 0.3) == loss(z, y.float(), 0.3)
-
-
-def test_wrong_input_is_named() -> None:
-    z, y = draw(14)
-    with pytest.raises(ValueError, match=r"z has 11 rows.*both views"):
-        nt_xent(z[:11], 0.5)
-    for wrong in (z[:, 0], z.long()):
-        with pytest.raises(ValueError, match=r"it must be floating \(rows, D\)"):
-            nt_xent(wrong, 0.5)
-    with pytest.raises(ValueError, match=r"\(12, 5\) with 6 rows of targets"):
-        mulsupcon(z, y[:6], 0.5)
 
 
 @pytest.mark.parametrize("name", ["nt_xent", "supcon_any", "supcon_all", "jaccard", "mulsupcon"])
@@ -263,14 +219,13 @@ z = torch.randn(4096, 128, requires_grad=True)
 y = torch.rand(2048, 60).lt(0.05).repeat(2, 1)
 nt_xent(z[:64], 0.5).backward()
 before = kib("VmRSS")
-(nt_xent(z, 0.5) if {name!r} == "nt_xent" else supcon(z, y, 0.5, "jaccard")).backward()
+supcon(z, y, 0.5, "jaccard").backward()
 print(kib("VmHWM") - before)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of resident memory from /proc")
-@pytest.mark.parametrize("name", ["nt_xent", "jaccard"])
-def test_memory_of_2048_pairs_is_far_below_the_square(name: str) -> None:
-    done = subprocess.run([sys.executable, "-c", MEMORY.format(name=name)], check=True, capture_output=True, text=True)
+def test_memory_of_2048_pairs_is_far_below_the_square() -> None:
+    done = subprocess.run([sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True)
     added_mib = int(done.stdout) / 1024
     assert added_mib < 150  # S alone, whole and once, is 64 MiB; a (2B,2B,D) tensor is 8 GiB

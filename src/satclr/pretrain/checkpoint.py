@@ -19,6 +19,7 @@ from satclr.pretrain import distributed
 FILE = "checkpoint.safetensors"
 CHECKPOINT_AFTER_S = float(os.environ.get("SATCLR_CHECKPOINT_AFTER_S", "30"))
 COST_RATIO = 50  # train at least so many times as long as the last checkpoint took to write
+REMEDY = "Lower learning_rate or raise temperature; the last checkpoint is kept"
 
 
 class RunError(RuntimeError):
@@ -80,13 +81,8 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state
 
 def require_finite(tensors: Mapping[str, Tensor], state: State) -> None:
     """Raise `RunError` naming the epoch, the step and the tensors that are not finite."""
-    try:
-        files.require_finite(tensors, "the model")
-    except files.FileError as error:
-        raise RunError(
-            f"{str(error).partition(';')[0]} {state}. "
-            "Lower learning_rate or raise temperature; the last checkpoint is kept"
-        ) from None
+    if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise RunError(f"the model is not finite in {files.some(broken)} {state}. {REMEDY}")
 
 
 def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:

@@ -62,8 +62,8 @@ class _Convolve(torch.autograd.Function):
         if stride == 1 and max(x.shape[2:]) <= _DENSE_PX:
             matrix = _matrix(w, *x.shape[2:])
             ctx.save_for_backward(x, None, matrix)
-            y = _last(x).flatten(1) @ matrix.T
-            return _first(y.view(len(x), *x.shape[2:], len(w)))
+            y = x.movedim(1, -1).flatten(1) @ matrix.T
+            return y.view(len(x), *x.shape[2:], len(w)).movedim(-1, 1)
         ctx.save_for_backward(x, w, None)
         return F.conv2d(x, w, stride=stride, padding=1)
 
@@ -72,7 +72,7 @@ class _Convolve(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         x, w, matrix = ctx.saved_tensors
         if matrix is not None:
-            by_x = _first((_last(gradient).flatten(1) @ matrix).view(_last(x).shape))
+            by_x = (gradient.movedim(1, -1).flatten(1) @ matrix).view(x.movedim(1, -1).shape).movedim(-1, 1)
         else:
             stride, one, none = [ctx.stride] * 2, [1, 1], [0, 0]
             by_x, _, _ = torch.ops.aten.convolution_backward(
@@ -88,13 +88,13 @@ def _matrix(w: Tensor, height: int, width: int) -> Tensor:
     for row in range(height):
         for column in range(width):
             taps = w[:, :, 1 - row : 1 - row + height, 1 - column : 1 - column + width]
-            matrix[row, column] = _last(taps)
+            matrix[row, column] = taps.movedim(1, -1)
     return matrix.view(height * width * channels_out, -1)
 
 
 def _by_weight(x: Tensor, gradient: Tensor, stride: int) -> Tensor:
     """The loss's gradient by w (O,C,3,3): a matrix product a tap, of the pixels that it joins."""
-    pixels, gradients = _last(x), _last(gradient)
+    pixels, gradients = x.movedim(1, -1), gradient.movedim(1, -1)
     channels_in, channels_out = x.shape[1], gradient.shape[1]
     gradient_w = x.new_zeros(channels_out, 3, 3, channels_in)
     columns = list(_windows(x.shape[3], gradient.shape[3], stride))
@@ -103,7 +103,7 @@ def _by_weight(x: Tensor, gradient: Tensor, stride: int) -> Tensor:
             if (outs := gradients[:, out_rows, out_columns]).numel():
                 ins = pixels[:, in_rows, in_columns]
                 gradient_w[:, i, j] = outs.reshape(-1, channels_out).T @ ins.reshape(-1, channels_in)
-    return _first(gradient_w)
+    return gradient_w.movedim(-1, 1)
 
 
 def _windows(inputs: int, outputs: int, stride: int) -> Iterator[tuple[slice, slice]]:
@@ -113,11 +113,3 @@ def _windows(inputs: int, outputs: int, stride: int) -> Iterator[tuple[slice, sl
         last = max(first, min(outputs, (inputs - tap) // stride + 1))
         start = first * stride + tap - 1
         yield slice(first, last), slice(start, start + (last - first) * stride, stride)
-
-
-def _last(x: Tensor) -> Tensor:
-    return x.permute(0, 2, 3, 1)
-
-
-def _first(x: Tensor) -> Tensor:
-    return x.permute(0, 3, 1, 2)

@@ -25,6 +25,7 @@ HEADS = ("fc", "classifier", "head", "heads")
 MAX_CROP_PX = 1024  # as params.yaml allows; a file with more would fill the memory
 
 State = Mapping[str, torch.Tensor]
+BatchNorm = nn.modules.batchnorm._BatchNorm  # noqa: SLF001 - the base of all three
 
 
 class EncoderError(ValueError):
@@ -124,10 +125,10 @@ def save(model: nn.Module, path: Path, *, arch: str, width: int, **facts: Any) -
 def load(path: Path) -> tuple[nn.Module, int]:
     """The encoder that `save` wrote, in eval mode, and its D. Raises `EncoderError` if it is not one."""
     try:
-        arrays, facts = files.load_tensors(path)
-        arch = json.loads(facts["arch"])
+        arrays, text = files.load_tensors(path)
+        arch = str({name: json.loads(value) for name, value in text.items()}["arch"])
     except (OSError, LookupError, ValueError) as error:
-        raise EncoderError(f"{path} is not an encoder that `satclr pretrain` wrote: {error!r}") from None
+        raise EncoderError(f"{path} is not a readable encoder: {error!r}") from None
     state = {key: torch.from_numpy(value) for key, value in arrays.items()}
     with torch.device("meta"):  # a header may name any architecture: no memory before the tensors fit
         state = _fitting(state, build(arch)[0], source=path)
@@ -180,8 +181,8 @@ class Frozen:
 
 
 def _check_arch(arch: str) -> None:
-    known = set(torchvision.models.list_models(module=torchvision.models)) - {"googlenet", "inception_v3"}
-    if arch not in known:  # those two have auxiliary heads
+    known = set(torchvision.models.list_models(module=torchvision.models))
+    if arch not in known - {"googlenet", "inception_v3"}:  # which have auxiliary heads
         raise EncoderError(f"unknown encoder arch {arch!r}; use one of torchvision's: resnet18, resnet50, ...")
 
 
@@ -223,17 +224,17 @@ def _fitting(state: State, model: nn.Module, *, source: object) -> State:
     """`state` without a head; raises `EncoderError` unless the rest fits `model` exactly and is finite."""
     heads, own = tuple(f"{name}." for name in HEADS), model.state_dict()
     given = {k: v for k, v in state.items() if k in own or not k.startswith(heads)}
-    both = own.keys() & given.keys()
+    shaped = [k for k in own if k in given and given[k].shape == own[k].shape]  # a file may claim any shape
     for problem, names in (
         ("missing", [k for k in own if k not in given and not k.endswith("num_batches_tracked")]),
         ("unknown", [k for k in given if k not in own]),
-        ("wrong shape", [f"{k} {tuple(given[k].shape)}" for k in own if k in both and given[k].shape != own[k].shape]),
-        ("not finite", [k for k, v in given.items() if v.is_floating_point() and not v.isfinite().all()]),
+        ("wrong shape", [f"{k} {tuple(given[k].shape)}" for k in own if k in given and k not in shaped]),
+        ("not finite", [k for k in shaped if not given[k].isfinite().all()]),
     ):
         if names:
             raise EncoderError(f"weights {source} do not fit the encoder: {problem}: {files.some(names)}")
     return given
 
 
-def _batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]  # noqa: SLF001 - the base
+def _batch_norms(model: nn.Module) -> list[BatchNorm]:
+    return [m for m in model.modules() if isinstance(m, BatchNorm)]

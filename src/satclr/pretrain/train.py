@@ -77,7 +77,7 @@ def fingerprint(run: Run) -> str:
         "views": run.settings.views.model_dump(mode="json"),
         "pretrain": config.model_dump(mode="json") | {"precision": machine.precision(config.precision)[0]},
         "seed": run.seed,
-        "store": _store_digest(run.store),
+        "store": tiles.open_store(run.store).digest,
         "weights": files.sha256(weights) if weights else None,
         "code": code_digest(run.root, "pretrain"),
     }
@@ -157,12 +157,11 @@ def train(
                 if last or due or device.type == "cpu" or len(unread) == LOSSES_AT_ONCE:
                     _read(unread, state, store)
                 advance(1)
-                if due and not last:
+                if last:
+                    state.finish_epoch(rate)
+                if due:
                     checkpoints.write(stop)
-            state.finish_epoch(rate)
             speed = (steps - first) * size / (time.monotonic() - started)
-            if checkpoints.due(stop):
-                checkpoints.write(stop)
             if distributed.rank() == 0:
                 log(state.epoch, {"loss": state.curve[-1][0], "learning_rate": rate, "tiles_per_s": speed})
     checkpoint.require_finite(encoder.state_dict(), state)  # the last loss precedes the last update
@@ -278,17 +277,7 @@ def _read(unread: Unread, state: checkpoint.State, store: tiles.TileStore) -> No
         if not math.isfinite(value):
             step = state.step - len(unread) + i + 1
             names = ", ".join(store.names[row] for row in batch[:5])
-            raise RunError(
-                f"the loss is {value} in epoch {state.epoch + 1}, step {step}; its {len(batch)} tiles begin with "
-                f"{names}. Lower learning_rate or raise temperature; the last checkpoint is kept"
-            )
+            where = f"epoch {state.epoch + 1}, step {step}; its {len(batch)} tiles begin with {names}"
+            raise RunError(f"the loss is {value} in {where}. {checkpoint.REMEDY}")
     state.losses += values
     unread.clear()
-
-
-def _store_digest(folder: Path) -> str:
-    """The digest of the store in `folder`, without opening the rest of it."""
-    try:
-        return str(json.loads((folder / "stats.json").read_text(encoding="utf-8"))["digest"])
-    except (OSError, ValueError, LookupError):
-        return tiles.open_store(folder).digest  # raises, and says why
