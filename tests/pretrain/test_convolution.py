@@ -1,7 +1,5 @@
 """Convolutions of small maps against torch's own."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,7 @@ from torchvision import models
 
 from satclr import machine
 from satclr.pretrain import convolution
-from satclr.pretrain.convolution import SMALL_PX, SmallMapConv2d, speed_up_small_maps
+from satclr.pretrain.convolution import SmallMapConv2d, speed_up_small_maps
 from tests.conftest import make_run
 from tests.pretrain.conftest import pretrained
 
@@ -68,26 +66,6 @@ def test_in_bfloat16_it_is_as_near_to_the_truth_as_torch(side: int) -> None:
         assert fast.dtype == usual.dtype
         error, usual_error = (fast - exact).abs().max(), (usual - exact).abs().max()
         assert error <= 1.2 * usual_error + 1e-6
-
-
-@pytest.mark.parametrize(
-    ("stride", "side", "expected"),
-    [
-        (1, 1, ["dense", "by weight"]),
-        (1, 2, ["dense", "by weight"]),
-        (1, 3, ["by weight"]),
-        (1, SMALL_PX, ["by weight"]),
-        (1, SMALL_PX + 1, []),
-        (2, 2 * SMALL_PX, ["by weight"]),
-        (2, 2 * SMALL_PX + 1, []),
-    ],
-)
-def test_which_maps_are_small(stride: int, side: int, expected: list[str], calls: list[str]) -> None:
-    fast, x = SmallMapConv2d(conv(stride=stride)), torch.randn(2, 5, side, side)
-    results(fast, x)
-    assert calls == expected
-    results(fast.eval(), x)
-    assert calls == expected
 
 
 def test_weights_are_shared_and_names_stay() -> None:

@@ -1,18 +1,14 @@
 """Another number of threads gives nearly the same bits; docs/reliability_input.md states these tolerances."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
-from satclr import files, machine
 from satclr.data.tiles import TileStore
-from satclr.pretrain import encoder, train
+from satclr.pretrain import encoder
 from tests.conftest import make_run
 from tests.pretrain.conftest import losses, make_root, pretrained
 

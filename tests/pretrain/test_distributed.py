@@ -4,8 +4,6 @@ Sums over processes are taken in another order than sums in one, so results diff
 off by at most n · epsilon · Σ|terms| (Higham, "Accuracy and Stability of Numerical Algorithms", section 4.2).
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -82,23 +80,6 @@ def losses_and_gradients(x: Tensor, y: Tensor) -> Results:
     return results
 
 
-def normalized(x: Tensor, upstream: Tensor) -> list[Tensor]:
-    """BatchNorm of this process's rows in bfloat16, as under autocast.
-
-    Output and input gradient (B,3,8,8), zero in the rows of others, the parameters' gradients, the statistics.
-    """
-    layer = nn.Sequential(nn.BatchNorm2d(3))
-    distributed.synchronize_batch_norm(layer)
-    own = distributed.share(slice(0, B))
-    rows = x[own].requires_grad_()
-    out = layer(rows)
-    out.backward(upstream[own])
-    y, by_rows = torch.zeros(2, *x.shape)
-    y[own], by_rows[own] = out.detach().float(), rows.grad.float()  # type: ignore[union-attr]
-    norm = layer[0]
-    return [y, by_rows, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var]
-
-
 def batches() -> tuple[Tensor, Tensor]:
     draw = torch.Generator().manual_seed(0)
     return torch.randn(2, B, 3, 8, 8, generator=draw).double(), torch.rand(B, 4, generator=draw) < 0.4
@@ -109,7 +90,6 @@ def work(root: Path) -> None:
     x, y = batches()
     with distributed.group("cpu"):
         torch.save(losses_and_gradients(x, y), root / f"results-{distributed.rank()}.pt")
-        torch.save(normalized(*((half * 3 + 20).bfloat16() for half in x)), root / f"bf16-{distributed.rank()}.pt")
         train.run(make_run(root, **CALM), lambda epoch, _: (root / f"log-{distributed.rank()}-{epoch}").touch())
 
 
@@ -142,23 +122,6 @@ def test_two_processes_give_the_loss_and_gradients_of_one(
         assert len(results) == len(expected) > 8
         for a, b in zip(results, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=bound)
-
-
-def test_two_processes_normalise_bfloat16_as_one(roots: tuple[Path, Path]) -> None:
-    y, by_x, *sums = torch.load(roots[0] / "bf16-0.pt")
-    both = [torch.load(roots[1] / f"bf16-{rank}.pt") for rank in (0, 1)]
-    half, single = torch.finfo(torch.bfloat16).eps, torch.finfo(torch.float32).eps
-    torch.testing.assert_close(both[0][0] + both[1][0], y, rtol=half, atol=0)  # float32 inside, rounded once
-    # Of two rounded summands that nearly cancel, each at most as large as the upstream gradient's spread.
-    atol = 2 * half * float(batches()[0].abs().max()) * 3
-    torch.testing.assert_close(both[0][1] + both[1][1], by_x, rtol=half, atol=atol)
-    bound = B * 64 * single
-    size = B * 64 * 20  # Σ|terms| of the parameters' gradients, of values around 20
-    for i, expected in enumerate(sums[:2], 2):  # added up over processes by sum_gradients
-        torch.testing.assert_close(both[0][i] + both[1][i], expected, rtol=0, atol=bound * size)
-    for i, expected in enumerate(sums[2:], 4):
-        for results in both:
-            torch.testing.assert_close(results[i], expected, rtol=bound, atol=0)
 
 
 def test_two_processes_train_as_one(roots: tuple[Path, Path]) -> None:
@@ -224,16 +187,6 @@ def test_torchrun_and_the_command_line_resume_each_other_and_leave_nothing_runni
         launcher.kill()
         launcher.wait()
         assert not psutil.wait_procs(workers, timeout=15)[1]
-
-
-def test_shares_cover_everything_in_order_and_differ_by_one_at_most() -> None:
-    for count in range(1, 40):
-        for parts in range(1, count + 1):
-            shares = distributed.shares(count, parts)
-            assert [i for share in shares for i in range(count)[share]] == list(range(count))
-            sizes = [share.stop - share.start for share in shares]
-            assert len(sizes) == parts
-            assert max(sizes) - min(sizes) <= 1
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import pickle
 import resource
 import struct
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,22 @@ from safetensors.torch import save, save_file
 from satclr.pretrain import checkpoint, encoder
 
 HUGE = 10**12
-STATE = {"state": '{"epoch": 1, "step": 0, "losses": [], "curve": []}'}
+STATE = {"state": '{"epoch": 1}'}
 WEIGHTS = {"model.weight": torch.zeros(2, 3), "model.bias": torch.zeros(2)}
 
 
 class Planted:
-    """Unpickled, it leaves a file behind."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
+    """Unpickled, it leaves a file in the working folder."""
 
     def __reduce__(self) -> Any:
-        return Path.touch, (self.target,)
+        return Path.touch, (Path("planted"),)
+
+
+@pytest.fixture(autouse=True)
+def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    yield
+    assert not Path("planted").exists()
 
 
 def peak_kb() -> int:
@@ -49,8 +54,7 @@ def trainer() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
 @pytest.mark.parametrize(
     "raw",
     [
-        struct.pack("<Q", 2**62) + b"{}",
-        pickle.dumps(Planted(Path("planted"))),
+        pickle.dumps(Planted()),
         claiming_huge(),
         save(WEIGHTS),
         save(WEIGHTS | {"model.bias": torch.full((2,), torch.nan)}, STATE),
@@ -58,24 +62,18 @@ def trainer() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
         save(WEIGHTS, {"state": '{"epoch": "x", "partial": 3}'}),
     ],
 )
-def test_a_hostile_checkpoint_is_refused(raw: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_hostile_checkpoint_is_refused(raw: bytes, tmp_path: Path) -> None:
     before = peak_kb()
     (tmp_path / checkpoint.FILE).write_bytes(raw)
-    with pytest.raises(
-        checkpoint.RunError, match=r"checkpoint\.safetensors is not a checkpoint of this run.*delete it"
-    ):
+    with pytest.raises(checkpoint.RunError, match=r"safetensors is not a checkpoint of this run.*delete it"):
         checkpoint.resume(tmp_path, *trainer())
     assert peak_kb() - before < 100_000
-    assert not (tmp_path / "planted").exists()
 
 
 def test_hostile_weights_are_refused_run_nothing_and_take_no_memory(tmp_path: Path) -> None:
     """Pickles, a tensor of one number seen as 10^12, a tensor cut short, and zeros packed a thousand to one."""
-    planted = tmp_path / "planted"
-    for name in ("pickle.pth", "pickle.safetensors"):
-        (tmp_path / name).write_bytes(pickle.dumps(Planted(planted)))
-    torch.save({"fc": Planted(planted)}, tmp_path / "object.pth")
+    (tmp_path / "pickle.pth").write_bytes(pickle.dumps(Planted()))
+    torch.save({"fc": Planted()}, tmp_path / "object.pth")
     torch.save({"conv1.weight": torch.zeros(1).expand(HUGE)}, tmp_path / "expanded.pth")
     torch.save({"conv1.weight": torch.zeros(10_000_000)}, tmp_path / "plain.pth")
     with (
@@ -90,11 +88,10 @@ def test_hostile_weights_are_refused_run_nothing_and_take_no_memory(tmp_path: Pa
     (tmp_path / "plain.pth").unlink()
     (tmp_path / "header.safetensors").write_bytes(claiming_huge())
     before = peak_kb()
-    for path in [*tmp_path.glob("*.pth"), *tmp_path.glob("*.safetensors")]:
+    for path in tmp_path.iterdir():
         with pytest.raises(encoder.EncoderError, match=path.name):
             encoder.initial("resnet18", path.name, seed=0, root=tmp_path)
     assert peak_kb() - before < 200_000
-    assert not planted.exists()
 
 
 def test_an_encoder_that_names_a_large_architecture_takes_no_memory(tmp_path: Path) -> None:
@@ -115,9 +112,8 @@ def test_an_encoder_that_claims_an_impossible_view_is_refused(facts: dict[str, A
 def test_weights_that_become_infinite_stop_the_run_and_keep_the_last_checkpoint(tmp_path: Path) -> None:
     model, optimizer = trainer()
     checkpoint.save(tmp_path, model, optimizer, checkpoint.State(epoch=1))
-    good = (tmp_path / checkpoint.FILE).read_bytes()
     with torch.no_grad():
         next(model.parameters())[0, 1] = torch.inf
     with pytest.raises(checkpoint.RunError, match=r"not finite in model\.weight after epoch 2, step 3.*is kept"):
         checkpoint.save(tmp_path, model, optimizer, checkpoint.State(epoch=2, step=3))
-    assert (tmp_path / checkpoint.FILE).read_bytes() == good
+    assert checkpoint.resume(tmp_path, *trainer()).epoch == 1
