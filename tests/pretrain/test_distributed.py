@@ -51,15 +51,11 @@ def net(norm: str) -> nn.Sequential:
     """Rows (b,3,8,8) → z (b,5) in float64, the same at each call."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        batch = norm == "batch"
-        layers: list[nn.Module] = [
-            nn.Conv2d(3, 6, 3),
-            nn.BatchNorm2d(6) if batch else nn.GroupNorm(2, 6),
-            nn.ReLU(),
-            nn.Flatten(),
-        ]
-        layers += [nn.Linear(216, 7), nn.BatchNorm1d(7) if batch else nn.LayerNorm(7), nn.Linear(7, 5)]
-        return nn.Sequential(*layers).double()
+        maps, rows = (
+            (nn.BatchNorm2d(6), nn.BatchNorm1d(7)) if norm == "batch" else (nn.GroupNorm(2, 6), nn.LayerNorm(7))
+        )
+        start = nn.Sequential(nn.Conv2d(3, 6, 3), maps, nn.ReLU(), nn.Flatten())
+        return nn.Sequential(start, nn.Linear(216, 7), rows, nn.Linear(7, 5)).double()
 
 
 def losses_and_gradients(x: Tensor, y: Tensor) -> Results:

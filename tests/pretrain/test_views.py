@@ -179,15 +179,6 @@ def test_evaluation_view_equals_torchvision(height: int, width: int, crop_px: in
     assert torch.equal(half, ours.bfloat16())
 
 
-def test_draws_are_a_function_of_the_generator() -> None:
-    a, b, c = (views.draw(generator(seed), 50, Family(), tile_px=96) for seed in (1, 1, 2))
-    for name in ("boxes", "flip", "jitter", "factors", "order", "grayscale", "blur", "sigma"):
-        assert torch.equal(getattr(a, name), getattr(b, name))
-    assert not torch.equal(a.boxes, c.boxes)
-    assert torch.equal(a[10:20].boxes, a.boxes[10:20])
-    assert len(a[10:20]) == 10
-
-
 DRAWS = 4000
 
 

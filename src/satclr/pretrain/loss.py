@@ -71,8 +71,7 @@ def supcon(z: Tensor, targets: Tensor, temperature: float, positives: Positives)
       "jaccard"  share a label, weighted by |yᵢ∩yⱼ|/|yᵢ∪yⱼ| and normalised by the sum of the weights.
     Returns the mean, over the anchors that have a positive, of the (weighted) mean of -log p over their
     positives: a scalar in float32 (float64 for float64 z); 0, with a zero gradient, when no anchor has one.
-    A row without labels is a negative only: the two views of an unlabelled tile are no anchors, and nothing
-    draws them together.
+    A row without labels is a negative only: nothing draws the two views of an unlabelled tile together.
     Source: Khosla et al. 2020, L_out, arXiv:2004.11362.
     """
     labels = targets.to(z.device).bool()
@@ -111,11 +110,10 @@ def supcon(z: Tensor, targets: Tensor, temperature: float, positives: Positives)
 def mulsupcon(z: Tensor, targets: Tensor, temperature: float) -> Tensor:
     """MulSupCon: each label of an anchor is a supervised contrastive task of its own.
 
-    z: (M,D) unnormalised projections; targets: (M,K) of 0 and 1, every view with its tile's labels;
-    temperature > 0. For each label of each anchor the mean of -log p over the other rows with that label
-    (nothing where there is no other), summed and divided by the number of ones in targets. Rows without
-    labels are negatives only. Returns a scalar in float32 (float64 for float64 z); 0, with a zero gradient,
-    when no label stands on two rows.
+    z: (M,D) unnormalised projections; targets: (M,K) of 0 and 1, every view with its tile's labels; temperature > 0.
+    Returns, for each label of each anchor, the mean of -log p over the other rows with that label, summed and divided
+    by the number of ones in targets: a scalar in float32 (float64 for float64 z); 0, with a zero gradient, when no two
+    rows share a label. Rows without labels are negatives only.
     Source: Zhang & Wu, "Multi-Label Supervised Contrastive Learning", AAAI 2024.
     """
     y = targets.to(z.device).bool().to(_dtype(z))
