@@ -46,9 +46,8 @@ Unread = list[tuple[Tensor, npt.NDArray[np.int64]]]  # losses on the device, and
 def run(run: Run, log: Log) -> None:
     """Write the run's encoder and loss curve; `log(epoch, metrics)` is called at the end of each epoch.
 
-    Under torchrun every process calls this; process 0 logs and writes. Raises `encoder.EncoderError` for weights
-    that cannot be loaded, `RunError` when the loss is not finite, `distributed.ProcessError` when another process
-    ended.
+    Under torchrun every process calls this; process 0 logs and writes. Raises `encoder.EncoderError` for weights that
+    cannot be loaded, `RunError` when the loss is not finite, `distributed.ProcessError` when another process ended.
     """
     key = fingerprint(run)
     folder = run.root / ".cache" / "checkpoints" / key
