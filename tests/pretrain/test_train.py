@@ -39,12 +39,8 @@ def at_step(number: int, do: Callable[[torch.nn.Module], object]) -> Callable[..
     return backward
 
 
-class Interrupted(Exception):  # noqa: N818 - not an error
-    pass
-
-
 def interrupt(*_: object) -> None:
-    raise Interrupted
+    raise KeyboardInterrupt
 
 
 def test_objective_none_writes_the_initial_encoder(root: Path) -> None:
@@ -84,7 +80,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     fresh(run)
     with monkeypatch.context() as patch:
         patch.setattr(caching, "backward", at_step(step, interrupt))
-        with pytest.raises(Interrupted):
+        with pytest.raises(KeyboardInterrupt):
             pretrained(run)
     assert same(pretrained(run), whole)
     assert losses(run) == curve
@@ -107,7 +103,7 @@ def test_a_signal_saves_a_checkpoint_first(
         patch.setattr(machine.stop, "_handle", interrupt)
         patch.setattr(machine.stop, "requested", None)
         patch.setattr(caching, "backward", at_step(step, ask))
-        with pytest.raises(Interrupted):
+        with pytest.raises(KeyboardInterrupt):
             pretrained(run)
     with monkeypatch.context() as patch:
         calls: list[int] = []
