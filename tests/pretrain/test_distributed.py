@@ -32,10 +32,8 @@ CASES = [(name, norm, size) for name in OBJECTIVES for norm in ("group", "batch"
 TERMS = 2 * B * 36 + 216 + 2 * B  # longest sums: rows and pixels of a weight's gradient, the linear layer, the loss
 # No BatchNorm, and LARS, whose steps are a continuous function of the gradient: Adam's first steps, of the size of the
 # learning rate whatever the gradient, make rounding visible. No blur: its sums depend on the chunk of views.
-CALM: dict[str, Any] = {
-    "views": {"blur_p": 0.0},
-    "pretrain": {"arch": "squeezenet1_1", "projection": {"batch_norm": False}, "optimizer": "lars", "learning_rate": 1.0},
-}
+CALM: dict[str, Any] = {"views": {"blur_p": 0.0}, "pretrain": {"arch": "squeezenet1_1"}}
+CALM["pretrain"] |= {"projection": {"batch_norm": False}, "optimizer": "lars", "learning_rate": 1.0, "epochs": 3}
 CALM_TERMS = 16 * 15 * 15 + 9 * 64 + 512  # views and pixels of the first layer, longest convolution, projection
 
 Results = dict[str, list[Tensor]]
