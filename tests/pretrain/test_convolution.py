@@ -53,20 +53,6 @@ def test_in_bfloat16_it_is_as_near_to_the_truth_as_torch(side: int) -> None:
         assert error <= 1.2 * usual_error + 1e-6
 
 
-def test_weights_are_shared_and_names_stay() -> None:
-    model = models.resnet18()
-    before = dict(model.named_parameters())
-    speed_up_small_maps(model)
-    after = dict(model.named_parameters())
-    assert list(after) == list(before)
-    assert all(after[name] is before[name] for name in before)
-    assert list(model.state_dict()) == list(models.resnet18().state_dict())
-    assert isinstance(model.layer4[1].conv2, SmallMapConv2d)
-    assert type(model.conv1) is nn.Conv2d  # 7×7
-    assert type(model.layer1[0].conv1) is nn.Conv2d  # narrow
-    assert type(model.layer4[0].downsample[0]) is nn.Conv2d  # 1×1
-
-
 @pytest.mark.parametrize(
     "change", [{"bias": True}, {"groups": 2}, {"padding": 2, "dilation": 2}, {"padding_mode": "reflect"}, {"stride": 3}]
 )
@@ -84,6 +70,9 @@ def test_a_network_has_the_same_gradients() -> None:
     for model in (plain, fast):
         model.to(memory_format=torch.channels_last)
     speed_up_small_maps(fast)
+    assert list(fast.state_dict()) == list(plain.state_dict())
+    fast_ones = [name for name, module in fast.named_modules() if isinstance(module, SmallMapConv2d)]
+    assert {name.split(".")[0] for name in fast_ones} == {"layer3", "layer4"}  # the wide 3×3 ones
     x = torch.randn(6, 3, 64, 64, dtype=torch.float64).to(memory_format=torch.channels_last)
     for mine, theirs in zip(results(fast, x), results(plain, x), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-9)

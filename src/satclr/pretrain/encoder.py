@@ -129,7 +129,7 @@ def load(path: Path) -> tuple[nn.Module, int]:
         arch = str({name: json.loads(value) for name, value in text.items()}["arch"])
     except (OSError, LookupError, ValueError) as error:
         raise EncoderError(f"{path} is not a readable encoder: {error!r}") from None
-    state = {key: torch.from_numpy(value) for key, value in arrays.items()}
+    state: State = {key: torch.from_numpy(value) for key, value in arrays.items()}
     with torch.device("meta"):  # a header may name any architecture: no memory before the tensors fit
         state = _fitting(state, build(arch)[0], source=path)
     model, width = build(arch)
