@@ -1,4 +1,4 @@
-"""A training step with matrix products for small maps against torch's convolutions: see satclr.convolution.
+"""A training step with matrix products for small maps against torch's convolutions: see satclr.pretrain.convolution.
 
     python benchmarks/convolution.py [--quick]
 

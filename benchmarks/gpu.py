@@ -32,7 +32,6 @@ from satclr.params import Settings
 from satclr.pretrain import caching, train, views
 from satclr.pretrain import encoder as enc
 from satclr.pretrain import loss as objectives
-from satclr.pretrain import optimizer as optimizers
 from satclr.pretrain.convolution import speed_up_small_maps
 
 WARM_UP = 1  # epochs that are not counted
@@ -128,7 +127,7 @@ def limit_of(settings: Settings, steps: int, device: torch.device) -> Callable[[
     if device.type == "cpu":
         speed_up_small_maps(model)
     forward = torch.compile(model) if how.compile else model
-    optimizer = optimizers.build(model, how)
+    optimizer = train.build_optimizer(model, how)
     side_px = settings.views.crop_px
     x = torch.randn(2 * how.batch_size, 3, side_px, side_px, device=device, dtype=torch.bfloat16)
     x = x.to(memory_format=torch.channels_last)

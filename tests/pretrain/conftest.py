@@ -1,7 +1,5 @@
 """A project folder with a store, and pretraining in it."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

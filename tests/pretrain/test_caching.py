@@ -1,7 +1,5 @@
 """Gradient caching against the whole batch, in double precision."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import pytest

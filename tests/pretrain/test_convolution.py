@@ -1,7 +1,5 @@
 """Convolutions of small maps against torch's own."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -10,8 +8,8 @@ from torch import Tensor, nn
 from torchvision import models
 
 from satclr import machine
-from satclr.pretrain import convolution
-from satclr.pretrain.convolution import SMALL_PX, SmallMapConv2d, speed_up_small_maps
+from satclr.pretrain import train
+from satclr.pretrain.convolution import SmallMapConv2d, speed_up_small_maps
 from tests.conftest import make_run
 from tests.pretrain.conftest import pretrained
 
@@ -28,21 +26,6 @@ def results(module: nn.Module, x: Tensor, gradient: Tensor | None = None) -> lis
     y = module(x)
     by = torch.autograd.grad(y, [x, *module.parameters()], torch.ones_like(y) if gradient is None else gradient)
     return [y.detach(), *by]
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is done the fast way: a word for each output and each gradient by weights."""
-    found: list[str] = []
-    matrix, by_weight = convolution._matrix, convolution._by_weight
-
-    def noted(word: str, result: Tensor) -> Tensor:
-        found.append(word)
-        return result
-
-    monkeypatch.setattr(convolution, "_matrix", lambda *a: noted("dense", matrix(*a)))
-    monkeypatch.setattr(convolution, "_by_weight", lambda *a: noted("by weight", by_weight(*a)))
-    return found
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -71,57 +54,7 @@ def test_in_bfloat16_it_is_as_near_to_the_truth_as_torch(side: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stride", "side", "expected"),
-    [
-        (1, 1, ["dense", "by weight"]),
-        (1, 2, ["dense", "by weight"]),
-        (1, 3, ["by weight"]),
-        (1, SMALL_PX, ["by weight"]),
-        (1, SMALL_PX + 1, []),
-        (2, 2 * SMALL_PX, ["by weight"]),
-        (2, 2 * SMALL_PX + 1, []),
-    ],
-)
-def test_which_maps_are_small(stride: int, side: int, expected: list[str], calls: list[str]) -> None:
-    results(SmallMapConv2d(conv(stride=stride)), torch.randn(2, 5, side, side))
-    assert calls == expected
-
-
-def test_inference_and_what_torch_takes_too_are_torchs(calls: list[str]) -> None:
-    plain = conv()
-    fast = SmallMapConv2d(plain)
-    results(fast.eval(), torch.randn(2, 5, 2, 2))
-    image = torch.randn(5, 2, 2)
-    torch.testing.assert_close(fast.train()(image), plain(image))
-    with pytest.raises(RuntimeError, match="channels"):
-        fast(torch.randn(2, 4, 2, 2))
-    assert calls == []
-
-
-def test_weights_are_shared_and_names_stay() -> None:
-    model = models.resnet18()
-    before = dict(model.named_parameters())
-    speed_up_small_maps(model)
-    after = dict(model.named_parameters())
-    assert list(after) == list(before)
-    assert all(after[name] is before[name] for name in before)
-    assert list(model.state_dict()) == list(models.resnet18().state_dict())
-    assert isinstance(model.layer4[1].conv2, SmallMapConv2d)
-    assert type(model.conv1) is nn.Conv2d  # 7×7
-    assert type(model.layer1[0].conv1) is nn.Conv2d  # narrow
-    assert type(model.layer4[0].downsample[0]) is nn.Conv2d  # 1×1
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"bias": True},
-        {"groups": 2},
-        {"padding": 2, "dilation": 2},
-        {"padding": 0},
-        {"padding_mode": "reflect"},
-        {"stride": 3},
-    ],
+    "change", [{"bias": True}, {"groups": 2}, {"padding": 2, "dilation": 2}, {"padding_mode": "reflect"}, {"stride": 3}]
 )
 def test_others_are_left_alone(change: dict[str, object]) -> None:
     other = nn.Conv2d(256, 256, 3, **{"padding": 1, "bias": False} | change)  # type: ignore[arg-type]
@@ -137,6 +70,9 @@ def test_a_network_has_the_same_gradients() -> None:
     for model in (plain, fast):
         model.to(memory_format=torch.channels_last)
     speed_up_small_maps(fast)
+    assert list(fast.state_dict()) == list(plain.state_dict())
+    fast_ones = [name for name, module in fast.named_modules() if isinstance(module, SmallMapConv2d)]
+    assert {name.split(".")[0] for name in fast_ones} == {"layer3", "layer4"}  # the wide 3×3 ones
     x = torch.randn(6, 3, 64, 64, dtype=torch.float64).to(memory_format=torch.channels_last)
     for mine, theirs in zip(results(fast, x), results(plain, x), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-9)
@@ -144,9 +80,8 @@ def test_a_network_has_the_same_gradients() -> None:
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_pretraining_follows_the_setting(enabled: bool, root: Path, calls: list[str]) -> None:
-    changes = {"arch": "resnet18", "matmul_convolutions": enabled, "epochs": 1, "batch_size": 32}
-    state = pretrained(make_run(root, pretrain=changes))
-    assert bool(calls) == (enabled and machine.device().type == "cpu")
-    plain = models.resnet18().state_dict()
-    assert list(state) == sorted(name for name in plain if not name.startswith("fc."))
+def test_pretraining_follows_the_setting(enabled: bool, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models: list[nn.Module] = []
+    monkeypatch.setattr(train, "speed_up_small_maps", models.append)
+    pretrained(make_run(root, pretrain={"matmul_convolutions": enabled, "epochs": 1}))
+    assert bool(models) == (enabled and machine.device().type == "cpu")

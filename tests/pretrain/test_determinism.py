@@ -1,18 +1,14 @@
 """Another number of threads gives nearly the same bits; docs/reliability_input.md states these tolerances."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
-from satclr import files, machine
 from satclr.data.tiles import TileStore
-from satclr.pretrain import encoder, train
+from satclr.pretrain import encoder
 from tests.conftest import make_run
 from tests.pretrain.conftest import losses, make_root, pretrained
 
@@ -49,22 +45,3 @@ def test_two_threads_train_and_encode_the_same_within_the_stated_tolerances(stor
         with threads(count):
             features.append(frozen(batch))
     np.testing.assert_allclose(features[0], features[1], atol=FEATURES_ATOL)
-
-
-@pytest.mark.parametrize("wanted", [True, False])
-def test_pretraining_follows_the_setting(wanted: bool, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = make_run(root)
-    enabled: list[bool] = []
-    object.__setattr__(run, "deterministic", wanted)
-    monkeypatch.setattr(
-        train, "pretrain", lambda *_, **__: enabled.append(torch.are_deterministic_algorithms_enabled())
-    )
-    torch.use_deterministic_algorithms(False)
-    try:
-        with pytest.raises(FileNotFoundError):  # nothing was written
-            train.run(run, lambda *_: None)
-    finally:
-        torch.use_deterministic_algorithms(True)
-    assert enabled == [wanted]
-    assert machine.device().type in {"cpu", "cuda"}
-    assert not list(root.rglob(files.part_of(run.encoder).name))

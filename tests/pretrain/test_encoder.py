@@ -1,6 +1,3 @@
-from __future__ import annotations
-
-import pickle
 import urllib.error
 from pathlib import Path
 from typing import Any
@@ -42,12 +39,6 @@ def test_an_arch_without_a_removable_head_is_refused(arch: str) -> None:
         encoder.build(arch)
 
 
-def test_random_weights_are_a_function_of_the_seed(tmp_path: Path) -> None:
-    a, b, c = (encoder.initial("squeezenet1_1", "none", seed=s, root=tmp_path)[0].state_dict() for s in (1, 1, 2))
-    assert all(torch.equal(a[k], b[k]) for k in a)
-    assert not all(torch.equal(a[k], c[k]) for k in a)
-
-
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_weights_come_from_a_local_file_with_or_without_its_head(suffix: str, tmp_path: Path) -> None:
     torch.manual_seed(3)
@@ -59,52 +50,23 @@ def test_weights_come_from_a_local_file_with_or_without_its_head(suffix: str, tm
     assert not model.training
 
 
-class Hostile:
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> Any:
-        return Path.touch, (self.target,)
-
-
-def test_a_pickle_in_a_weights_file_is_refused_and_not_run(tmp_path: Path) -> None:
-    planted = tmp_path / "planted"
-    (tmp_path / "w.pth").write_bytes(pickle.dumps(Hostile(planted)))
-    torch.save({"fc": Hostile(planted)}, tmp_path / "v.pth")
-    for name in ("w.pth", "v.pth"):
-        with pytest.raises(encoder.EncoderError, match="weights-only"):
-            encoder.initial("resnet18", name, seed=0, root=tmp_path)
-    assert not planted.exists()
-
-
-def spoilt(change: str) -> dict[str, torch.Tensor]:
-    state = dict(torchvision.models.resnet18(weights=None).state_dict())
-    if change == "missing":
-        del state["layer1.0.conv1.weight"]
-    elif change == "unknown":
-        state["layer9.weight"] = torch.zeros(1)
-    elif change == "wrong shape":
-        state["conv1.weight"] = torch.zeros(1)
-    else:
-        state["conv1.weight"] = state["conv1.weight"] * float("nan")
-    return state
-
-
-@pytest.mark.parametrize("change", ["missing", "unknown", "wrong shape", "not finite"])
-def test_weights_that_do_not_fit_say_how(change: str, tmp_path: Path) -> None:
-    save_file(spoilt(change), tmp_path / "w.safetensors")
+@pytest.mark.parametrize(
+    ("change", "name", "value"),
+    [
+        ("missing", "conv1.weight", None),
+        ("unknown", "layer9.weight", torch.zeros(1)),
+        ("wrong shape", "conv1.weight", torch.zeros(1)),
+        ("not finite", "conv1.weight", torch.full((64, 3, 7, 7), torch.nan)),
+    ],
+)
+def test_weights_that_do_not_fit_say_how(change: str, name: str, value: torch.Tensor | None, tmp_path: Path) -> None:
+    state = torchvision.models.resnet18(weights=None).state_dict() | {name: value}
+    save_file({key: tensor for key, tensor in state.items() if tensor is not None}, tmp_path / "w.safetensors")
     with pytest.raises(encoder.EncoderError, match=change):
         encoder.initial("resnet18", "w.safetensors", seed=0, root=tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff" * 8 + b"{}", b"not weights"])
-def test_a_damaged_weights_file_is_one_error(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "w.safetensors").write_bytes(content)
-    with pytest.raises(encoder.EncoderError, match=r"w\.safetensors"):
-        encoder.initial("resnet18", "w.safetensors", seed=0, root=tmp_path)
-
-
-def test_no_network_and_no_cache_names_the_file_the_place_and_the_way_out(
+def test_weights_that_cannot_be_had_name_the_file_the_place_and_the_way_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
@@ -119,13 +81,9 @@ def test_no_network_and_no_cache_names_the_file_the_place_and_the_way_out(
         "could not find or download",
         "resnet50-11ad3fa6.pth",
         str(tmp_path / "checkpoints"),
-        "none",
         "no route to host",
     ):
         assert text in str(caught.value)
-
-
-def test_an_unknown_name_of_weights_lists_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(encoder.EncoderError, match="IMAGENET1K_V1, IMAGENET1K_V2"):
         encoder.initial("resnet50", "IMAGENET", seed=0, root=tmp_path)
 
@@ -157,27 +115,16 @@ def test_a_saved_encoder_comes_back(saved: Path) -> None:
         encoder.load(saved.with_name("none.safetensors"))
 
 
-@pytest.mark.parametrize("size", [1, 7, 128])
-def test_a_frozen_encoders_features_do_not_depend_on_the_batch(saved: Path, size: int) -> None:
+def test_a_frozen_encoders_features_do_not_depend_on_the_batch_nor_its_buffers_move(saved: Path) -> None:
     frozen = encoder.Frozen(saved)
+    before = {k: v.clone() for k, v in frozen.model.state_dict().items()}
     batch = tiles(128)
     whole = frozen(batch)
     order = torch.randperm(128, generator=torch.Generator().manual_seed(0))
-    parts = np.concatenate([frozen(batch[rows]) for rows in order.split(size)])
-    np.testing.assert_allclose(parts, whole[order.numpy()], rtol=1e-4, atol=1e-5)
-
-
-def test_a_frozen_encoders_buffers_are_bit_identical_afterwards(saved: Path) -> None:
-    frozen = encoder.Frozen(saved)
-    before = {k: v.clone() for k, v in frozen.model.state_dict().items()}
-    frozen(tiles(64))
+    for size in (1, 7, 128):
+        parts = np.concatenate([frozen(batch[rows]) for rows in order.split(size)])
+        np.testing.assert_allclose(parts, whole[order.numpy()], rtol=1e-4, atol=1e-5)
     assert all(torch.equal(v, before[k]) for k, v in frozen.model.state_dict().items())
-
-
-def test_batch_mode_does_depend_on_the_batch(saved: Path) -> None:
-    frozen = encoder.Frozen(saved, batch_norm="batch")
-    batch = tiles(64)
-    assert np.abs(frozen(batch)[:8] - frozen(batch[:8])).max() > 0.05
 
 
 def test_batch_mode_is_torchs_training_mode(saved: Path) -> None:
@@ -187,12 +134,3 @@ def test_batch_mode_is_torchs_training_mode(saved: Path) -> None:
     x = (batch.permute(0, 3, 1, 2) / 255 - 0.5) / 0.2
     with torch.no_grad():
         np.testing.assert_allclose(frozen(batch), model.train()(x).numpy(), rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("batch_norm", [False, True])
-def test_the_projection_head_is_the_papers_or_simclrs(batch_norm: bool) -> None:
-    head = encoder.projection_head(2048, hidden=512, out=128, batch_norm=batch_norm)
-    kinds = [type(m).__name__ for m in head]
-    plain = ["Linear", "ReLU", "Linear"]
-    assert kinds == (["Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d"] if batch_norm else plain)
-    assert head(torch.zeros(4, 2048)).shape == (4, 128)

@@ -3,8 +3,6 @@
 In: a function that encodes a micro-batch, and a loss of all projections. Out: the loss, and gradients in the model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -45,10 +43,9 @@ def backward(model: nn.Module, encode: Encode, parts: Sequence[Part], loss_of: C
 
     `encode` must return the same z both times; `loss_of` maps z (2B,D), rows i and i+B views of tile i, to a scalar.
 
-    A single part is encoded and differentiated as usual. Several are encoded without a graph; the loss and its
-    gradient by z are computed once; then each part is encoded again and that gradient sent through it. BatchNorm
-    normalises each part by itself, and its running statistics move once, to the mean of where each part alone would
-    have moved them.
+    A single part is encoded and differentiated as usual. Several are encoded without a graph; the loss and its gradient
+    by z are computed once; then each part is encoded again and that gradient sent through it. BatchNorm normalises each
+    part by itself, and its running statistics move once, to the mean of where each part alone would have moved them.
     """
     if len(parts) == 1:
         loss = loss_of(distributed.gather(encode(parts[0]), parts[0].tiles).flatten(0, 1))

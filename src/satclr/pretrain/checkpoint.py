@@ -1,11 +1,10 @@
 """Checkpoints: progress, weights and the optimizer's moments in one file that is replaced as a whole."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -21,6 +20,7 @@ from satclr.pretrain import distributed
 FILE = "checkpoint.safetensors"
 CHECKPOINT_AFTER_S = float(os.environ.get("SATCLR_CHECKPOINT_AFTER_S", "30"))
 COST_RATIO = 50  # train at least so many times as long as the last checkpoint took to write
+REMEDY = "Lower learning_rate or raise temperature; the last checkpoint is kept"
 
 
 class RunError(RuntimeError):
@@ -82,13 +82,8 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state
 
 def require_finite(tensors: Mapping[str, Tensor], state: State) -> None:
     """Raise `RunError` naming the epoch, the step and the tensors that are not finite."""
-    try:
-        files.require_finite(tensors, "the model")
-    except files.FileError as error:
-        raise RunError(
-            f"{str(error).partition(';')[0]} {state}. "
-            "Lower learning_rate or raise temperature; the last checkpoint is kept"
-        ) from None
+    if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise RunError(f"the model is not finite in {files.some(broken)} {state}. {REMEDY}")
 
 
 def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
@@ -99,12 +94,22 @@ def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
     path = folder / FILE
     if not path.exists():
         return State()
+    parameters = list(model.parameters())
+    weights: dict[str, Tensor] = {}
+    moments: dict[int, dict[str, Tensor]] = defaultdict(dict)
     try:
         arrays, facts = files.load_tensors(path)
-        tensors = {key: torch.from_numpy(value) for key, value in arrays.items()}
-        weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        for key, array in arrays.items():
+            value = torch.from_numpy(array)
+            if key.startswith("model."):
+                weights[key.removeprefix("model.")] = value
+                continue
+            _, i, name = key.split(".")
+            parameter = parameters[int(i)]
+            if value.shape == parameter.shape:  # in the parameter's memory order, which fused steps rely on
+                value = torch.empty_like(parameter).copy_(value)
+            moments[int(i)][name] = value
         model.load_state_dict(weights)
-        moments = _moments(tensors, list(model.parameters()))
         optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
         state = State(**json.loads(facts["state"]))
     except (RuntimeError, LookupError, TypeError, ValueError) as error:
@@ -113,16 +118,3 @@ def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
     if distributed.rank() == 0:
         progress.say(f"resuming from the checkpoint {state}")
     return state
-
-
-def _moments(tensors: Mapping[str, Tensor], parameters: list[Tensor]) -> dict[int, dict[str, Tensor]]:
-    """The optimizer's state by parameter: tensors of the parameter's shape, or single numbers."""
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, i, name = key.split(".")
-            parameter = parameters[int(i)]
-            if value.shape == parameter.shape:  # in the parameter's memory order, which fused steps rely on
-                value = torch.empty_like(parameter).copy_(value)  # noqa: PLW2901
-            moments.setdefault(int(i), {})[name] = value
-    return moments

@@ -5,8 +5,6 @@ oneDNN computes the gradient of such a convolution's weights slowly: forward and
 `pretrain.matmul_convolutions` turns this off.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,8 +17,6 @@ SMALL_PX = 4  # the largest side of an output map that gains
 WIDE = 128 * 256  # the fewest channels, in times out, that gain at that side
 _DENSE_PX = 2  # up to here every pixel of the input meets every pixel of the output
 
-_Window = tuple[slice, slice]  # of output pixels, and of the input pixels that meet them
-
 
 def speed_up_small_maps(model: nn.Module) -> None:
     """Replace the wide 3×3 convolutions inside `model` by `SmallMapConv2d`, for good; they keep their weights.
@@ -29,14 +25,12 @@ def speed_up_small_maps(model: nn.Module) -> None:
     """
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            if type(child) is nn.Conv2d and child.in_channels * child.out_channels >= WIDE and _fits(child):
+            if type(child) is not nn.Conv2d or child.in_channels * child.out_channels < WIDE:
+                continue
+            plain = child.groups == 1 and child.bias is None and child.padding_mode == "zeros"
+            square = child.kernel_size == (3, 3) and child.padding == child.dilation == (1, 1)
+            if plain and square and child.stride in {(1, 1), (2, 2)}:
                 setattr(parent, name, SmallMapConv2d(child))
-
-
-def _fits(conv: nn.Conv2d) -> bool:
-    plain = conv.groups == 1 and conv.bias is None and conv.padding_mode == "zeros"
-    square = conv.kernel_size == (3, 3) and conv.padding == conv.dilation == (1, 1)
-    return plain and square and conv.stride in {(1, 1), (2, 2)}
 
 
 class SmallMapConv2d(nn.Conv2d):
@@ -50,8 +44,7 @@ class SmallMapConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N,C,H,W) → (N,O,⌈H/stride⌉,⌈W/stride⌉)."""
-        batch = x.ndim == 4 and x.shape[1] == self.in_channels and x.device.type == "cpu"
-        if not (self.training and batch and max(x.shape[2:]) <= SMALL_PX * self.stride[0]):
+        if not self.training or max(x.shape[2:]) > SMALL_PX * self.stride[0]:
             return super().forward(x)
         w: Tensor = self.weight
         if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:  # as autocast treats a convolution
@@ -69,27 +62,23 @@ class _Convolve(torch.autograd.Function):
         if stride == 1 and max(x.shape[2:]) <= _DENSE_PX:
             matrix = _matrix(w, *x.shape[2:])
             ctx.save_for_backward(x, None, matrix)
-            y = _last(x).flatten(1) @ matrix.T
-            return _first(y.view(len(x), *x.shape[2:], len(w)))
+            y = x.movedim(1, -1).flatten(1) @ matrix.T
+            return y.view(len(x), *x.shape[2:], len(w)).movedim(-1, 1)
         ctx.save_for_backward(x, w, None)
         return F.conv2d(x, w, stride=stride, padding=1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         x, w, matrix = ctx.saved_tensors
-        by_x = by_w = None
-        if ctx.needs_input_grad[0]:
-            if matrix is not None:
-                by_x = _first((_last(gradient).flatten(1) @ matrix).view(_last(x).shape))
-            else:
-                stride, one, none = [ctx.stride] * 2, [1, 1], [0, 0]
-                by_x, _, _ = torch.ops.aten.convolution_backward(
-                    gradient, x, w, None, stride, one, one, False, none, 1, [True, False, False]
-                )
-        if ctx.needs_input_grad[1]:
-            by_w = _by_weight(x, gradient, ctx.stride)
-        return by_x, by_w, None
+        if matrix is not None:
+            by_x = (gradient.movedim(1, -1).flatten(1) @ matrix).view(x.movedim(1, -1).shape).movedim(-1, 1)
+        else:
+            stride, one, none = [ctx.stride] * 2, [1, 1], [0, 0]
+            by_x, _, _ = torch.ops.aten.convolution_backward(
+                gradient, x, w, None, stride, one, one, False, none, 1, [True, False, False]
+            )
+        return by_x, _by_weight(x, gradient, ctx.stride), None
 
 
 def _matrix(w: Tensor, height: int, width: int) -> Tensor:
@@ -99,13 +88,13 @@ def _matrix(w: Tensor, height: int, width: int) -> Tensor:
     for row in range(height):
         for column in range(width):
             taps = w[:, :, 1 - row : 1 - row + height, 1 - column : 1 - column + width]
-            matrix[row, column] = _last(taps)
+            matrix[row, column] = taps.movedim(1, -1)
     return matrix.view(height * width * channels_out, -1)
 
 
 def _by_weight(x: Tensor, gradient: Tensor, stride: int) -> Tensor:
     """The loss's gradient by w (O,C,3,3): a matrix product a tap, of the pixels that it joins."""
-    pixels, gradients = _last(x), _last(gradient)
+    pixels, gradients = x.movedim(1, -1), gradient.movedim(1, -1)
     channels_in, channels_out = x.shape[1], gradient.shape[1]
     gradient_w = x.new_zeros(channels_out, 3, 3, channels_in)
     columns = list(_windows(x.shape[3], gradient.shape[3], stride))
@@ -114,21 +103,13 @@ def _by_weight(x: Tensor, gradient: Tensor, stride: int) -> Tensor:
             if (outs := gradients[:, out_rows, out_columns]).numel():
                 ins = pixels[:, in_rows, in_columns]
                 gradient_w[:, i, j] = outs.reshape(-1, channels_out).T @ ins.reshape(-1, channels_in)
-    return _first(gradient_w)
+    return gradient_w.movedim(-1, 1)
 
 
-def _windows(inputs: int, outputs: int, stride: int) -> Iterator[_Window]:
+def _windows(inputs: int, outputs: int, stride: int) -> Iterator[tuple[slice, slice]]:
     """Along one axis, for each of 3 taps: output pixel i meets input pixel i·stride + tap − 1, where there is one."""
     for tap in range(3):
         first = 1 if tap == 0 else 0
         last = max(first, min(outputs, (inputs - tap) // stride + 1))
         start = first * stride + tap - 1
         yield slice(first, last), slice(start, start + (last - first) * stride, stride)
-
-
-def _last(x: Tensor) -> Tensor:
-    return x.permute(0, 2, 3, 1)
-
-
-def _first(x: Tensor) -> Tensor:
-    return x.permute(0, 3, 1, 2)

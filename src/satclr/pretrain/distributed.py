@@ -7,8 +7,6 @@ Every process computes the loss from all projections. `gather` therefore returns
 and a step exchanges projections, `sum_gradients`, and BatchNorm's statistics.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,22 +78,22 @@ def gather(z: Tensor, whole: slice) -> Tensor:
     """
     if processes() == 1:
         return z
-    out: Tensor = _Gather.apply(z, whole)
-    return out
+    mine = share(whole)
+    rows = slice(mine.start - whole.start, mine.stop - whole.start)
+    every = z.new_zeros(z.shape[0], whole.stop - whole.start, z.shape[2])
+    every[:, rows] = z.detach()
+    _sum(every, "gathering projections")
+    every[:, rows] = z  # the same values, with their graph
+    return every
 
 
 def sum_gradients(model: nn.Module) -> None:
     """Add up the processes' gradients, each of the whole batch's loss by the process's own tiles."""
-    parameters = [p for p in model.parameters() if p.grad is not None]
-    if processes() == 1 or not parameters:
-        return
-    # In memory order (channels-last for convolutions), which is the parameter's on every process.
-    flat = torch.cat([p.grad.as_strided((p.numel(),), (1,)) for p in parameters])  # type: ignore[union-attr]
-    _sum(flat, "summing gradients")
-    start = 0
-    for p in parameters:
-        p.grad = flat.as_strided(p.size(), p.stride(), start)
-        start += p.numel()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    if processes() > 1:
+        flat = _sum(torch.cat([g.flatten() for g in gradients]), "summing gradients")
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view(gradient.shape))
 
 
 def agree(word: bool, *, device: torch.device) -> bool:
@@ -170,21 +168,6 @@ class _Normalize(torch.autograd.Function):
 def _shifted(values: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
     """(values - offset)·scale by channel, for values (B,C,...)."""
     return nn.functional.batch_norm(values, offset, torch.ones_like(offset), scale, training=False, eps=0.0)
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, whole: slice) -> Tensor:
-        mine = share(whole)
-        ctx.mine = slice(mine.start - whole.start, mine.stop - whole.start)
-        every = z.new_zeros(z.shape[0], whole.stop - whole.start, z.shape[2])
-        every[:, ctx.mine] = z
-        return _sum(every, "gathering projections")
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        return g[:, ctx.mine].contiguous(), None
 
 
 def _sum(values: Tensor, what: str) -> Tensor:

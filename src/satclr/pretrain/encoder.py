@@ -3,10 +3,7 @@
 In: an architecture's name and where its weights come from. Out: a module (B,3,S,S) → h (B,D).
 """
 
-from __future__ import annotations
-
 import json
-import urllib.error
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,9 +40,7 @@ def build(arch: str) -> tuple[nn.Module, int]:
     """
     _check_arch(arch)
     model = torchvision.models.get_model(arch, weights=None)
-    name = next((n for n in HEADS if hasattr(model, n)), None)
-    if name is None:
-        raise EncoderError(f"encoder arch {arch!r} has no head that can be removed; use a ResNet, say")
+    name = next(n for n in HEADS if hasattr(model, n))
     head = getattr(model, name)
     linear = next((m for m in head.modules() if isinstance(m, nn.Linear)), None)
     if linear is None:  # SqueezeNet's head is a convolution
@@ -129,23 +124,17 @@ def save(model: nn.Module, path: Path, *, arch: str, width: int, **facts: Any) -
 
 def load(path: Path) -> tuple[nn.Module, int]:
     """The encoder that `save` wrote, in eval mode, and its D. Raises `EncoderError` if it is not one."""
-    return _load(path)[:2]
-
-
-def _load(path: Path) -> tuple[nn.Module, int, dict[str, Any]]:
     try:
         arrays, text = files.load_tensors(path)
-        facts = {name: json.loads(value) for name, value in text.items()}
-    except (OSError, ValueError) as error:
-        raise EncoderError(f"{path} is not a readable encoder: {error}") from None
-    if "arch" not in facts:
-        raise EncoderError(f"{path} does not name its architecture; write it with `satclr pretrain`")
-    state = {key: torch.from_numpy(value) for key, value in arrays.items()}
+        arch = str({name: json.loads(value) for name, value in text.items()}["arch"])
+    except (OSError, LookupError, ValueError) as error:
+        raise EncoderError(f"{path} is not a readable encoder: {error!r}") from None
+    state: State = {key: torch.from_numpy(value) for key, value in arrays.items()}
     with torch.device("meta"):  # a header may name any architecture: no memory before the tensors fit
-        _fitting(state, build(facts["arch"])[0], source=path)
-    model, width = build(facts["arch"])
-    model.load_state_dict(_fitting(state, model, source=path), strict=False)
-    return model.eval(), width, facts
+        state = _fitting(state, build(arch)[0], source=path)
+    model, width = build(arch)
+    model.load_state_dict(state, strict=False)
+    return model.eval(), width
 
 
 def evaluation_facts(facts: Mapping[str, Any], source: object) -> tuple[Channels, Channels, int]:
@@ -170,7 +159,8 @@ class Frozen:
     """
 
     def __init__(self, path: Path, *, precision: str = "float32", batch_norm: str = "frozen") -> None:
-        model, self.width, facts = _load(path)
+        model, self.width = load(path)
+        facts = {name: json.loads(value) for name, value in files.load_facts(path).items()}
         self.mean, self.std, self.crop_px = evaluation_facts(facts, path)
         self.precision, _ = machine.precision(precision)
         self.device = machine.device()
@@ -191,23 +181,20 @@ class Frozen:
 
 
 def _check_arch(arch: str) -> None:
-    if arch not in torchvision.models.list_models(module=torchvision.models):
-        raise EncoderError(f"unknown encoder arch {arch!r}; torchvision has resnet18, resnet50, ...")
-    if arch in ("googlenet", "inception_v3"):
-        raise EncoderError(f"encoder arch {arch!r} has auxiliary heads; use a ResNet, say")
+    known = set(torchvision.models.list_models(module=torchvision.models))
+    if arch not in known - {"googlenet", "inception_v3"}:  # which have auxiliary heads
+        raise EncoderError(f"unknown encoder arch {arch!r}; use one of torchvision's: resnet18, resnet50, ...")
 
 
 def _published(arch: str, weights: Any) -> State:
     file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
     try:
         state: State = weights.get_state_dict(progress=True, check_hash=True)
-    except (urllib.error.URLError, OSError) as error:
+    except (OSError, RuntimeError) as error:  # no network, or a wrong hash
         raise EncoderError(
-            f"could not find or download the weights {weights.name} of {arch} ({getattr(error, 'reason', error)}). "
+            f"could not find or download the weights {weights.name} of {arch} ({error}). "
             f"Put {file.name} from torchvision into {file.parent}, or set pretrain.weights to a local file or to none"
         ) from None
-    except RuntimeError as error:  # a wrong hash
-        raise EncoderError(f"{file} is damaged ({error}); delete it and run again") from None
     return state
 
 
@@ -221,8 +208,6 @@ def _read(path: Path) -> State:
                 if sum(info.file_size for info in file.infolist()) > path.stat().st_size:
                     raise ValueError("it unpacks to more than its size")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except files.FileError as error:
-        raise EncoderError(f"pretrain.weights: {error}") from None
     except Exception as error:  # noqa: BLE001 - whatever a damaged or hostile file raises
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise EncoderError(
@@ -239,12 +224,12 @@ def _fitting(state: State, model: nn.Module, *, source: object) -> State:
     """`state` without a head; raises `EncoderError` unless the rest fits `model` exactly and is finite."""
     heads, own = tuple(f"{name}." for name in HEADS), model.state_dict()
     given = {k: v for k, v in state.items() if k in own or not k.startswith(heads)}
-    both = own.keys() & given.keys()
+    shaped = [k for k in own if k in given and given[k].shape == own[k].shape]  # a file may claim any shape
     for problem, names in (
         ("missing", [k for k in own if k not in given and not k.endswith("num_batches_tracked")]),
         ("unknown", [k for k in given if k not in own]),
-        ("wrong shape", [f"{k} {tuple(given[k].shape)}" for k in own if k in both and given[k].shape != own[k].shape]),
-        ("not finite", [k for k, v in given.items() if v.is_floating_point() and not v.isfinite().all()]),
+        ("wrong shape", [f"{k} {tuple(given[k].shape)}" for k in own if k in given and k not in shaped]),
+        ("not finite", [k for k in shaped if not given[k].isfinite().all()]),
     ):
         if names:
             raise EncoderError(f"weights {source} do not fit the encoder: {problem}: {files.some(names)}")

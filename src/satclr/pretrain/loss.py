@@ -44,10 +44,9 @@ def nt_xent(z: Tensor, temperature: float) -> Tensor:
 
     z: (2B,D) unnormalised projections, rows i and i+B are the views of tile i; temperature > 0.
     Returns the mean over the 2B anchors, a scalar in float32 (float64 for float64 z).
-    Raises ValueError when z is not a floating (2B,D) matrix.
+    Raises ValueError for an odd number of rows.
     Source: SimCLR eq. 1, arXiv:2002.05709.
     """
-    _check(z)
     rows = len(z)
     if rows % 2:
         raise ValueError(f"z has {rows} rows; nt_xent needs both views of each tile: cat([z1, z2])")
@@ -72,12 +71,9 @@ def supcon(z: Tensor, targets: Tensor, temperature: float, positives: Positives)
       "jaccard"  share a label, weighted by |yᵢ∩yⱼ|/|yᵢ∪yⱼ| and normalised by the sum of the weights.
     Returns the mean, over the anchors that have a positive, of the (weighted) mean of -log p over their
     positives: a scalar in float32 (float64 for float64 z); 0, with a zero gradient, when no anchor has one.
-    A row without labels is a negative only: the two views of an unlabelled tile are no anchors, and nothing
-    draws them together.
-    Raises ValueError when z is not a floating matrix with as many rows as targets.
+    A row without labels is a negative only: nothing draws the two views of an unlabelled tile together.
     Source: Khosla et al. 2020, L_out, arXiv:2004.11362.
     """
-    _check(z, targets)
     labels = targets.to(z.device).bool()
     labelled = labels.any(1)
     if positives == "all":
@@ -114,15 +110,12 @@ def supcon(z: Tensor, targets: Tensor, temperature: float, positives: Positives)
 def mulsupcon(z: Tensor, targets: Tensor, temperature: float) -> Tensor:
     """MulSupCon: each label of an anchor is a supervised contrastive task of its own.
 
-    z: (M,D) unnormalised projections; targets: (M,K) of 0 and 1, every view with its tile's labels;
-    temperature > 0. For each label of each anchor the mean of -log p over the other rows with that label
-    (nothing where there is no other), summed and divided by the number of ones in targets. Rows without
-    labels are negatives only. Returns a scalar in float32 (float64 for float64 z); 0, with a zero gradient,
-    when no label stands on two rows.
-    Raises ValueError when z is not a floating matrix with as many rows as targets.
+    z: (M,D) unnormalised projections; targets: (M,K) of 0 and 1, every view with its tile's labels; temperature > 0.
+    Returns, for each label of each anchor, the mean of -log p over the other rows with that label, summed and divided
+    by the number of ones in targets: a scalar in float32 (float64 for float64 z); 0, with a zero gradient, when no two
+    rows share a label. Rows without labels are negatives only.
     Source: Zhang & Wu, "Multi-Label Supervised Contrastive Learning", AAAI 2024.
     """
-    _check(z, targets)
     y = targets.to(z.device).bool().to(_dtype(z))
     others = (y.sum(0) - 1).clamp(min=1)
     per_label = y / (others * y.sum().clamp(min=1))
@@ -183,9 +176,3 @@ class _PairLoss(torch.autograd.Function):
 
 def _dtype(z: Tensor) -> torch.dtype:
     return torch.promote_types(z.dtype, torch.float32)
-
-
-def _check(z: Tensor, targets: Tensor | None = None) -> None:
-    rows = None if targets is None else len(targets)
-    if z.ndim != 2 or not z.is_floating_point() or rows not in (None, len(z)):
-        raise ValueError(f"z is {z.dtype} {tuple(z.shape)} with {rows} rows of targets; it must be floating (rows, D)")

@@ -10,8 +10,6 @@ each epoch in results/<profile>/<arm>-s<seed>/pretrain.csv.
 of processes, and ends with the weights of an uninterrupted one. Arms that ask for the same pretraining share it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -21,6 +19,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,10 +28,10 @@ from torch import Tensor, nn
 
 from satclr import files, machine, progress, randomness
 from satclr.data import tiles
+from satclr.params import Pretrain
 from satclr.pretrain import caching, checkpoint, distributed, views
 from satclr.pretrain import encoder as encoders
 from satclr.pretrain import loss as losses
-from satclr.pretrain import optimizer as optimizers
 from satclr.pretrain.checkpoint import RunError
 from satclr.pretrain.convolution import speed_up_small_maps
 from satclr.project import Run, code_digest
@@ -40,18 +39,15 @@ from satclr.project import Run, code_digest
 LOSSES_AT_ONCE = 32  # on a GPU, where reading a loss waits for the device
 
 Log = Callable[[int, Mapping[str, float]], None]
-Forward = Callable[[Tensor], Tensor]
-MeanStd = tuple[tiles.Channels, tiles.Channels]  # of the encoder's input
-At = tuple[int, int]  # epoch, step
+Forward = Callable[[Tensor], Tensor]  # (rows,3,S,S) → z (rows,D)
 Unread = list[tuple[Tensor, npt.NDArray[np.int64]]]  # losses on the device, and their tiles' rows
 
 
 def run(run: Run, log: Log) -> None:
     """Write the run's encoder and loss curve; `log(epoch, metrics)` is called at the end of each epoch.
 
-    Under torchrun every process calls this; process 0 logs and writes. Raises `encoder.EncoderError` for weights
-    that cannot be loaded, `RunError` when the loss is not finite, `distributed.ProcessError` when another process
-    ended.
+    Under torchrun every process calls this; process 0 logs and writes. Raises `encoder.EncoderError` for weights that
+    cannot be loaded, `RunError` when the loss is not finite, `distributed.ProcessError` when another process ended.
     """
     key = fingerprint(run)
     folder = run.root / ".cache" / "checkpoints" / key
@@ -80,7 +76,7 @@ def fingerprint(run: Run) -> str:
         "views": run.settings.views.model_dump(mode="json"),
         "pretrain": config.model_dump(mode="json") | {"precision": machine.precision(config.precision)[0]},
         "seed": run.seed,
-        "store": _store_digest(run.store),
+        "store": tiles.open_store(run.store).digest,
         "weights": files.sha256(weights) if weights else None,
         "code": code_digest(run.root, "pretrain"),
     }
@@ -128,13 +124,13 @@ def train(
     steps = len(rows) // size  # an epoch; the rest of its random order is left out
     parts = caching.cut(size, config.micro_batch_size)
     model, forward = _model(encoder, width, run, parts)
-    optimizer = optimizers.build(model, config)
+    optimizer = build_optimizer(model, config)
     state = checkpoint.resume(folder, model, optimizer)
     checkpoints = checkpoint.Writer(folder, model, optimizer, state)
-    project_ = partial(project, forward, run, store.statistics(config.normalization))
+    statistics = store.statistics(config.normalization)
     loss_of = partial(losses.objective, config.objective, config.temperature, config.nt_xent_weight)
     total, done = steps * config.epochs, steps * state.epoch + state.step
-    bar = nullcontext(_silent) if distributed.rank() else progress.bar("pretrain", total, "steps", start=done)
+    bar = nullcontext(lambda _: None) if distributed.rank() else progress.bar("pretrain", total, "steps", start=done)
     with bar as advance, machine.stop.deferred() as stop:
         for epoch in range(state.epoch, config.epochs):
             started, first = time.monotonic(), state.step
@@ -147,11 +143,11 @@ def train(
                 source = randomness.generator(run.seed, "views", *at)
                 drawn = views.draw(source, 2 * size, run.settings.views, tile_px=pixels.shape[1]).to(device)
                 targets = torch.from_numpy(store.targets[batch]).bool().to(device).repeat(2, 1)  # (2B,K)
-                rate = optimizers.learning_rate(config, epoch * steps + state.step, steps)
+                rate = learning_rate(config, epoch * steps + state.step, steps)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 optimizer.zero_grad(set_to_none=True)
-                encode = partial(project_, pixels, drawn, at)
+                encode = partial(project, forward, run, statistics, pixels, drawn, at)
                 loss = caching.backward(model, encode, parts, partial(loss_of, targets))
                 optimizer.step()
                 state.step += 1
@@ -160,12 +156,11 @@ def train(
                 if last or due or device.type == "cpu" or len(unread) == LOSSES_AT_ONCE:
                     _read(unread, state, store)
                 advance(1)
-                if due and not last:
+                if last:
+                    state.finish_epoch(rate)
+                if due:
                     checkpoints.write(stop)
-            state.finish_epoch(rate)
             speed = (steps - first) * size / (time.monotonic() - started)
-            if checkpoints.due(stop):
-                checkpoints.write(stop)
             if distributed.rank() == 0:
                 log(state.epoch, {"loss": state.curve[-1][0], "learning_rate": rate, "tiles_per_s": speed})
     checkpoint.require_finite(encoder.state_dict(), state)  # the last loss precedes the last update
@@ -174,13 +169,20 @@ def train(
 
 
 def project(
-    forward: Forward, run: Run, mean_std: MeanStd, pixels: Tensor, drawn: views.Parameters, at: At, part: caching.Part
+    forward: Forward,
+    run: Run,
+    statistics: tuple[tiles.Channels, tiles.Channels],
+    pixels: Tensor,
+    drawn: views.Parameters,
+    at: tuple[int, int],
+    part: caching.Part,
 ) -> Tensor:
     """Render both views of this process's tiles of a micro-batch and encode them: z (2,b,D) in float32.
 
-    pixels (b',H,H,3) uint8 are this process's tiles of the batch, `drawn` the parameters of all its 2B views.
+    pixels (b',H,H,3) uint8 are this process's tiles of the batch, `drawn` the parameters of all its 2B views,
+    `statistics` the mean and std of the encoder's input; `at` is (epoch, step).
     """
-    config, crop_px, (mean, std) = run.settings.pretrain, run.settings.views.crop_px, mean_std
+    config, crop_px, (mean, std) = run.settings.pretrain, run.settings.views.crop_px, statistics
     computed, _ = machine.precision(config.precision)
     dtype = torch.bfloat16 if computed == "bfloat16" else torch.float32
     render = partial(views.render, pixels[part.local], crop_px=crop_px, mean=mean, std=std, dtype=dtype)
@@ -194,6 +196,56 @@ def project(
         z = forward(x) if config.forward == "joint" else torch.cat([forward(view) for view in x.chunk(2)])
     both: Tensor = z.float().unflatten(0, (2, -1))
     return both
+
+
+def build_optimizer(model: nn.Module, config: Pretrain) -> torch.optim.Optimizer:
+    """The optimizer that `config` names, over all of `model`; fused where torch has it."""
+    if config.optimizer == "lars":
+        return Lars(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return kind(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+
+
+def learning_rate(config: Pretrain, step: int, steps_per_epoch: int) -> float:
+    """The rate of the `step`-th step (from 0): constant, or linear warm-up then cosine to 0."""
+    if config.schedule == "constant":
+        return config.learning_rate
+    warmup, total = config.warmup_epochs * steps_per_epoch, config.epochs * steps_per_epoch
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    return config.learning_rate * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
+
+
+class Lars(torch.optim.Optimizer):
+    """SGD with momentum 0.9 whose step is scaled per layer by ‖w‖/‖g‖ (You et al., arXiv:1708.03888).
+
+    As SimCLR uses it (arXiv:2002.05709, B.6): vectors, that is biases and BatchNorm, get neither the scaling
+    nor weight decay.
+    """
+
+    def __init__(
+        self, params: Any, lr: float, weight_decay: float, momentum: float = 0.9, trust: float = 0.001
+    ) -> None:
+        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "trust": trust}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for w in group["params"]:
+                if w.grad is None:
+                    continue
+                step = w.grad
+                if w.ndim > 1:
+                    step = step.add(w, alpha=group["weight_decay"])
+                    norm_w, norm_step = w.norm(), step.norm()
+                    some = (norm_w > 0) & (norm_step > 0)
+                    step = step * torch.where(some, group["trust"] * norm_w / norm_step, 1.0)
+                state = self.state[w]
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(w)
+                state["momentum"].mul_(group["momentum"]).add_(step)
+                w.add_(state["momentum"], alpha=-group["lr"])
 
 
 def _model(encoder: nn.Module, width: int, run: Run, parts: list[caching.Part]) -> tuple[nn.Module, Forward]:
@@ -217,10 +269,6 @@ def _model(encoder: nn.Module, width: int, run: Run, parts: list[caching.Part]) 
     return model, torch.compile(model) if config.compile else model
 
 
-def _silent(_steps: int) -> None:
-    """The progress of processes other than 0."""
-
-
 def _read(unread: Unread, state: checkpoint.State, store: tiles.TileStore) -> None:
     """Move the losses of the latest steps to `state`. Raises `RunError` if one is not finite."""
     values = torch.stack([loss for loss, _ in unread]).tolist()
@@ -228,17 +276,7 @@ def _read(unread: Unread, state: checkpoint.State, store: tiles.TileStore) -> No
         if not math.isfinite(value):
             step = state.step - len(unread) + i + 1
             names = ", ".join(store.names[row] for row in batch[:5])
-            raise RunError(
-                f"the loss is {value} in epoch {state.epoch + 1}, step {step}; its {len(batch)} tiles begin with "
-                f"{names}. Lower learning_rate or raise temperature; the last checkpoint is kept"
-            )
+            where = f"epoch {state.epoch + 1}, step {step}; its {len(batch)} tiles begin with {names}"
+            raise RunError(f"the loss is {value} in {where}. {checkpoint.REMEDY}")
     state.losses += values
     unread.clear()
-
-
-def _store_digest(folder: Path) -> str:
-    """The digest of the store in `folder`, without opening the rest of it."""
-    try:
-        return str(json.loads((folder / "stats.json").read_text(encoding="utf-8"))["digest"])
-    except (OSError, ValueError, LookupError):
-        return tiles.open_store(folder).digest  # raises, and says why

@@ -16,9 +16,8 @@ process and a resumed run see the views that the whole batch in one process woul
 
 **Crop, resize and flip: `geometry`.** Resizing is linear: a row of the view is a weighted sum of a few rows of the
 crop. The weights of all rows form a matrix that is zero away from its diagonal (a banded matrix), so a crop resized
-along both axes is `vertical @ pixels @ horizontal.T`; a flip reverses the order of the rows of `horizontal`.
-A batch is two `torch.bmm`. On a CPU only the blocks along the diagonal are multiplied (`Bands`), on a GPU the
-whole matrix.
+along both axes is `vertical @ pixels @ horizontal.T`; a flip reverses the order of the rows of `horizontal`. A batch is
+two `torch.bmm`. On a CPU only the blocks along the diagonal are multiplied (`Bands`), on a GPU the whole matrix.
 
 **Colour: `colour`.** Brightness, contrast, saturation and grayscale are one formula, a blend of the pixel with
 black, the view's mean gray or the pixel's own gray; hue is a rotation. Every view has its own order of these.

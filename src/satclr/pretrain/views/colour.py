@@ -15,8 +15,6 @@ _LUMA = (0.2989, 0.587, 0.114)  # torchvision's rgb_to_grayscale
 _BEFORE, _AFTER = ((0, 1, 2), (1, 2, 3))  # possible positions of blends before and after the hue, in a view's order
 NO_JITTER = 4  # the hue's position in views without jitter: after all others when sorted
 
-Span = tuple[int, int]
-
 
 def coefficients(p: Parameters) -> tuple[Tensor, Tensor, Tensor]:
     """What each view's chain multiplies by: blends, hue shift, and the hue's place in the order.
@@ -34,7 +32,7 @@ def coefficients(p: Parameters) -> tuple[Tensor, Tensor, Tensor]:
     return blends, 6 * p.factors[:, HUE] * p.jitter, torch.where(p.jitter, at, NO_JITTER)
 
 
-def spans(positions: Tensor) -> list[Span]:
+def spans(positions: Tensor) -> list[tuple[int, int]]:
     """Rows that each of the seven steps and the hue touch, where rows are sorted by their hue's position."""
     up_to = torch.bincount(positions, minlength=NO_JITTER + 1).cumsum(0).tolist()
     last = up_to[NO_JITTER - 1]
@@ -42,23 +40,20 @@ def spans(positions: Tensor) -> list[Span]:
     return [*before, (0, last), *after, (0, up_to[-1])]
 
 
-def recolour(x: Tensor, blends: Tensor, shift: Tensor, touched: list[Span]) -> None:
+def recolour(x: Tensor, blends: Tensor, shift: Tensor, touched: list[tuple[int, int]]) -> None:
     """Apply `coefficients` to planes x (3,n,w,h).
 
     touched is `spans` of rows sorted by the hue's position, or all rows for each of the eight steps.
     """
-    blends = blends[..., None, None]
+    steps = [*blends[..., None, None].unbind(1)]
+    steps.insert(3, shift[:, None, None])  # the hue
     gray = torch.empty_like(x[0])
-    steps = iter(range(blends.shape[1]))
-    for kind, (first, last) in zip("bbbhbbbb", touched, strict=True):
+    for i, (step, (first, last)) in enumerate(zip(steps, touched, strict=True)):
         rows = slice(first, last)
-        if kind == "h":
-            if first < last:
-                _rotate_hue(x[:, rows], shift[rows, None, None])
-        else:
-            step = next(steps)
-            if first < last:
-                _blend(x[:, rows], blends[rows, step], gray[rows])
+        if first < last and i == 3:
+            _rotate_hue(x[:, rows], step[rows])
+        elif first < last:
+            _blend(x[:, rows], step[rows], gray[rows])
 
 
 def _blend(x: Tensor, blend: Tensor, gray: Tensor) -> None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -77,11 +77,9 @@ def draw(generator: torch.Generator, count: int, settings: Views, *, tile_px: in
     )
 
 
-class _Uniform(Protocol):
-    def __call__(self, low: float, high: float, *columns: int) -> Tensor: ...
-
-
-def _boxes(uniform: _Uniform, scale: tuple[float, float], ratio: tuple[float, float], tile_px: int) -> Tensor:
+def _boxes(
+    uniform: Callable[..., Tensor], scale: tuple[float, float], ratio: tuple[float, float], tile_px: int
+) -> Tensor:
     """RandomResizedCrop's boxes: the first of ten tries that fits, else the largest central crop."""
     area = uniform(*scale, _TRIES).mul_(tile_px**2)
     aspect = uniform(math.log(ratio[0]), math.log(ratio[1]), _TRIES).exp_()

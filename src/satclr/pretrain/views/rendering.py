@@ -5,6 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -34,9 +35,7 @@ def render(
     tiles uint8 (N,H,W,3) on any device; row j shows tile j % N. Returns channels-last (count,3,S,S),
     S = crop_px, on the tiles' device. mean and std are in [0,1] units. On a CPU the rows are shared among
     torch.get_num_threads() threads; the result does not depend on their number.
-    Raises ValueError for tiles of another type or shape.
     """
-    _check_tiles(tiles)
     with torch.no_grad(), torch.autocast(tiles.device.type, enabled=False):
         out = torch.empty(len(parameters), crop_px, crop_px, 3, dtype=dtype, device=tiles.device)
         job = _Job.of(tiles, parameters, out, mean, std)
@@ -54,15 +53,14 @@ def evaluation_view(
 
     Channels-last memory, on the tiles' device; tiles already of side S are only normalised.
     """
-    _check_tiles(tiles)
     count, height, width, _ = tiles.shape
     device = tiles.device
     out = torch.empty(count, crop_px, crop_px, 3, dtype=dtype, device=device)
     chunk_floats = _CPU_CHUNK_FLOATS if device.type == "cpu" else _DEVICE_CHUNK_FLOATS
     step = max(1, chunk_floats // (3 * height * width))
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        vertical, up = _whole_weights(height, crop_px, device)
-        horizontal, across = _whole_weights(width, crop_px, device)
+        vertical, up = _crop_weights(torch.tensor([height]), crop_px, device)
+        horizontal, across = _crop_weights(torch.tensor([width]), crop_px, device)
         for start in range(0, count, step):
             pixels = tiles[start : start + step].float()
             if (height, width) == (crop_px, crop_px):
@@ -73,13 +71,6 @@ def evaluation_view(
             _normalise(x, mean, std)
             out[start : start + step] = x.permute(1, 3, 2, 0)
     return out.permute(0, 3, 1, 2)
-
-
-def _whole_weights(in_px: int, out_px: int, device: torch.device) -> tuple[Tensor, Bands]:
-    if device.type == "cpu":
-        return _crop_weights(torch.tensor([in_px]), out_px)
-    zero, bands = torch.zeros(1, device=device), Bands.dense(out_px, in_px)
-    return resize_weights(zero, zero + in_px, zero, out_px, bands), bands
 
 
 @dataclass(frozen=True)
@@ -95,7 +86,7 @@ class _Job:
     reach_px: int
 
     @classmethod
-    def of(cls, tiles: Tensor, p: Parameters, out: Tensor, mean: Triple, std: Triple) -> "_Job":
+    def of(cls, tiles: Tensor, p: Parameters, out: Tensor, mean: Triple, std: Triple) -> Self:
         blends, shift, positions = colour.coefficients(p)
         single = torch.stack([p.flip.float(), p.sigma * p.blur, shift], 1)
         table = torch.cat([p.boxes.float(), single, blends.flatten(1)], 1)
@@ -105,11 +96,6 @@ class _Job:
 def _columns(table: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Boxes (n,4), flip, sigma and hue shift (n,), blends (n,7,3) of some rows of a job's table."""
     return table[:, :4], table[:, 4], table[:, 5], table[:, 6], table[:, 7:].reshape(-1, 7, 3)
-
-
-def _check_tiles(tiles: Tensor) -> None:
-    if tiles.dtype != torch.uint8 or tiles.ndim != 4 or tiles.shape[3] != 3 or len(tiles) == 0:
-        raise ValueError(f"tiles must be uint8 (N,H,W,3) with N >= 1, got {tiles.dtype} {tuple(tiles.shape)}")
 
 
 def _normalise(x: Tensor, mean: Triple, std: Triple) -> None:
@@ -156,16 +142,16 @@ def _render_chunks(job: _Job) -> None:
 @lru_cache(maxsize=4)
 def _pool(threads: int, _pid: int) -> ThreadPoolExecutor:
     """Threads whose own torch operations use one thread each; a forked process needs its own."""
-    pool = ThreadPoolExecutor(threads, "views", initializer=_use_one_thread)
+
+    def use_one() -> None:
+        torch.get_num_threads()  # a thread takes the global number at its first look, even after it set its own
+        torch.set_num_threads(1)
+
+    pool = ThreadPoolExecutor(threads, "views", initializer=use_one)
     started = threading.Barrier(threads)
     list(pool.map(lambda _: started.wait(), range(threads)))
     torch.set_num_threads(threads)  # the initializer also set what threads started later would take
     return pool
-
-
-def _use_one_thread() -> None:
-    torch.get_num_threads()  # a thread takes the global number at its first look, even after it set its own
-    torch.set_num_threads(1)
 
 
 def _chunks(job: _Job, size: int) -> list[Tensor]:
@@ -186,7 +172,13 @@ def _render_chunk(job: _Job, numbers: Tensor) -> None:
     columns, flip, sigma, shift, blends = _columns(job.table[numbers])
     boxes: list[list[int]] = columns.int().tolist()
     x = torch.empty(3, len(numbers), side_px, side_px)
-    _crop_resize(x, _crops(job.tiles, numbers.tolist(), boxes), boxes, flipped=bool(flip[0]))
+    heights, widths = (torch.tensor([box[axis] for box in boxes]) for axis in (2, 3))
+    vertical, up = _crop_weights(heights, side_px)
+    horizontal, across = (vertical, up) if heights.equal(widths) else _crop_weights(widths, side_px)
+    if flip[0]:
+        horizontal, across = horizontal.flip(1, 2), across.upside_down(side_px)
+    pixels = _crops(job.tiles, numbers.tolist(), boxes)
+    resize(pixels, x, vertical=vertical, up=up, horizontal=horizontal, across=across)
     colour.recolour(x, blends, shift, colour.spans(job.positions[numbers]))
     _normalise(x, job.mean, job.std)
     bands = Bands.cover(side_px, side_px, (1.0, 1.0), job.reach_px)
@@ -203,20 +195,10 @@ def _crops(tiles: Tensor, numbers: list[int], boxes: list[list[int]]) -> Tensor:
     return pixels
 
 
-def _crop_resize(x: Tensor, pixels: Tensor, boxes: list[list[int]], *, flipped: bool) -> None:
-    side_px = x.shape[2]
-    heights, widths = (torch.tensor([box[axis] for box in boxes]) for axis in (2, 3))
-    vertical, up = _crop_weights(heights, side_px)
-    horizontal, across = (vertical, up) if heights.equal(widths) else _crop_weights(widths, side_px)
-    if flipped:
-        horizontal, across = horizontal.flip(1, 2), across.upside_down(side_px)
-    resize(pixels, x, vertical=vertical, up=up, horizontal=horizontal, across=across)
-
-
-def _crop_weights(sizes: Tensor, out_px: int) -> tuple[Tensor, Bands]:
+def _crop_weights(sizes: Tensor, out_px: int, device: torch.device | None = None) -> tuple[Tensor, Bands]:
     """Weights of crops that start at 0, each size computed once: a chunk of like crops has few."""
     unique, inverse = torch.unique(sizes, return_inverse=True)
     scales = (int(unique[0]) / out_px, int(unique[-1]) / out_px)
     bands = Bands.cover(out_px, int(unique[-1]), scales, 2 * max(1.0, scales[1]))
     zero = torch.zeros(len(unique))
-    return resize_weights(zero, unique, zero, out_px, bands)[inverse], bands
+    return resize_weights(zero, unique, zero, out_px, bands)[inverse].to(device), bands

@@ -62,7 +62,6 @@ def only(name: str, parameters: Parameters, *, tile_px: int) -> Parameters:
     if name == "all":
         return parameters
     whole = torch.tensor([0, 0, tile_px, tile_px]).expand_as(parameters.boxes)
-
     boxes = parameters.boxes if name == "crop" else whole
     switches = ("flip", "jitter", "grayscale", "blur")
     on: dict[str, Any] = {switch: torch.full_like(parameters.flip, name == switch) for switch in switches}
