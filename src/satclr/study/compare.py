@@ -50,7 +50,6 @@ def run(project: Project) -> dict[str, Any]:
     report = {"profile": project.profile, **contrasts.numbers(arms, samples, by_label), "paper": PAPER}
     report["ladder"] = contrasts.ladder(report, project.params.ladder)
     report["leakage"] = contrasts.leakage(report, arms)
-
     out, palette = project.reports, figures.Palette(list(project.params.arms))
     files.write_json(out / "compare.json", report, allow_nan=True)
     curves = [(r.run, row) for r in everything for row in r.curve("probe")]

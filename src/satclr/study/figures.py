@@ -49,8 +49,8 @@ def curves(values: Mapping[str, Sequence[Sequence[float]]], palette: Palette, *,
     for arm, seeds in values.items():
         table = np.array(seeds, float)  # (seeds, epochs)
         epochs = np.arange(1, table.shape[1] + 1)
-        marker = "o" if len(epochs) == 1 else ""
-        ax.plot(epochs, table.mean(0), palette.style(arm), color=palette.colour(arm), marker=marker)
+        line = {"color": palette.colour(arm), "marker": "o" if len(epochs) == 1 else ""}
+        ax.plot(epochs, table.mean(0), palette.style(arm), **line)
         ax.fill_between(epochs, table.min(0), table.max(0), color=palette.colour(arm), alpha=0.2, linewidth=0)
     _ticks(ax.xaxis, integer=True)
     _range(ax, "y", [value for seeds in values.values() for line in seeds for value in line])
