@@ -38,10 +38,7 @@ def resample(arms: Arms) -> Floats:
 
 
 def numbers(arms: Arms, samples: Floats, labels: Mapping[str, Floats]) -> dict[str, Any]:
-    """Mean, spread and interval of each arm, and every contrast: later arm minus earlier arm.
-
-    samples: (R,A,K), from `resample`; labels: from `by_label`, to count those that differ from the first arm's.
-    """
+    """Mean, spread and interval of each arm, and every contrast: later arm minus earlier arm; labels: of `by_label`."""
     means = {name: _resampled_mean(seeds, samples[:, a]) for a, (name, seeds) in enumerate(arms.items())}
     entries = {name: _arm(seeds, means[name]) | _optional(seeds) for name, seeds in arms.items()}
     contrasts: list[dict[str, Any]] = [

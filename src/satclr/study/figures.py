@@ -20,8 +20,7 @@ from satclr import files
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#1b1f24", "#B8A800")
 STYLES = ("-", "--", "-.", ":")
-WIDTH_IN, DPI = 5.0, 150
-FONT_PT = 10.0
+WIDTH_IN, DPI, FONT_PT = 5.0, 150, 10.0
 ROW_IN, DOT_IN = 0.2, 0.1  # height of a row of text, and of each further arm in it
 NAME_LENGTH = 26  # longer names are cut
 SMALLEST_SPAN = 0.01  # of an axis, so that tick labels stay short
@@ -50,8 +49,8 @@ def curves(values: Mapping[str, Sequence[Sequence[float]]], palette: Palette, *,
     for arm, seeds in values.items():
         table = np.array(seeds, float)  # (seeds, epochs)
         epochs = np.arange(1, table.shape[1] + 1)
-        marker = "o" if len(epochs) == 1 else ""
-        ax.plot(epochs, table.mean(0), palette.style(arm), color=palette.colour(arm), marker=marker)
+        line = {"color": palette.colour(arm), "marker": "o" if len(epochs) == 1 else ""}
+        ax.plot(epochs, table.mean(0), palette.style(arm), **line)
         ax.fill_between(epochs, table.min(0), table.max(0), color=palette.colour(arm), alpha=0.2, linewidth=0)
     _ticks(ax.xaxis, integer=True)
     _range(ax, "y", [value for seeds in values.values() for line in seeds for value in line])
@@ -90,10 +89,10 @@ def ladder(steps: Sequence[Mapping[str, Any]], palette: Palette, *, paper: Mappi
 def dots(names: Sequence[str], values: Mapping[str, Floats], palette: Palette, *, xlabel: str, lanes: int = 1) -> Any:
     """A dot with its interval for each name and arm; values: (names,3) of each arm: value, low, high.
 
-    Rows have room for `lanes` arms or more, so that two figures can have rows of the same height.
+    Rows have room for `lanes` arms or more, so that rows of two figures can align.
     """
-    count = len(values)
-    fig, ax = _figure(0.6 + len(names) * (ROW_IN + DOT_IN * (max(lanes, count) - 1)))
+    count, row_in = len(values), ROW_IN + DOT_IN * (max(lanes, len(values)) - 1)
+    fig, ax = _figure(0.6 + len(names) * row_in)
     _rows(ax, names, xlabel)
     points = {
         arm: [(k + 0.64 * ((i + 0.5) / count - 0.5), *row) for k, row in enumerate(table.tolist())]

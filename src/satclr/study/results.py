@@ -44,7 +44,6 @@ class Results:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """metrics.json."""
         return read_json(self._file("metrics.json"))
 
     def curve(self, stage: str) -> list[dict[str, float]]:

@@ -18,7 +18,6 @@ from satclr.study.results import Results
 
 EXAMPLE_PX, MAP_PX, CORRUPTION_PX = 128, 44, 128
 HARDEST, EXAMPLES = 6, 4  # labels; tiles of each kind for each
-CANDIDATES = 2000  # test tiles among which the one shown under every corruption is picked
 
 
 def per_label(
@@ -97,7 +96,7 @@ def corrupted(
         green = (pixels[..., 1] - pixels[..., [0, 2]].max(-1) > 10).mean()
         return bool(green > 0.1), int(store.targets[row].sum())
 
-    row = max((trusted or store.rows("test").tolist())[:CANDIDATES], key=worth_showing)
+    row = max((trusted or store.rows("test").tolist())[:2000], key=worth_showing)
     tile, key = torch.from_numpy(store.pixels[[row]]), [store.names[row]]
     shown = [{"name": "untouched", "pictures": [uri(tile[0].numpy(), side_px=CORRUPTION_PX)]}]
     for name, strengths in tested.items():
