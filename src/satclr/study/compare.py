@@ -41,9 +41,7 @@ def run(project: Project) -> dict[str, Any]:
     first = everything[0]
     for other in everything[1:]:
         if not other.scores("test").same_tiles(first.scores("test")):
-            raise CompareError(
-                f"test tiles or labels of {other.run.key} and {first.run.key} differ; run `dvc repro`"
-            )
+            raise CompareError(f"test tiles or labels of {other.run.key} and {first.run.key} differ; run `dvc repro`")
     warn_of_changed_weights(arms)
     samples = contrasts.resample(arms)
     by_label = contrasts.by_label(arms, samples)
@@ -76,13 +74,6 @@ def run(project: Project) -> dict[str, Any]:
 def training_curves(arms: Arms, palette: figures.Palette) -> dict[str, Any]:
     """The curves of the probe, and of pretraining where an arm was pretrained: name → figure."""
     drawn = {}
-<<<<<<< HEAD
-    for stage, key, ylabel in [("pretrain", "loss", "contrastive loss"), *(("probe", *c) for c in CURVES.items())]:
-        tables = {name: [r.curve(stage) for r in seeds] for name, seeds in arms.items()}
-        values = {name: [[row[key] for row in rows] for rows in t] for name, t in tables.items() if t[0]}
-        if values:
-            drawn["pretrain_loss" if stage == "pretrain" else key] = figures.curves(values, palette, ylabel=ylabel)
-=======
     curves = [("pretrain", "loss", "contrastive loss"), *(("probe", *c) for c in CURVES.items())]
     for stage, key, ylabel in curves:
         tables = {name: [r.curve(stage) for r in seeds] for name, seeds in arms.items()}
@@ -90,7 +81,6 @@ def training_curves(arms: Arms, palette: figures.Palette) -> dict[str, Any]:
         if values:
             name = "pretrain_loss" if stage == "pretrain" else key
             drawn[name] = figures.curves(values, palette, ylabel=ylabel)
->>>>>>> study
     return drawn
 
 
@@ -98,9 +88,7 @@ def arm_table(report: Mapping[str, Any]) -> list[Row]:
     """The report as rows: arm, test mAP (± deviation over seeds), interval, difference to the reference."""
     reference = next(iter(report["arms"]))
     against = {c["arm"]: c for c in report["contrasts"] if c["against"] == reference}
-    rows: list[Row] = [
-        ("arm", "test mAP", "95% interval", "val mAP", f"against\n{reference}", "95% interval", "p")
-    ]
+    rows: list[Row] = [("arm", "test mAP", "95% interval", "val mAP", f"against\n{reference}", "95% interval", "p")]
     for name, arm in report["arms"].items():
         sd = f" ± {arm['test_mAP_sd']:.4f}" if arm["test_mAP_sd"] is not None else ""
         row: Row = (name, f"{arm['test_mAP']:.4f}{sd}", _span(arm["test_mAP_ci95"]), f"{arm['val_mAP']:.4f}")
