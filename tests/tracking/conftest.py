@@ -52,6 +52,11 @@ def write(run: Run, **changes: Any) -> dict[str, Any]:
     return made_up.write(run.root, arm=run.arm, seed=run.seed, profile=run.profile, **changes)
 
 
+def stored(project: Project, *conditions: str) -> list[Any]:
+    """The runs of a project's MLflow store."""
+    return store.open_store(project.root, "tiny").search(*conditions)
+
+
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Callable[..., Project]:
     """Makes a project with an empty store."""

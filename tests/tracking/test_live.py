@@ -3,7 +3,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -11,7 +10,7 @@ from satclr.project import Project
 from satclr.tracking import live as module
 from satclr.tracking import runs, store
 from satclr.tracking.live import live
-from tests.tracking.conftest import write
+from tests.tracking.conftest import stored, write
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 Make = Callable[..., Project]
@@ -21,10 +20,6 @@ Make = Callable[..., Project]
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FLUSH_S", 0.05)
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
-
-
-def stored(project: Project, *conditions: str) -> list[Any]:
-    return store.open_store(project.root, "tiny").search(*conditions)
 
 
 def losses(project: Project, run_id: str) -> list[tuple[int, float]]:

@@ -8,21 +8,16 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from satclr import files
 from satclr.project import Project, ProjectError
 from satclr.tracking import content, runs, store, ui
-from tests.tracking.conftest import write
+from tests.tracking.conftest import stored, write
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 Make = Callable[..., Project]
-
-
-def stored(project: Project, *conditions: str) -> list[Any]:
-    return store.open_store(project.root, "tiny").search(*conditions)
 
 
 def states(project: Project) -> dict[str, tuple[str, str]]:

@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,37 +23,26 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationW
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 
 
-@pytest.fixture(autouse=True)
-def _own_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-
 @pytest.fixture
-def postgres(tmp_path: Path) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """Debian's PostgreSQL on loopback, in a folder of its own; it refuses to run as root."""
     if not POSTGRES:
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    port = free_port()
-    folder = Path(tempfile.gettempdir()) / f"satclr-postgres-{port}"  # tmp_path is closed to PostgreSQL's user
-    options: dict[str, Any] = {"cwd": "/"}
-    if os.geteuid() == 0:
-        user = pwd.getpwnam("postgres")
-        options |= {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-    tools = POSTGRES[-1]
-    subprocess.run(
-        [tools / "initdb", "-D", folder, "-A", "trust", "-U", "mlflow"], check=True, capture_output=True, **options
-    )
-    server = subprocess.Popen(
-        [tools / "postgres", "-D", folder, "-p", str(port), "-h", "127.0.0.1", "-k", folder], **options
-    )
+    port = str(free_port())
+    folder = Path(tempfile.gettempdir()) / f"satclr-postgres-{port}"  # its user cannot enter tmp_path
+    user = pwd.getpwnam("postgres").pw_uid if os.geteuid() == 0 else None
+
+    def start(tool: str, *arguments: str | Path) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([POSTGRES[-1] / tool, *arguments], cwd="/", user=user, stdout=subprocess.DEVNULL)
+
+    address = ("-h", "127.0.0.1", "-p", port)
+    assert start("initdb", "-D", folder, "-A", "trust", "-U", "mlflow").wait() == 0
+    server = start("postgres", "-D", folder, "-k", folder, *address)
     try:
-        ready = [str(tools / "pg_isready"), "-h", "127.0.0.1", "-p", str(port)]
-        while subprocess.run(ready, check=False, capture_output=True).returncode:
+        while start("pg_isready", *address).wait():
             assert server.poll() is None
             time.sleep(0.2)
-        subprocess.run(
-            [tools / "createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "mlflow", "mlflow"], check=True, **options
-        )
+        assert start("createdb", *address, "-U", "mlflow", "mlflow").wait() == 0
         yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/mlflow"
     finally:
         server.terminate()

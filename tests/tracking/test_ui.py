@@ -79,6 +79,7 @@ def satclr_ui(project: Path) -> Iterator[str]:
 def test_a_browser_shows_arms_curves_and_champion(
     make: Callable[[Path], Path], tmp_path: Path, browser: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from selenium.common.exceptions import StaleElementReferenceException
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
@@ -98,7 +99,7 @@ def test_a_browser_shows_arms_curves_and_champion(
     def see(address: str, name: str, *texts: str, at_least: int = 0) -> None:
         browser.get(address)
         try:
-            waiting = WebDriverWait(browser, WAIT_S)
+            waiting = WebDriverWait(browser, WAIT_S, ignored_exceptions=[StaleElementReferenceException])
             waiting.until(lambda _: curves() >= at_least, f"{address} does not draw {at_least} curves")
             waiting.until(lambda _: all(t in text() for t in texts), f"{address} does not show {texts}")
             time.sleep(1)  # for its last fonts and lines

@@ -55,8 +55,8 @@ def report_metrics(report: Mapping[str, Any], per_class: Path) -> list[Number]:
         name = f"{contrast['arm']} - {contrast['against']}"
         low, high = contrast["ci95"]
         rows += [(f"delta_mAP_lo/{name}", low), (f"delta_mAP_hi/{name}", high)]
-        keys = ("delta_mAP", "p_value", "labels_better", "labels_worse")
-        rows += [(f"{key}/{name}", contrast.get(key)) for key in keys]
+        for key in ("delta_mAP", "p_value", "labels_better", "labels_worse"):
+            rows.append((f"{key}/{name}", contrast.get(key)))
     known = [row for row in files.read_csv(per_class) if row["delta_AP"]] if per_class.is_file() else []
     names = metric_names(dict.fromkeys(row["label"] for row in known))
     for row in known:
@@ -93,17 +93,8 @@ def tags(results: Results, fingerprint: str) -> dict[str, str]:
     run, stage = results.run, f"evaluate@{results.run.profile}-{results.run.arm}-{results.run.seed}"
     commit, dirty = provenance.commit(run.root)
     md5 = data_md5(run) or "unknown"
-    facts = {
-        "kind": "arm",
-        "arm": run.arm,
-        "seed": run.seed,
-        "profile": run.profile,
-        "fingerprint": fingerprint,
-        "files": results.digest,
-        "dvc_stage": stage,
-        "data_md5": md5,
-        "git_dirty": str(dirty).lower(),
-    }
+    facts = {"kind": "arm", "arm": run.arm, "seed": run.seed, "profile": run.profile, "fingerprint": fingerprint}
+    facts |= {"files": results.digest, "dvc_stage": stage, "data_md5": md5, "git_dirty": str(dirty).lower()}
     rows = {
         "DVC stage": f"`{stage}`",
         "commit": f"`{commit or 'none'}`{' with changes' if dirty else ''}",

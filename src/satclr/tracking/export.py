@@ -54,7 +54,7 @@ def _write(encoder: Path, probe: LinearProbe, target: Path) -> None:
     class Graph(torch.nn.Sequential):
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
             views = (pixels.float() / 255 - mean) / std
-            return torch.sigmoid(super().forward(views.permute(0, 3, 1, 2)))
+            return torch.sigmoid(self[1](self[0](views.permute(0, 3, 1, 2))))
 
     side = int(probe.encoder["crop_px"])
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)

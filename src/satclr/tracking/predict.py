@@ -77,11 +77,14 @@ def predict(model: Tagger, sources: Sequence[Source], *, done: Callable[[int], N
                 decoded.append(model.decode(source.read()))
             except Exception as error:  # noqa: BLE001 - whatever a broken picture raises
                 errors[source] = " ".join(str(error).split()) or type(error).__name__
-        scores = iter(model.scores(decoded) if decoded else ())
+        scores: Iterator[Any] = iter(model.scores(decoded) if decoded else ())
         for source in batch:
-            row = [] if source in errors else next(scores)
-            best = sorted(zip(model.labels, map(float, row), strict=False), key=lambda pair: -pair[1])
-            yield Prediction(source, dict(best), model.chosen(row) if best else [], errors.get(source, ""))
+            if source in errors:
+                yield Prediction(source, {}, [], errors[source])
+                continue
+            row = next(scores)
+            best = sorted(zip(model.labels, map(float, row), strict=True), key=lambda pair: -pair[1])
+            yield Prediction(source, dict(best), model.chosen(row))
         done(len(batch))
 
 

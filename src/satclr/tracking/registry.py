@@ -224,10 +224,12 @@ class _Registry:
         self, outcome: Outcome, version: str, tags: Any, champion: Any, reason: str, *found: float
     ) -> Decision:
         arm, seed, val, test = (tags[f"satclr.{key}"] for key in ("arm", "seed", "val_mAP", "test_mAP"))
-        against = "" if champion is None else str(champion.version)
-        delta = found or (None, None, None)
-        now, measured = datetime.now(UTC).isoformat(timespec="seconds"), (float(val), float(test.split()[0]))
-        return Decision(now, outcome, self.name, str(version), arm, int(seed), *measured, against, *delta, reason)
+        now, against = datetime.now(UTC).isoformat(timespec="seconds"), champion.version if champion is not None else ""
+        maps = (float(val), float(test.split()[0]))
+        delta, low, high = found or (None, None, None)
+        return Decision(
+            now, outcome, self.name, str(version), arm, int(seed), *maps, str(against), delta, low, high, reason
+        )
 
     def record(self, outcome: Outcome, version: Any, former: Any, reason: str, *found: float) -> Decision:
         """Keep a decision as tags of its version and as a line of promotions.csv."""
@@ -260,6 +262,11 @@ def _write_champion(project: Project, decision: Decision, ranking: Sequence[Resu
     if champion is not None:
         arm, seed, val = (champion.tags[f"satclr.{key}"] for key in ("arm", "seed", "val_mAP"))
         named = {"arm": arm, "seed": int(seed), "val_mAP": float(val), "digest": champion.tags[FILES]}
-    tree = {"profile": project.profile, "model": decision.model, "champion": named, "candidate": rows[0]}
+    tree: dict[str, Any] = {
+        "profile": project.profile,
+        "model": decision.model,
+        "champion": named,
+        "candidate": rows[0],
+    }
     tree |= {"decision": decision.decision, "reason": decision.reason, "ranking": rows}
     files.write_json(project.reports / "champion.json", tree)

@@ -120,9 +120,8 @@ def _log(store: Store, results: Results, digest: str) -> str:
     try:
         _log_data(store, results, run_id)
         log(store, run_id, params=parameters(results))
-        log(
-            store, run_id, metrics=stamped(content.metrics(results)), model_id=_log_model(store, results, probe, run_id)
-        )
+        model_id = _log_model(store, results, probe, run_id)
+        log(store, run_id, metrics=stamped(content.metrics(results)), model_id=model_id)
         audit, _ = content.audit(run)
         if audit:
             log(store, run_id, metrics=stamped((f"tiles_audit/{key}", value, 0) for key, value in audit.items()))

@@ -39,9 +39,10 @@ class Tagger(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         from satclr.pretrain.encoder import Frozen
 
         self.probe, self.encoder = LinearProbe.load(probe), Frozen(encoder)
-        self.labels, self.tile_px = self.probe.labels, self.probe.encoder.get("tile_px")
-        if not isinstance(self.tile_px, int) or not 8 <= self.tile_px <= 1024:
-            raise files.FileError(f"{probe} has tile_px {self.tile_px!r}; run `satclr probe` again")
+        self.labels, tile_px = self.probe.labels, self.probe.encoder.get("tile_px")
+        if not isinstance(tile_px, int) or not 8 <= tile_px <= 1024:
+            raise files.FileError(f"{probe} has tile_px {tile_px!r}; run `satclr probe` again")
+        self.tile_px = tile_px
         if self.probe.weight.shape[1] != self.encoder.width:
             raise files.FileError(f"{probe} does not fit the {self.encoder.width} features of {encoder}")
 

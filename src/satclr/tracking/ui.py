@@ -38,7 +38,8 @@ def serve(project: Project, *, port: int = 5000, browser: bool = False) -> int:
         print(page)
         return 0
     folder = store_folder(project.root)
-    with subprocess.Popen(_command(project, port), env=QUIET | os.environ, cwd=folder) as server:
+    environment = QUIET | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | os.environ
+    with subprocess.Popen(_command(project, port), env=environment, cwd=folder) as server:
         try:
             _wait_for(server, base)
             print(page, flush=True)
