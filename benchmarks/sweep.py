@@ -37,7 +37,7 @@ def rows() -> list[Row]:
     def many() -> None:
         train, val = (x[:TRAIN], y[:TRAIN]), (x[TRAIN:], y[TRAIN:])
         steps = epochs * math.ceil(TRAIN / size)
-        sweep.best(train, val, configs=sweep.grid(), steps=steps, batch_size=size, seed=0)
+        sweep.best(train, val, configs=sweep.GRID, steps=steps, batch_size=size, seed=0)
 
     def one() -> None:
         for _ in probe.train(torch.nn.Linear(WIDTH, LABELS), store, x, run=run):

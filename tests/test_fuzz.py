@@ -10,7 +10,7 @@ import pytest
 from satclr.data import labels, prepare, tiles
 
 from .conftest import make_run, write_data
-from .fuzz import ACCEPTED, REFUSED, Fuzzer, files, laws, pictures, settings, stores, tables
+from .fuzz import ACCEPTED, REFUSED, Fuzzer, files, pictures, settings, stores, tables
 
 SHORT: dict[str, tuple[Fuzzer, int, set[str]]] = {
     "tables": (tables.run, 40, {ACCEPTED}),
@@ -23,7 +23,6 @@ SHORT: dict[str, tuple[Fuzzer, int, set[str]]] = {
     "settings": (settings.run, 30, {ACCEPTED, REFUSED}),
     "edited settings": (settings.run_edited, 15, {REFUSED}),
     "files": (files.run, 100, {ACCEPTED, REFUSED}),
-    "laws": (laws.run, 60, {"all hold"}),
 }
 
 

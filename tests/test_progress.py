@@ -9,7 +9,7 @@ def test_off_a_terminal_lines_tell_how_far_how_fast_and_how_long(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 100.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    monkeypatch.setattr("satclr.progress.time.monotonic", lambda: now)
     with progress.bar("pretrain", 180, "steps", start=40) as advance:
         for _ in range(5):  # a line after 3.2 s, the next one 10 s later
             now += 1.6

@@ -79,7 +79,7 @@ def read(path: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
         archives.members(path, scratch)
     else:
-        encoder._read(path, known="")
+        encoder._read(path)
 
 
 def run(cases: int, seed: int, folder: Path) -> Outcomes:
