@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from satclr.data.known import Known, Release, digests, documented, namesake
-from satclr.data.labels import Labels
+from satclr.data.labels import Labels, nfc
 from satclr.data.tiles import SUFFIXES
 
 Rows = npt.NDArray[np.intp]
@@ -218,7 +218,7 @@ def repairs(labels: Labels) -> Iterator[Finding]:
 def images(labels: Labels, folder: Path) -> Iterator[Finding]:
     """Compare the rows with the images in `<folder>/<category>/`."""
     files = {
-        (file.parent.name, file.name)
+        (nfc(file.parent.name), nfc(file.name))
         for file in folder.glob("*/*")
         if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -70,17 +71,22 @@ def read(folder: Path) -> Labels:
     _check_duplicates(tables)
     return Labels(
         tiles=[tile for table in tables for tile in table.tiles],
-        categories=[table.path.stem for table in tables for _ in table.tiles],
+        categories=[nfc(table.path.stem) for table in tables for _ in table.tiles],
         names=tuple(sorted(tables[0].columns)),
         targets=np.concatenate([t.values[:, np.argsort(np.array(t.columns, dtype=object))] for t in tables]),
-        columns={table.path.stem: table.columns for table in tables},
+        columns={nfc(table.path.stem): table.columns for table in tables},
         repairs=(*_respelled(tables), *repairs),
     )
 
 
+def nfc(text: str) -> str:
+    """Composed Unicode; file systems and tables may have a name decomposed."""
+    return unicodedata.normalize("NFC", text)
+
+
 def canonical(name: str) -> str:
-    """A label's name with known misspellings corrected and white space collapsed."""
-    collapsed = " ".join(name.split())
+    """A label's name, composed, with known misspellings corrected and white space collapsed."""
+    collapsed = nfc(" ".join(name.split()))
     return _spelling().get(collapsed, collapsed)
 
 
@@ -195,7 +201,7 @@ def _read_table(path: Path) -> _Table:
             raise LabelError(f"{path}: duplicate column {name!r}; keep one")
         if "|" in name:
             raise LabelError(f"{path}: column {name!r}: | separates labels in the store's index; rename it")
-    tiles = [cells[images[0]].strip() for _, cells in body]
+    tiles = [nfc(cells[images[0]].strip()) for _, cells in body]
     respelled = [(a, b) for a, b in zip(written, header, strict=True) if a != b]
     return _Table(path, tiles, [line for line, _ in body], columns, values, respelled)
 

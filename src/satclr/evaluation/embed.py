@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from satclr import atomic, progress
-from satclr.pretrain import distributed
 from satclr.data import tiles
-from satclr.pretrain import encoder as enc
 from satclr.params import Settings
+from satclr.pretrain import distributed
+from satclr.pretrain import encoder as enc
 
 
 def run(store: tiles.TileStore, *, encoder: Path, out: Path, settings: Settings) -> None:

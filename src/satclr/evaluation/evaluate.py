@@ -23,10 +23,10 @@ import numpy.typing as npt
 import torch
 
 from satclr import atomic, randomness, tensorfile
-from satclr.pretrain import encoder
-from satclr.evaluation import knn, metrics, sweep
 from satclr.data import tiles
+from satclr.evaluation import knn, metrics, sweep
 from satclr.params import Arm, Evaluate
+from satclr.pretrain import encoder
 
 Floats = npt.NDArray[np.float64]
 
@@ -56,9 +56,7 @@ def run(store: tiles.TileStore, *, features: Path, probe: Path, out: Path, arm: 
         "train_tiles": len(store.rows("train")),
         "test_tiles": len(test),
         "labels": len(store.labels),
-        "labels_without_positives": [
-            label for k, label in enumerate(store.labels) if not targets[:, k].any()
-        ],
+        "labels_without_positives": [label for k, label in enumerate(store.labels) if not targets[:, k].any()],
         **_decisions(scores["test"], targets, layer),
         **_calibration(logits["test"], targets, layer),
         "test_LRAP": metrics.label_ranking_average_precision(scores["test"], targets),
@@ -138,9 +136,7 @@ def _mean_ap(
     return {"mAP": metrics.mean_average_precision(means[0]), "mAP_ci95": interval}, samples
 
 
-def _decisions(
-    scores: npt.NDArray[np.float32], targets: npt.NDArray[np.uint8], probe: _Probe
-) -> dict[str, Any]:
+def _decisions(scores: npt.NDArray[np.float32], targets: npt.NDArray[np.uint8], probe: _Probe) -> dict[str, Any]:
     """F1, precision and recall at the thresholds that validation tiles gave."""
     found = metrics.decide(scores, targets, probe.thresholds)
     return {
@@ -156,9 +152,7 @@ def _decisions(
 def _calibration(logits: Floats, targets: npt.NDArray[np.uint8], probe: _Probe) -> dict[str, Any]:
     return {
         "test_ECE": metrics.expected_calibration_error(metrics.sigmoid(logits), targets),
-        "test_ECE_scaled": metrics.expected_calibration_error(
-            metrics.sigmoid(logits / probe.temperature), targets
-        ),
+        "test_ECE_scaled": metrics.expected_calibration_error(metrics.sigmoid(logits / probe.temperature), targets),
         "temperature": probe.temperature,
     }
 
@@ -171,9 +165,7 @@ def _other_taggers(
     x = {name: torch.from_numpy(cached[store.rows(name)]).to(device) for name in tiles.SPLITS}
     y = {name: torch.from_numpy(store.targets[store.rows(name)]).to(device) for name in tiles.SPLITS}
     targets = store.targets[store.rows("test")]
-    near = knn.scores(
-        x["test"], x["train"], y["train"], k=settings.knn.k, temperature=settings.knn.temperature
-    )
+    near = knn.scores(x["test"], x["train"], y["train"], k=settings.knn.k, temperature=settings.knn.temperature)
     scores: dict[str, npt.NDArray[Any]] = {"knn": near.cpu().numpy()}
     if settings.sweep.standardize:
         x = {name: sweep.standardize(part, x["train"]) for name, part in x.items()}
@@ -215,12 +207,7 @@ def _few_labels(
 
 
 def _sweep(
-    x: Mapping[str, torch.Tensor],
-    y: Mapping[str, torch.Tensor],
-    *,
-    arm: Arm,
-    rows: torch.Tensor,
-    subset: int,
+    x: Mapping[str, torch.Tensor], y: Mapping[str, torch.Tensor], *, arm: Arm, rows: torch.Tensor, subset: int
 ) -> sweep.Best:
     how, size = arm.settings.evaluate.sweep, arm.settings.probe.batch_size
     return sweep.best(

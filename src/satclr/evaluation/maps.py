@@ -119,9 +119,7 @@ def distance_rank_correlation(x: npt.NDArray[np.float32], plane: Floats) -> floa
 
 def _umap(x: npt.NDArray[np.float32], *, neighbours: int, seed: int) -> Floats:
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # umap warns of its own dependencies, and that a seed means one thread
+        warnings.simplefilter("ignore")  # umap warns of its own dependencies, and that a seed means one thread
         from umap import UMAP
 
         model = UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed, n_jobs=1)

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from satclr import atomic, progress, randomness, tensorfile
-from satclr.evaluation import metrics
 from satclr.data import tiles
-from satclr.pretrain import encoder as enc
+from satclr.evaluation import metrics
 from satclr.params import Settings
+from satclr.pretrain import encoder as enc
 
 Log = Callable[[int, Mapping[str, float]], None]
 Encode = Callable[[npt.NDArray[np.int64]], Tensor]  # rows of the store → features (B,D)

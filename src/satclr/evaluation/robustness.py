@@ -18,10 +18,10 @@ import numpy.typing as npt
 import torch
 
 from satclr import atomic, progress, tensorfile
-from satclr.evaluation import corruptions, metrics
-from satclr.pretrain import encoder
 from satclr.data import tiles
+from satclr.evaluation import corruptions, metrics
 from satclr.params import Arm
+from satclr.pretrain import encoder
 
 
 def run(store: tiles.TileStore, *, encoder_file: Path, probe: Path, out: Path, arm: Arm) -> dict[str, Any]:
@@ -79,8 +79,6 @@ class _Scorer:
         ap = metrics.average_precision(np.concatenate(parts), self.store.targets[self.store.rows("test")])
         return metrics.mean_average_precision(np.nan_to_num(ap) if self.zero else ap)
 
-    def _corrupted(
-        self, batch: torch.Tensor, name: str, strength: int, rows: npt.NDArray[np.int64]
-    ) -> torch.Tensor:
+    def _corrupted(self, batch: torch.Tensor, name: str, strength: int, rows: npt.NDArray[np.int64]) -> torch.Tensor:
         names = [self.store.names[row] for row in rows]
         return corruptions.corrupt(batch, name, strength=strength, keys=names)

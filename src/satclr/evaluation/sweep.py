@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
-from satclr.evaluation import metrics
 from satclr import randomness
+from satclr.evaluation import metrics
 
 Config = tuple[float, float]  # learning rate, weight decay
 
@@ -77,9 +77,7 @@ def fit(
     passed over more often, so that `steps` is the same whatever N is.
     """
     (count, labels), width = targets.shape, x.shape[1]
-    rates, decays = (
-        torch.tensor(v, device=x.device).repeat_interleave(labels) for v in zip(*configs, strict=True)
-    )
+    rates, decays = (torch.tensor(v, device=x.device).repeat_interleave(labels) for v in zip(*configs, strict=True))
     # Adam's step does not change with the scale of its parameter, so one fused optimizer serves every rate:
     # it moves `unit` by 1 where a probe moves by its own rate, and weights are rate x unit.
     unit = torch.zeros(len(configs) * labels, width, device=x.device)

@@ -23,9 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from satclr import atomic, randomness
-from satclr.study import figures
 from satclr.evaluation import metrics
 from satclr.params import Arm, Settings
+from satclr.study import figures
 
 Floats = npt.NDArray[np.float64]
 
@@ -60,12 +60,7 @@ class Result:
 
 
 def run(
-    results: Path,
-    out: Path,
-    *,
-    arms: Sequence[Sequence[Arm]],
-    rungs: Sequence[str],
-    palette: figures.Palette,
+    results: Path, out: Path, *, arms: Sequence[Sequence[Arm]], rungs: Sequence[str], palette: figures.Palette
 ) -> dict[str, Any]:
     """Compare `arms` (one sequence of seeds each, the first is the reference) and return compare.json's tree.
 
@@ -260,18 +255,13 @@ def table(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
         low, high = arm["test_mAP_ci95"]
         row: tuple[str, ...] = (
             name,
-            f"{arm['test_mAP']:.4f}"
-            + (f" ± {arm['test_mAP_sd']:.4f}" if arm["test_mAP_sd"] is not None else ""),
+            f"{arm['test_mAP']:.4f}" + (f" ± {arm['test_mAP_sd']:.4f}" if arm["test_mAP_sd"] is not None else ""),
             f"{low:.4f} to {high:.4f}",
             f"{arm['val_mAP']:.4f}",
         )
         if name in against:
             c = against[name]
-            row += (
-                f"{c['delta_mAP']:+.4f}",
-                f"{c['ci95'][0]:+.4f} to {c['ci95'][1]:+.4f}",
-                f"{c['p_value']:.3f}",
-            )
+            row += (f"{c['delta_mAP']:+.4f}", f"{c['ci95'][0]:+.4f} to {c['ci95'][1]:+.4f}", f"{c['p_value']:.3f}")
         rows.append(row + ("",) * (len(rows[0]) - len(row)))
     return rows
 
@@ -286,9 +276,7 @@ def ladder_table(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
             low, high = step["delta_ci95"]
             row = (*row[:3], f"{step['delta_mAP']:+.4f}", f"{low:+.4f} to {high:+.4f}")
         rows.append(row)
-    rows += [
-        (f"paper, {name} (MLRSNet)", f"{value:.4f}", "", "", "") for name, value in report["paper"].items()
-    ]
+    rows += [(f"paper, {name} (MLRSNet)", f"{value:.4f}", "", "", "") for name, value in report["paper"].items()]
     return rows
 
 
@@ -321,9 +309,7 @@ def _arm_numbers(results: Sequence[Result], samples: Floats) -> dict[str, Any]:
         "test_mAP_sd": float(np.std(scores, ddof=1)) if len(scores) > 1 else None,  # over seeds
         "val_mAP": _mean(results, "val_mAP"),
         "label_efficiency": _label_efficiency(results),
-        "seeds": {
-            str(r.arm.seed): {k: v for k, v in r.metrics.items() if k not in _IDENTITY} for r in results
-        },
+        "seeds": {str(r.arm.seed): {k: v for k, v in r.metrics.items() if k not in _IDENTITY} for r in results},
     }
 
 
@@ -357,10 +343,7 @@ def _mean_of(trees: Sequence[Any]) -> Any:
 
 def _better_and_worse(differences: Floats) -> dict[str, int]:
     """How many labels' AP rose and fell by more than the interval allows to be chance."""
-    return {
-        "labels_better": int((differences[:, 1] > 0).sum()),
-        "labels_worse": int((differences[:, 2] < 0).sum()),
-    }
+    return {"labels_better": int((differences[:, 1] > 0).sum()), "labels_worse": int((differences[:, 2] < 0).sum())}
 
 
 _IDENTITY = ("profile", "arm", "seed")
@@ -374,9 +357,7 @@ def _check_same_test(found: Mapping[str, Sequence[Result]]) -> None:
     everything = [r for results in found.values() for r in results]
     first = everything[0]
     for other in everything[1:]:
-        if (other.tiles, other.labels) != (first.tiles, first.labels) or (
-            other.targets != first.targets
-        ).any():
+        if (other.tiles, other.labels) != (first.tiles, first.labels) or (other.targets != first.targets).any():
             raise CompareError(
                 f"{other.arm.key} was tested on other tiles or labels than {first.arm.key}; run `dvc repro`"
             )
@@ -424,16 +405,8 @@ def _draw(
 ) -> None:
     for key, what in CURVES.items():
         values = {name: [[row[key] for row in r.probe] for r in results] for name, results in found.items()}
-        figures.curves(
-            out / f"{key}.png",
-            values,
-            ylabel=what,
-            title=f"Probe: {what}",
-            palette=palette,
-        )
-    losses = {
-        n: [[row["loss"] for row in r.pretrain] for r in rs] for n, rs in found.items() if rs[0].pretrain
-    }
+        figures.curves(out / f"{key}.png", values, ylabel=what, title=f"Probe: {what}", palette=palette)
+    losses = {n: [[row["loss"] for row in r.pretrain] for r in rs] for n, rs in found.items() if rs[0].pretrain}
     if losses:
         figures.curves(
             out / "pretrain_loss.png", losses, ylabel="contrastive loss", title="Pretraining", palette=palette

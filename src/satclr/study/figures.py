@@ -39,13 +39,9 @@ def curves(path: Path, values: Curves, *, ylabel: str, title: str, palette: Pale
     for arm, seeds in values.items():
         table = np.array(seeds, float)  # (seeds, epochs)
         epochs = np.arange(1, table.shape[1] + 1)
-        ax.plot(
-            epochs, table.mean(0), palette.style(arm), color=palette.colour(arm), label=arm, linewidth=1.8
-        )
+        ax.plot(epochs, table.mean(0), palette.style(arm), color=palette.colour(arm), label=arm, linewidth=1.8)
         if len(table) > 1:
-            ax.fill_between(
-                epochs, table.min(0), table.max(0), color=palette.colour(arm), alpha=0.2, linewidth=0
-            )
+            ax.fill_between(epochs, table.min(0), table.max(0), color=palette.colour(arm), alpha=0.2, linewidth=0)
     ax.set(xlabel="epoch", ylabel=ylabel)
     ax.set_title(title, loc="left", fontsize=11)
     ax.xaxis.get_major_locator().set_params(integer=True)
@@ -60,12 +56,7 @@ def label_differences(
     order = np.argsort(deltas)
     values = np.array(deltas, float)[order]
     fig, ax = _figure(7.0, 1.2 + 0.22 * len(labels))
-    ax.barh(
-        np.arange(len(order)),
-        values,
-        color=[colours[0] if v >= 0 else colours[1] for v in values],
-        height=0.7,
-    )
+    ax.barh(np.arange(len(order)), values, color=[colours[0] if v >= 0 else colours[1] for v in values], height=0.7)
     ax.set_yticks(np.arange(len(order)), [labels[i] for i in order], fontsize=8)
     ax.set_ylim(-0.6, len(order) - 0.4)
     ax.axvline(0, color="black", linewidth=0.8)
@@ -74,9 +65,7 @@ def label_differences(
     _save(fig, path)
 
 
-def ladder(
-    path: Path, steps: Sequence[Mapping[str, Any]], *, paper: Mapping[str, float], palette: Palette
-) -> None:
+def ladder(path: Path, steps: Sequence[Mapping[str, Any]], *, paper: Mapping[str, float], palette: Palette) -> None:
     """Draw the rungs from top to bottom: test mAP on the left, the change from the rung above on the right."""
     fig, (level, change) = _figure(9.0, 1.5 + 0.55 * len(steps), columns=2)
     for place, step in enumerate(steps):

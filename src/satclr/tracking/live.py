@@ -88,9 +88,7 @@ class Live:
             with self._lock:
                 self._pending = pending + self._pending
             if not self._warned:
-                logger.warning(
-                    "MLflow does not take metrics (%s); training goes on, they are sent later", error
-                )
+                logger.warning("MLflow does not take metrics (%s); training goes on, they are sent later", error)
                 self._warned = True
 
 
@@ -219,9 +217,7 @@ def _gpus() -> Callable[[], dict[str, float]]:
         values = {}
         for i, handle in enumerate(handles):
             memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-            values[f"gpu_{i}_utilization_percentage"] = float(
-                pynvml.nvmlDeviceGetUtilizationRates(handle).gpu
-            )
+            values[f"gpu_{i}_utilization_percentage"] = float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
             values[f"gpu_{i}_memory_usage_megabytes"] = memory.used / MB
             values[f"gpu_{i}_power_usage_watts"] = pynvml.nvmlDeviceGetPowerUsage(handle) / 1000
         return values

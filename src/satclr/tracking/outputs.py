@@ -39,9 +39,7 @@ class Outputs:
         return f"{self.arm}-s{self.seed}"
 
 
-def read(
-    root: Path, *, profile: str, arm: str, seed: int, params: Mapping[str, Any] | None = None
-) -> Outputs:
+def read(root: Path, *, profile: str, arm: str, seed: int, params: Mapping[str, Any] | None = None) -> Outputs:
     """Read the outputs of one arm and seed. Raises `TrackingError` naming a file that is missing."""
     results = root / "results" / profile / f"{arm}-s{seed}"
     models = root / "models" / profile / f"{arm}-s{seed}"
@@ -82,10 +80,7 @@ def points(outputs: Outputs) -> list[POINT]:
             rows.append((name, float(value), 0))
         elif key.endswith("_ci95") and value:
             low, high = value
-            rows += [
-                (f"{name.removesuffix('_ci95')}_lo", low, 0),
-                (f"{name.removesuffix('_ci95')}_hi", high, 0),
-            ]
+            rows += [(f"{name.removesuffix('_ci95')}_lo", low, 0), (f"{name.removesuffix('_ci95')}_hi", high, 0)]
     classes = [row for row in table(outputs.results / "per_class_ap.csv") if row["AP"]]
     names = metric_names([row["label"] for row in classes])
     rows += [(f"test_ap/{name}", float(row["AP"]), 0) for name, row in zip(names, classes, strict=True)]

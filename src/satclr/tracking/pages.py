@@ -27,10 +27,7 @@ ARM_RUNS, BY_ARM = "satclr-arm-runs", "satclr-by-arm"
 
 def experiment_tags(profile: str) -> dict[str, str]:
     """Return the tags of a profile's experiment: its kind, its description, its two saved views."""
-    by_arm = {
-        "aggregateFunction": "average",
-        "groupByKeys": [{"mode": "tag", "groupByData": "satclr.arm"}],
-    }
+    by_arm = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "satclr.arm"}]}
     return {
         "mlflow.experimentKind": "custom_model_development",  # else the UI opens as for language models
         "mlflow.note.content": (

@@ -66,9 +66,7 @@ def publish_report(root: Path, profile: str, folder: Path) -> str:
     """Return the id of the run `compare` of a report: its contrasts as metrics, its files as artifacts."""
     files = sorted({file for pattern in FIGURES for file in folder.glob(pattern)})
     files = [file for file in files if file.name not in OURS]
-    digest = hashlib.sha256(
-        b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)
-    ).hexdigest()
+    digest = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
     store = open_store(root, profile)
     sweep(store)
     run_id = _finished(store, digest)
@@ -88,13 +86,7 @@ def publish_report(root: Path, profile: str, folder: Path) -> str:
 
 
 def _log(
-    store: Store,
-    root: Path,
-    found: Outputs,
-    *,
-    params: Mapping[str, Any],
-    fingerprint: str,
-    figures: Iterable[Path],
+    store: Store, root: Path, found: Outputs, *, params: Mapping[str, Any], fingerprint: str, figures: Iterable[Path]
 ) -> str:
     run_id = _create(store, found.name, _tags(root, found, fingerprint))
     try:
@@ -104,9 +96,7 @@ def _log(
         points = [(key, value, now_ms, step) for key, value, step in outputs.points(found)]
         log(store, run_id, params=params, metrics=points, model_id=model_id)
         if audit := outputs.audit(root, found.profile):
-            numbers = [
-                (f"tiles_audit/{key}", float(value), now_ms, 0) for key, value in audit.numbers.items()
-            ]
+            numbers = [(f"tiles_audit/{key}", float(value), now_ms, 0) for key, value in audit.numbers.items()]
             log(store, run_id, metrics=numbers)
             store.client.log_artifact(run_id, str(audit.file), "data")
         for name in outputs.RESULTS:
@@ -141,9 +131,7 @@ def _tags(root: Path, found: Outputs, fingerprint: str) -> dict[str, str]:
     ]
     if audit := outputs.audit(root, found.profile):
         flagged = f"{audit.numbers['tiles_flagged']:,} of {audit.numbers['tiles']:,} tiles flagged"
-        note.append(
-            f"| labels | {flagged}; first finding: {audit.worst.replace('|', '/')} (`data/audit.json`) |"
-        )
+        note.append(f"| labels | {flagged}; first finding: {audit.worst.replace('|', '/')} (`data/audit.json`) |")
     return {
         "satclr.kind": "arm",
         "satclr.arm": found.arm,
@@ -260,10 +248,7 @@ def _arm_numbers(arm: str, entry: Mapping[str, Any]) -> list[tuple[str, Any]]:
     rows += [(f"test_mAP_lo/{arm}", low), (f"test_mAP_hi/{arm}", high)]
     for row in entry.get("label_efficiency", []):
         name = f"{arm}/{100 * row['fraction']:g}_percent"
-        rows += [
-            (f"label_efficiency_mAP/{name}", row["test_mAP"]),
-            (f"label_efficiency_sd/{name}", row["sd"]),
-        ]
+        rows += [(f"label_efficiency_mAP/{name}", row["test_mAP"]), (f"label_efficiency_sd/{name}", row["sd"])]
     for stage in ("robustness", "maps"):
         for key, value in entry.get(stage, {}).items():
             rows += _leaves(f"{stage}_{key}/{arm}", value)
@@ -296,7 +281,5 @@ def _contrasts(report: Mapping[str, Any]) -> str:
     for c in report["contrasts"]:
         low, high = c["ci95"]
         interval = f"{low:+.4f} to {high:+.4f}"
-        lines.append(
-            f"| {c['arm']} | {c['against']} | {c['delta_mAP']:+.4f} | {interval} | {c['p_value']:.4g} |"
-        )
+        lines.append(f"| {c['arm']} | {c['against']} | {c['delta_mAP']:+.4f} | {interval} | {c['p_value']:.4g} |")
     return "\n".join(lines)

@@ -23,8 +23,8 @@ import torch
 from PIL import Image
 
 from satclr import tensorfile
-from satclr.pretrain.encoder import evaluation_facts, load
 from satclr.data.tiles import decode
+from satclr.pretrain.encoder import evaluation_facts, load
 from satclr.pretrain.views import evaluation_view
 
 BATCH = 64
@@ -82,11 +82,7 @@ class Tagger(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         """(B) tiles → (B,K) probabilities."""
         pixels = torch.from_numpy(np.stack([decode(_readable(tile), self.tile_px) for tile in tiles]))
         views = evaluation_view(
-            pixels.to(self.device),
-            crop_px=self.crop_px,
-            mean=self.mean,
-            std=self.std,
-            dtype=torch.float32,
+            pixels.to(self.device), crop_px=self.crop_px, mean=self.mean, std=self.std, dtype=torch.float32
         )
         features = self.encoder(views).double()  # as evaluate: the layer in double precision
         logits = torch.nn.functional.linear(features, self.weight, self.bias)
@@ -96,9 +92,7 @@ class Tagger(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 def _numbers(facts: Mapping[str, str], probe: Path) -> dict[str, Any]:
     """What belongs to the evaluation view, as far as it is there."""
     try:
-        return {
-            name: json.loads(facts[name]) for name in ("mean", "std", "crop_px", "tile_px") if name in facts
-        }
+        return {name: json.loads(facts[name]) for name in ("mean", "std", "crop_px", "tile_px") if name in facts}
     except ValueError as error:
         raise tensorfile.TensorFileError(f"{probe} has metadata that are not JSON ({error})") from None
 
@@ -107,17 +101,11 @@ def _labels(facts: Mapping[str, str], probe: Path) -> tuple[list[str], list[floa
     """The K labels and their thresholds."""
     try:
         labels = [str(label) for label in json.loads(facts["labels"])]
-        thresholds = [
-            float(v) for v in json.loads(facts.get("thresholds", "null")) or [THRESHOLD] * len(labels)
-        ]
+        thresholds = [float(v) for v in json.loads(facts.get("thresholds", "null")) or [THRESHOLD] * len(labels)]
     except (KeyError, TypeError, ValueError) as error:
-        raise tensorfile.TensorFileError(
-            f"{probe} does not say its labels ({error!r}); make it again"
-        ) from None
+        raise tensorfile.TensorFileError(f"{probe} does not say its labels ({error!r}); make it again") from None
     if len(thresholds) != len(labels) or len(set(labels)) < len(labels):
-        raise tensorfile.TensorFileError(
-            f"{probe}: {len(thresholds)} thresholds, {len(set(labels))} different labels"
-        )
+        raise tensorfile.TensorFileError(f"{probe}: {len(thresholds)} thresholds, {len(set(labels))} different labels")
     return labels, thresholds
 
 

@@ -88,9 +88,7 @@ def open_store(root: Path, profile: str) -> Store:
             experiment_id = _experiment(client, profile, None if _is_remote(uri) else home / "artifacts")
         except mlflow.MlflowException as error:
             reason = " ".join(str(error).split())[:300]
-            raise TrackingError(
-                f"MLflow store {uri} does not work: {reason}; check MLFLOW_TRACKING_URI"
-            ) from error
+            raise TrackingError(f"MLflow store {uri} does not work: {reason}; check MLFLOW_TRACKING_URI") from error
     return Store(uri, client, experiment_id)
 
 
@@ -256,9 +254,7 @@ def _process_lives(tags: Mapping[str, str]) -> bool:
 
 
 def _seen_lately(store: Store, run: Any) -> bool:
-    points = (
-        store.client.get_metric_history(run.info.run_id, HEARTBEAT) if HEARTBEAT in run.data.metrics else []
-    )
+    points = store.client.get_metric_history(run.info.run_id, HEARTBEAT) if HEARTBEAT in run.data.metrics else []
     last_ms = max([run.info.start_time, *(point.timestamp for point in points)])
     return bool(time.time() - last_ms / 1000 < SILENCE_S)
 

@@ -21,9 +21,7 @@ STARTUP_S = 180.0
 HOST = "127.0.0.1"
 
 
-def ui(
-    root: Path, profile: str, *, port: int = 5000, browser: bool = False, say: Callable[[str], None] = print
-) -> int:
+def ui(root: Path, profile: str, *, port: int = 5000, browser: bool = False, say: Callable[[str], None] = print) -> int:
     """Serve the store on 127.0.0.1 until Ctrl-C and say the profile's page; return the exit code.
 
     With `MLFLOW_TRACKING_URI` on a server there is nothing to start: only the page is said.
@@ -82,9 +80,7 @@ def _await(server: subprocess.Popen[bytes], base: str) -> None:
     deadline = time.monotonic() + STARTUP_S
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            raise TrackingError(
-                f"the MLflow server ended with code {server.returncode}; its lines above say why"
-            )
+            raise TrackingError(f"the MLflow server ended with code {server.returncode}; its lines above say why")
         try:
             with urllib.request.urlopen(f"{base}/health", timeout=5):  # noqa: S310 - http  # nosec B310
                 return

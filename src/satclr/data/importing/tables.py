@@ -1,74 +1,187 @@
-"""Label tables as data sets publish them: one for all tiles or one per category, as text or spreadsheet.
+"""Table files of a download as rows of cells: text, spreadsheets, JSON, parquet and MATLAB.
 
-In: a table and the images of a download. Out: which image each row is about, and its labels.
+In: a file. Out: its `Sheet`s, or `SourceError` with the reason why it could not be read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import Final
+from importlib import import_module
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
 
 from satclr.data import labels
 from satclr.data.importing.archives import Member, SourceError
 
-SUFFIXES: Final = (".csv", ".txt", ".tsv", ".xlsx")  # in order of preference
-LOOKED_AT: Final = 100  # rows at each end that decide which column names the images
+# In order of preference: the same table may come in several formats.
+SUFFIXES: Final = (
+    ".csv", ".txt", ".tsv", ".xlsx", ".xlsm", ".jsonl", ".ndjson", ".json", ".parquet", ".mat", ".xls", ".ods",
+)  # fmt: skip
+MAT_HEADER: Final = "__"
+
+Cell = str | list[str]
+Row = tuple[str, list[Cell]]  # where it is (line 3), and its cells
+Known = Callable[[Iterable[str]], int]  # how many of some names are images
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table's cells, and the column that names images."""
+    """A table. file: as the user knows it; folder: where it is in the download."""
 
-    member: Member
+    file: str
+    path: PurePosixPath
     header: list[str]
-    body: list[list[str]]
-    image: int
-
-    def column(self, name: str) -> int | None:
-        """The position of the column `name`."""
-        keys = [cell.strip().casefold() for cell in self.header]
-        return keys.index(name) if name in keys else None
-
-    def position(self, row: Sequence[str], keys: Mapping[str, int | None]) -> int | None:
-        """The position of the row's image, or None without one. Raises `SourceError` where it is ambiguous."""
-        key = key_of(row[self.image])
-        if key in keys and keys[key] is None:
-            name = row[self.image]
-            raise SourceError(f"{self.member.path}: {name!r} may be several images; give their folders too")
-        return keys.get(key)
+    body: list[Row]
 
 
-def read(member: Member, keys: Mapping[str, object]) -> Sheet | None:
-    """The table in `member`, or None where no column names images. keys: every name of every image."""
-    try:
-        header, *body = labels.sheets(member.file)[0]
-    except (labels.LabelError, ValueError, IndexError):  # not a table, or an empty one
-        return None
-    width = len(header)
-    body = [row + [""] * (width - len(row)) for row in body]
-    looked_at = body[:LOOKED_AT] + body[-LOOKED_AT:]
-    # Distinct ones: where images are named 0.jpg and 1.jpg, every label's cells look like names.
-    hits = [len(keys.keys() & {key_of(row[i]) for row in looked_at}) for i in range(width)]
-    best = hits.index(max(hits))
-    return Sheet(member, header, body, best) if hits[best] and width > 1 else None
+def read(member: Member, known: Known) -> list[Sheet]:
+    """The tables in a file. known: counts the images among some names, which tells a JSON file's form.
 
-
-def key_of(text: str) -> str:
-    """The key that an image is looked up by: its path or name, case folded, with forward slashes."""
-    return str(PurePosixPath(text.strip().replace("\\", "/"))).casefold()
-
-
-def index(paths: Sequence[PurePosixPath]) -> dict[str, int | None]:
-    """Map every name of each image to its position: path, `folder/name`, name, with and without suffix.
-
-    A name that several images share maps to None.
+    Raises `SourceError` with the reason, without the file's name, where it holds none.
     """
-    found: dict[str, int | None] = {}
-    for position, path in enumerate(paths):
-        names = {str(path), path.name, "/".join(path.parts[-2:])}
-        for name in names | {str(PurePosixPath(name).with_suffix("")) for name in names}:
-            key = key_of(name)
-            found[key] = None if key in found and found[key] != position else position
-    return found
+    suffix = member.path.suffix.lower()
+    try:
+        if suffix in {".xls", ".ods"}:
+            raise SourceError(f"{suffix} is not read; save it as .xlsx or .csv")
+        if suffix in {".xlsx", ".xlsm"}:
+            grids = [[(f"row {i}", list(row)) for i, row in enumerate(s, 1)] for s in labels.sheets(member.file)]
+        elif suffix == ".parquet":
+            grids = [_records(parquet(member.file), "row")]
+        elif suffix == ".mat":
+            grids = [_matlab(member.file, known)]
+        elif suffix == ".json":
+            grids = [_records(_from_json(json.loads(member.file.read_text("utf-8-sig")), known), "record")]
+        elif suffix in {".jsonl", ".ndjson"}:
+            lines = filter(str.strip, member.file.read_text("utf-8-sig").splitlines())
+            grids = [_records([json.loads(line) for line in lines], "line", first=1)]
+        else:
+            grids = [_text(member.file)]
+    except SourceError:
+        raise
+    except Exception as error:  # whatever a damaged file provokes in its reader
+        reason = " ".join(str(error).split()).replace(f"{member.file}: ", "").replace(f"{member.file}, ", "")
+        raise SourceError(reason or type(error).__name__) from None
+    sheets = []
+    for (_, first), *body in filter(None, grids):
+        sheets.append(Sheet(member.shown, member.path, [str(cell) for cell in first], body))
+    if not sheets:
+        raise SourceError("empty")
+    return sheets
+
+
+def parquet(path: Path) -> list[dict[str, Any]]:
+    """The rows of a parquet file, without columns of bytes. Raises `SourceError` without pyarrow."""
+    try:
+        reader = import_module("pyarrow.parquet")
+    except ImportError:
+        raise SourceError("needs pyarrow; `uv sync --group geo` installs it") from None
+    with reader.ParquetFile(path) as file:
+        columns = [field.name for field in file.schema_arrow if "binary" not in str(field.type)]
+        rows: list[dict[str, Any]] = file.read(columns).to_pylist()
+    return rows
+
+
+def _text(path: Path) -> list[Row]:
+    """Delimited text. Columns of blanks too; in a table of two columns, the further cells of a row are more labels."""
+    found = [(f"line {line}", cells) for line, cells in labels.rows(path)]
+    if found and all(len(cells) == 1 for _, cells in found):
+        found = [(where, cells[0].split()) for where, cells in found]
+    width = max((len(cells) for _, cells in found), default=0)
+    ragged = len({len(cells) for _, cells in found}) > 1
+    if ragged and all(len(cells) <= 2 for _, cells in found[:1]):
+        pairs: list[Row] = [(where, [cells[0], [c.strip() for c in cells[1:] if c.strip()]]) for where, cells in found]
+        return [(found[0][0], ["image", "labels"]) if len(found[0][1]) == 2 else pairs[0], *pairs[1:]]
+    if ragged and (wrong := next((row for row in found if len(row[1]) != len(found[0][1])), None)):
+        raise SourceError(f"{wrong[0]}: {len(wrong[1])} cells where the first line has {len(found[0][1])}")
+    return [(where, list(cells)) for where, cells in found if width]
+
+
+def _records(records: Any, unit: str, *, first: int = 0) -> list[Row]:
+    """A header and rows of a list of objects."""
+    if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
+        raise SourceError("neither a list of objects nor an object of images")
+    columns = list(dict.fromkeys(name for record in records for name in record))
+    rows: list[Row] = [("header", list(map(str, columns)))]
+    for i, record in enumerate(records, 1):
+        rows.append((f"{unit} {i}", [_cell(record.get(column)) for column in columns]))
+    return rows
+
+
+def _cell(value: Any) -> Cell:
+    """A JSON value as text or a list of labels: of names, (name, share) pairs, objects, or an object's true keys."""
+    if isinstance(value, dict):
+        return [str(name) for name, share in value.items() if share]
+    if isinstance(value, list | tuple):
+        return [name for item in value if (name := _label(item))]
+    return "" if value is None else str(value)
+
+
+def _label(item: Any) -> str:
+    if isinstance(item, list | tuple) and len(item) == 2 and isinstance(item[1], int | float):
+        return str(item[0]) if item[1] > 0 else ""
+    if isinstance(item, dict):
+        return str(next((item[key] for key in ("label", "name", "class", "category", "tag") if key in item), item))
+    return str(item)
+
+
+def _from_json(tree: Any, known: Known) -> Any:
+    """A JSON file's records, whatever it is: records, columns, COCO, or an object of images."""
+    if isinstance(tree, list) and all(isinstance(item, list) and len(item) == 2 for item in tree):
+        tree = {str(name): value for name, value in tree}
+    if not isinstance(tree, dict) or not tree:
+        return tree
+    if {"images", "annotations", "categories"} <= tree.keys():
+        return _from_coco(tree)
+    if known(map(str, tree)):
+        if all(isinstance(value, dict) and value and _is_flat(value) for value in tree.values()):
+            return [{"image": image, **cells} for image, cells in tree.items()]
+        return [{"image": image, "labels": value} for image, value in tree.items()]
+    if {"columns", "data"} <= tree.keys():
+        return [dict(zip(tree["columns"], row, strict=True)) for row in tree["data"]]
+    inner = [value for value in tree.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if inner:
+        return max(inner, key=len)
+    columns = {name: list(v.values()) if isinstance(v, dict) else v for name, v in tree.items()}
+    if all(isinstance(value, list) for value in columns.values()) and len({len(v) for v in columns.values()}) == 1:
+        return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+    return [{"image": image, "labels": value} for image, value in tree.items()]
+
+
+def _is_flat(value: Mapping[str, Any]) -> bool:
+    return not any(isinstance(cell, list | dict) for cell in value.values()) or "labels" in value or "tags" in value
+
+
+def _from_coco(tree: Any) -> list[dict[str, Any]]:
+    names = {category["id"]: category["name"] for category in tree["categories"]}
+    found: dict[Any, dict[str, None]] = {image["id"]: {} for image in tree["images"]}
+    for annotation in tree["annotations"]:
+        found[annotation["image_id"]][names[annotation["category_id"]]] = None
+    return [{"image": image["file_name"], "labels": list(found[image["id"]])} for image in tree["images"]]
+
+
+def _matlab(path: Path, known: Known) -> list[Row]:
+    """A matrix (N,K) or (K,N) of 0 and 1 with the names of its N images and K labels, or the N images' labels."""
+    from scipy.io import loadmat
+
+    try:
+        loaded = loadmat(path, squeeze_me=True, chars_as_strings=True)
+    except NotImplementedError:
+        raise SourceError("MATLAB 7.3 is not read; save it with -v7") from None
+    variables = {name: value for name, value in loaded.items() if not name.startswith(MAT_HEADER)}
+    texts = {n: [str(x).strip() for x in v] for n, v in variables.items() if v.ndim == 1 and v.dtype.kind in "OU"}
+    name, images = max(texts.items(), key=lambda item: known(item[1]), default=("", []))
+    if not known(images):
+        raise SourceError(f"no variable names these images (variables: {', '.join(variables) or 'none'})")
+    for matrix in (v for v in variables.values() if v.ndim == 2 and len(images) in v.shape):
+        cells = matrix if len(matrix) == len(images) else matrix.T
+        for other, columns in texts.items():
+            if other != name and len(columns) == cells.shape[1]:
+                rows = [[image, *map(str, row)] for image, row in zip(images, cells.tolist(), strict=True)]
+                return [("", ["image", *columns]), *((f"row {i}", list(row)) for i, row in enumerate(rows, 1))]
+    for other, tags in texts.items():
+        if other != name and len(tags) == len(images):
+            pairs = zip(images, tags, strict=True)
+            return [("", ["image", "labels"]), *((f"row {i}", list(pair)) for i, pair in enumerate(pairs, 1))]
+    raise SourceError("no variable has the labels' names and the 0/1 matrix of these images")

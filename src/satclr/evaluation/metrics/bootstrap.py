@@ -28,16 +28,12 @@ def bootstrap(scores: ArrayLike, targets: ArrayLike, *, resamples: int, seed: in
     return paired_bootstrap([scores], targets, resamples=resamples, seed=seed)[:, 0]
 
 
-def paired_bootstrap(
-    scores_by_arm: Sequence[ArrayLike], targets: ArrayLike, *, resamples: int, seed: int
-) -> Floats:
+def paired_bootstrap(scores_by_arm: Sequence[ArrayLike], targets: ArrayLike, *, resamples: int, seed: int) -> Floats:
     """Macro mAP of every arm on the same resamples: (resamples, arms); a contrast is a difference of columns.
 
     scores_by_arm: A arrays (N,K); the rest as `bootstrap`.
     """
-    return nan_mean(
-        paired_bootstrap_average_precision(scores_by_arm, targets, resamples=resamples, seed=seed)
-    )
+    return nan_mean(paired_bootstrap_average_precision(scores_by_arm, targets, resamples=resamples, seed=seed))
 
 
 def paired_bootstrap_average_precision(

@@ -52,9 +52,7 @@ def decide(scores: ArrayLike, targets: ArrayLike, thresholds: ArrayLike) -> Deci
     s, t = checked(scores, targets)
     limits = np.asarray(thresholds, dtype=np.float64)
     if limits.shape != s.shape[1:] or np.isnan(limits).any():
-        raise ValueError(
-            f"thresholds are {limits} for scores of shape {s.shape}; give one number for each label"
-        )
+        raise ValueError(f"thresholds are {limits} for scores of shape {s.shape}; give one number for each label")
     yes = s >= limits
     hits, said, real = (yes & t).sum(0), yes.sum(0), t.sum(0)
     f1 = _f1(hits, said, real)

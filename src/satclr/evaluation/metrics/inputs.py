@@ -12,9 +12,7 @@ def checked(scores: ArrayLike, targets: ArrayLike) -> tuple[Floats, Bools]:
     s = np.asarray(scores, dtype=np.float64)
     t = np.asarray(targets)
     if s.ndim != 2 or s.shape != t.shape or not s.size:
-        raise ValueError(
-            f"scores have shape {s.shape} and targets {t.shape}; both must be (tiles, labels), not empty"
-        )
+        raise ValueError(f"scores have shape {s.shape} and targets {t.shape}; both must be (tiles, labels), not empty")
     if not np.isfinite(s).all():
         tile, label = np.argwhere(~np.isfinite(s))[0]
         raise ValueError(f"scores[{tile}, {label}] is {s[tile, label]}; scores must be finite")

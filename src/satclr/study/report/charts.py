@@ -68,12 +68,7 @@ def _height(rows: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> int:
 
 
 def _label_dots(
-    rows: Sequence[Mapping[str, Any]],
-    arms: Sequence[str],
-    palette: Palette,
-    *,
-    keys: Sequence[str],
-    height: int,
+    rows: Sequence[Mapping[str, Any]], arms: Sequence[str], palette: Palette, *, keys: Sequence[str], height: int
 ) -> Any:
     figure = _figure(height=height)
     for i, arm in enumerate(arms):
@@ -113,9 +108,7 @@ def label_efficiency(rows: Mapping[str, Sequence[Mapping[str, Any]]], palette: P
             hovertemplate=f"{arm}, %{{text}}: %{{y:.4f}}<extra></extra>",
         )  # fmt: skip
     shares = sorted({100 * p["fraction"] for points in rows.values() for p in points})
-    figure.update_xaxes(
-        title="training labels", type="log", tickvals=shares, ticktext=[f"{s:g}%" for s in shares]
-    )
+    figure.update_xaxes(title="training labels", type="log", tickvals=shares, ticktext=[f"{s:g}%" for s in shares])
     figure.update_yaxes(title="test mAP of the best probe", automargin=True)
     return figure
 
@@ -132,9 +125,7 @@ def robustness(found: Mapping[str, Mapping[str, Any]], palette: Palette) -> Any:
             text=[", ".join(f"{x:.3f}" for x in v) for v in values], textposition="none",
             hovertemplate=f"{arm}, %{{y}}: %{{text}}<extra></extra>",
         )  # fmt: skip
-        figure.add_vline(
-            x=result["clean_mAP"], line={"color": palette.colour(arm), "dash": "dot", "width": 1.5}
-        )
+        figure.add_vline(x=result["clean_mAP"], line={"color": palette.colour(arm), "dash": "dot", "width": 1.5})
     figure.update_xaxes(title="test mAP", rangemode="tozero")
     figure.update_yaxes(autorange="reversed", automargin=True)
     return figure

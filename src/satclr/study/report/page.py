@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from satclr import atomic
-from satclr.study import figures
 from satclr.data import tiles
 from satclr.params import Arm
+from satclr.study import figures
 from satclr.study.report import charts, provenance, sections
 from satclr.study.report.sections import Run
 
@@ -130,9 +130,7 @@ def _means(entry: Mapping[str, Any]) -> dict[str, float]:
     """Each number of an arm, the mean over its seeds."""
     seeds = list(entry["seeds"].values())
     keys = [k for k, v in seeds[0].items() if isinstance(v, int | float) and not isinstance(v, bool)]
-    return {
-        k: float(np.mean([s[k] for s in seeds])) for k in keys if all(s.get(k) is not None for s in seeds)
-    }
+    return {k: float(np.mean([s[k] for s in seeds])) for k in keys if all(s.get(k) is not None for s in seeds)}
 
 
 def _chosen(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -167,8 +165,7 @@ def _charts(
         values = {n: [[float(row[key]) for row in rows] for rows in tables] for n, tables in probes.items()}
         drawn[key] = charts.curves(values, palette, ylabel=what)
     pretraining = {
-        n: [[float(row["loss"]) for row in run.table("pretrain.csv")] for run in seeds]
-        for n, seeds in runs.items()
+        n: [[float(row["loss"]) for row in run.table("pretrain.csv")] for run in seeds] for n, seeds in runs.items()
     }
     if trained := {n: lines for n, lines in pretraining.items() if lines[0]}:
         drawn["pretrain"] = charts.curves(trained, palette, ylabel="contrastive loss")

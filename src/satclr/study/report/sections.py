@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from satclr.evaluation import corruptions
 from satclr.data import tiles
+from satclr.evaluation import corruptions
 from satclr.params import Arm
 from satclr.study.report import pictures
 

@@ -32,9 +32,7 @@ positives, hence unknown quality: {without}. Chosen on validation mAP {m["val_mA
     lines = ["| label | test AP | 95% interval | positives |", "| --- | --- | --- | --- |"]
     for row in table(found.results / "per_class_ap.csv"):
         ap = (
-            f"{float(row['AP']):.3f} | {float(row['AP_lo']):.3f} to {float(row['AP_hi']):.3f}"
-            if row["AP"]
-            else "– | –"
+            f"{float(row['AP']):.3f} | {float(row['AP_lo']):.3f} to {float(row['AP_hi']):.3f}" if row["AP"] else "– | –"
         )
         lines.append(f"| {row['label']} | {ap} | {row['positives']} |")
     while len(head) + len("\n".join(lines)) > LENGTH - 60:

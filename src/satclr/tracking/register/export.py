@@ -11,9 +11,9 @@ import logging
 import warnings
 from pathlib import Path
 
+from satclr.tracking import TrackingError
 from satclr.tracking.register.predict import files
 from satclr.tracking.register.registry import CHAMPION
-from satclr.tracking import TrackingError
 
 NEEDED = ("onnx", "onnxscript")
 

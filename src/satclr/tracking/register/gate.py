@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from satclr.evaluation import metrics
 from satclr import tensorfile
+from satclr.evaluation import metrics
 
 
 @dataclass(frozen=True)

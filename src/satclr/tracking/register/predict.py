@@ -12,9 +12,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from satclr.tracking import TrackingError, open_store
 from satclr.tracking.register.registry import CHAMPION, model_name
 from satclr.tracking.register.sources import Bounds, Source, find
-from satclr.tracking import TrackingError, open_store
 from satclr.tracking.store import load_mlflow
 
 if TYPE_CHECKING:
@@ -58,12 +58,8 @@ def files(root: Path, profile: str, alias: str = CHAMPION) -> Iterator[tuple[Any
         pickles = sorted(path.name for path in where.rglob("*") if path.suffix.lower() in PICKLES)
         found = [where / "artifacts" / f"{part}.safetensors" for part in ("encoder", "probe")]
         if pickles or not all(path.is_file() and path.resolve().is_relative_to(where) for path in found):
-            reason = (
-                f"it holds {pickles[0]}, which may run code" if pickles else "it lacks an encoder or a probe"
-            )
-            raise TrackingError(
-                f"{name} version {version.version} is no model of satclr's: {reason}; register anew"
-            )
+            reason = f"it holds {pickles[0]}, which may run code" if pickles else "it lacks an encoder or a probe"
+            raise TrackingError(f"{name} version {version.version} is no model of satclr's: {reason}; register anew")
         yield version, found[0], found[1]
 
 
@@ -112,9 +108,7 @@ def write_csv(predictions: Iterable[Prediction], stream: TextIO) -> None:
     for prediction in predictions:
         names = sorted(prediction.probabilities)
         if writer is None and (names or not prediction.error):
-            writer = csv.DictWriter(
-                stream, ["tile", "error", "labels", *names], lineterminator="\n", restval=""
-            )
+            writer = csv.DictWriter(stream, ["tile", "error", "labels", *names], lineterminator="\n", restval="")
             writer.writeheader()
         if writer is None:  # no label is known yet
             writer = csv.DictWriter(stream, ["tile", "error"], lineterminator="\n", extrasaction="ignore")

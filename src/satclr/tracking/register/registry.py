@@ -14,10 +14,10 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from satclr import atomic
-from satclr.tracking.register import card
-from satclr.tracking.register.gate import Contrast, contrast, read_split
 from satclr.tracking import Store, TrackingError, open_store
 from satclr.tracking.outputs import Outputs, read
+from satclr.tracking.register import card
+from satclr.tracking.register.gate import Contrast, contrast, read_split
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 OVER, ROLLED_BACK, FILES = "satclr.promoted_over", "satclr.rolled_back", "satclr.files"
@@ -48,12 +48,7 @@ def model_name(profile: str) -> str:
 
 
 def run(
-    root: Path,
-    *,
-    profile: str,
-    runs: Sequence[tuple[str, int]],
-    minimum_val_mAP: float = 0.0,
-    resamples: int = 1000,
+    root: Path, *, profile: str, runs: Sequence[tuple[str, int]], minimum_val_mAP: float = 0.0, resamples: int = 1000
 ) -> Decision:
     """Gate the candidate, the (arm, seed) with the best validation mAP, and write champion.json.
 
@@ -135,9 +130,7 @@ def _decide(store: Store, root: Path, candidate: Outputs, *, minimum: float, res
     champion = _by_alias(store, profile, CHAMPION)
     version = _known(store, candidate)
     if version is None and candidate.metrics["val_mAP"] < minimum:
-        reason = (
-            f"validation mAP {candidate.metrics['val_mAP']:.4f} is below register.minimum_val_mAP {minimum}"
-        )
+        reason = f"validation mAP {candidate.metrics['val_mAP']:.4f} is below register.minimum_val_mAP {minimum}"
         return _line(candidate, "rejected", "", champion, None, reason)
     if version is None:
         version = _create(store, candidate)
@@ -152,12 +145,7 @@ def _decide(store: Store, root: Path, candidate: Outputs, *, minimum: float, res
         return _record(store, root, profile, version, "champion", champion, reason, gap)
     if ROLLED_BACK in version.tags:
         return _line(
-            candidate,
-            "kept",
-            version.version,
-            champion,
-            gap,
-            "it was rolled back; satclr promote undoes that",
+            candidate, "kept", version.version, champion, gap, "it was rolled back; satclr promote undoes that"
         )
     if version.tags.get("satclr.decision") == "challenger":
         return _line(candidate, "challenger", version.version, champion, gap, reason)
@@ -169,9 +157,7 @@ def _gate(store: Store, candidate: Outputs, champion: Any, resamples: int) -> tu
     with tempfile.TemporaryDirectory() as folder:
         path = store.client.download_artifacts(champion.run_id, "results/scores.npz", folder)
         ours, theirs = read_split(candidate.results / "scores.npz"), read_split(Path(path))
-    who = (
-        f"champion version {champion.version} ({champion.tags['satclr.arm']}-s{champion.tags['satclr.seed']})"
-    )
+    who = f"champion version {champion.version} ({champion.tags['satclr.arm']}-s{champion.tags['satclr.seed']})"
     if not ours.same_as(theirs):
         return None, f"{who} was tested on another split; compare them and use satclr promote"
     gap = contrast(ours, theirs, resamples=resamples)
@@ -325,12 +311,7 @@ def _record(
 
 
 def _write_champion(
-    root: Path,
-    profile: str,
-    candidate: Outputs,
-    decision: Decision,
-    found: Sequence[Outputs],
-    crowned: Any | None,
+    root: Path, profile: str, candidate: Outputs, decision: Decision, found: Sequence[Outputs], crowned: Any | None
 ) -> None:
     """Write champion.json: the candidates by validation mAP, what was decided, and who is champion now."""
     ranking = sorted(found, key=lambda entry: -float(entry.metrics["val_mAP"]))
@@ -355,9 +336,4 @@ def _write_champion(
 
 def _summary(found: Outputs) -> dict[str, Any]:
     keys = ("val_mAP", "test_mAP", "test_mAP_ci95")
-    return {
-        "arm": found.arm,
-        "seed": found.seed,
-        **{key: found.metrics[key] for key in keys},
-        "digest": found.files,
-    }
+    return {"arm": found.arm, "seed": found.seed, **{key: found.metrics[key] for key in keys}, "digest": found.files}

@@ -69,10 +69,7 @@ def _tiles(file: Path, side_px: int) -> Iterator[Source]:
             _refuse_endless(file, width, height, side_px)
             corners = [(x, y) for y in _starts(height, side_px) for x in _starts(width, side_px)]
             located = scene.crs is not None
-            boxes = [
-                scene.window_bounds(Window(x, y, min(side_px, width), min(side_px, height)))
-                for x, y in corners
-            ]
+            boxes = [scene.window_bounds(Window(x, y, min(side_px, width), min(side_px, height))) for x, y in corners]
     except RasterioIOError:  # its own reader says what is wrong with it
         yield Source(str(file), file.read_bytes)
         return
