@@ -22,7 +22,9 @@ from . import ACCEPTED, REFUSED, Outcomes, edited, explore
 
 Grid = list[list[str]]  # a header and its rows
 
-TEXT = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1, max_size=10).map(str.strip)
+TEXT = (
+    st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1, max_size=10).map(labels.nfc).map(str.strip)
+)
 LABEL = TEXT.map(lambda t: " ".join(t.split())).filter(
     lambda t: t and "|" not in t and labels.canonical(t).casefold() != "image"
 )

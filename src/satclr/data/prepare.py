@@ -28,6 +28,7 @@ from satclr.project import Project
 IMAGENET: Final = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 RELEASED_BATCH: Final = 256  # tiles per batch in the notebook's statistics
 CHUNK: Final = 256  # tiles decoded at a time, which bounds memory
+GROUPS: Final = "groups.csv"  # image, group: the city, scene or flight line that `split.by: group` keeps together
 SHOWN: Final = 10
 
 Sums = npt.NDArray[np.int64]  # (N,2,3): sum and sum of squares of a tile's pixel values, per channel
@@ -229,16 +230,18 @@ def _finish(
     names = [table.tiles[row] for row in kept]
     targets = table.targets[kept]
     groups = [names[g] for g in duplicates.groups(np.load(parts["tiles.npy"], mmap_mode="r", allow_pickle=False))]
+    dropped = set(table.tiles) - set(names)
+    given = splits.column(data / GROUPS, "group", names, left_out=dropped) if (data / GROUPS).is_file() else None
     if settings.split.file is None:
         split = splits.split(
             names,
             fractions=settings.split.fractions,
             seed=settings.split.seed,
-            groups=groups if settings.split.by == "group" else None,
+            groups=splits.united(groups, given or groups) if settings.split.by == "group" else None,
             stratify=targets if settings.split.stratify else None,
         )
     else:
-        split = splits.from_file(data / settings.split.file, names, left_out=set(table.tiles) - set(names))
+        split = splits.from_file(data / settings.split.file, names, left_out=dropped)
     sizes = dict(sorted(Counter(split).items()))
     shares = {
         s: dict(zip(table.names, share.tolist(), strict=True)) for s, share in splits.prevalence(split, targets).items()
@@ -246,6 +249,10 @@ def _finish(
     several = [[names[i] for i in rows] for rows in splits.members(groups) if len(rows) > 1]
     leaks = len(splits.spanning(split, groups))
     record["near_duplicates"] = {"groups": several, "groups_across_splits": leaks}
+    if given:
+        record["groups_across_splits"] = across = len(splits.spanning(split, given))
+        if across:
+            progress.say(f"warning: {across:,} of {len(set(given)):,} groups of {GROUPS} are in more than one split")
     record["split"] = {"sizes": sizes, "prevalence": shares}
     progress.show(splits.summary(split, targets, table.names))
     if leaks:

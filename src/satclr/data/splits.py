@@ -143,6 +143,17 @@ def members(groups: Sequence[Hashable], order: Iterable[int] | None = None) -> l
     return list(found.values())
 
 
+def united(first: Sequence[Hashable], second: Sequence[Hashable]) -> list[int]:
+    """One key per tile: tiles that share a key of either kind, directly or through others, have the same."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    a, b = (np.unique([str(key) for key in keys], return_inverse=True)[1] for keys in (first, second))
+    size = int(a.max()) + 1
+    graph = coo_array((np.ones(len(a), bool), (a, b + size)), shape=(size + len(b), size + len(b)))
+    return [int(group) for group in connected_components(graph, directed=False)[1][a]]
+
+
 def spanning(split: Sequence[str], groups: Sequence[Hashable]) -> list[list[int]]:
     """The rows of each group that is in more than one split: leakage."""
     return [rows for rows in members(groups) if len({split[row] for row in rows}) > 1]

@@ -55,12 +55,12 @@ def read(member: Member, known: Known) -> list[Sheet]:
             grids = [_records(_from_json(json.loads(member.file.read_text("utf-8-sig")), known), "record")]
         elif suffix in {".jsonl", ".ndjson"}:
             lines = filter(str.strip, member.file.read_text("utf-8-sig").splitlines())
-            grids = [_records([json.loads(line) for line in lines], "line", first=1)]
+            grids = [_records([json.loads(line) for line in lines], "line")]
         else:
             grids = [_text(member.file)]
     except SourceError:
         raise
-    except Exception as error:  # whatever a damaged file provokes in its reader
+    except Exception as error:  # noqa: BLE001 - whatever a damaged file provokes in its reader
         reason = " ".join(str(error).split()).replace(f"{member.file}: ", "").replace(f"{member.file}, ", "")
         raise SourceError(reason or type(error).__name__) from None
     sheets = []
@@ -98,7 +98,7 @@ def _text(path: Path) -> list[Row]:
     return [(where, list(cells)) for where, cells in found if width]
 
 
-def _records(records: Any, unit: str, *, first: int = 0) -> list[Row]:
+def _records(records: Any, unit: str) -> list[Row]:
     """A header and rows of a list of objects."""
     if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
         raise SourceError("neither a list of objects nor an object of images")
