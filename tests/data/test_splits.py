@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -160,6 +160,7 @@ def test_a_split_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
         splits.split(["a.jpg", "b.jpg"], fractions=(0.5, 0.25, 0.25), seed=0, groups=[0, 0])
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=40))
 def test_united_groups_are_the_finest_that_keep_both_kinds_together(pairs: list[tuple[int, int]]) -> None:
     first, second = zip(*pairs, strict=True)

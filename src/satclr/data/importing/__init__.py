@@ -25,6 +25,7 @@ from typing import Final
 from satclr import files, progress
 from satclr.data import labels, tiles
 from satclr.data.importing import archives, bigearthnet, layout, tables
+from satclr.data.importing import plan as plans
 from satclr.data.importing.archives import SourceError
 
 __all__ = ["Report", "SourceError", "look", "run", "staging"]
@@ -55,7 +56,7 @@ class Report:
         if self.split:
             shares = ", ".join(f"{count:,} {name}" for name, count in self.split.items())
             lines.append(f"official split: {shares} (set data.split.file: split.csv to use it)")
-        lines += layout.skipped(self.images_without_row, self.rows_without_image)
+        lines += plans.skipped(self.images_without_row, self.rows_without_image)
         lines += [f"read: {text}" for text in self.read[:READ_SHOWN]]
         more = [f"{len(self.read) - READ_SHOWN} more tables: see import.json"] if self.read[READ_SHOWN:] else []
         return "\n".join([*lines, *more, *self.notes])
@@ -100,7 +101,7 @@ def run(
     return report
 
 
-def look(source: Path, *, labels_source: Path | None = None, labels_from: str | None = None) -> layout.Plan:
+def look(source: Path, *, labels_source: Path | None = None, labels_from: str | None = None) -> plans.Plan:
     """What `run` would import; nothing is left on disk. Raises as `run` does."""
     for path in filter(None, (source, labels_source)):
         if not path.exists():
@@ -109,7 +110,7 @@ def look(source: Path, *, labels_source: Path | None = None, labels_from: str | 
         return _plan(source, Path(folder), labels_source, labels_from)
 
 
-def _plan(source: Path, folder: Path, labels_source: Path | None, labels_from: str | None) -> layout.Plan:
+def _plan(source: Path, folder: Path, labels_source: Path | None, labels_from: str | None) -> plans.Plan:
     if bigearthnet.recognise(source):
         return bigearthnet.plan(source)
     images = archives.members(source, folder / "unpacked")
@@ -140,7 +141,7 @@ def _begin(folder: Path, sources: list[Path]) -> None:
         files.write_json(note, state)
 
 
-def _write(plan: layout.Plan, target: Path, made: Path) -> Report:
+def _write(plan: plans.Plan, target: Path, made: Path) -> Report:
     for category, (columns, rows) in plan.tables.items():
         table = [[name, *cells] for name, cells in rows]
         files.write_csv(made / "Labels" / f"{category}.csv", ["image", *columns], table)

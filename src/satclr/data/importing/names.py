@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
 from satclr.data import tiles
@@ -37,13 +36,9 @@ class Names:
             if path.stem.isdecimal():  # a spreadsheet drops leading zeros
                 self.keys.setdefault(f"#{int(path.stem)}", set()).add(position)
 
-    def hits(self, names: Collection[str]) -> int:
-        """How many different ones of `names` may be images."""
-        return sum(bool(self._positions(name, any_folder=True)) for name in set(names))
-
-    def numbered(self, names: Collection[str]) -> bool:
-        """Whether `names` are images' numbers without their leading zeros."""
-        return any(self._positions(name, any_folder=False, numbers=True) for name in names)
+    def hits(self, names: Iterable[str], *, numbers: bool = False) -> int:
+        """How many different ones of `names` may be images. numbers: leading zeros may be missing."""
+        return sum(bool(self._positions(name, any_folder=True, numbers=numbers)) for name in set(names))
 
     def _positions(self, name: str, *, any_folder: bool, numbers: bool = False) -> set[int]:
         """The images that a name may mean. any_folder: leading folders that the download lacks do not matter."""
@@ -75,12 +70,6 @@ class Names:
         if len(found) > 1:
             raise ValueError(f"{name!r} may be {' or '.join(sorted(str(self.paths[i]) for i in found)[:2])}")
         return next(iter(found), None)
-
-    def nearest(self, name: str) -> str | None:
-        """The image whose name looks most like `name`."""
-        by_name = {path.name: str(path) for path in self.paths[:10_000]}
-        close = difflib.get_close_matches(name, by_name, n=1, cutoff=0.5)
-        return by_name[close[0]] if close else None
 
 
 def _key(text: str) -> str:

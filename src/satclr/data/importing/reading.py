@@ -51,7 +51,7 @@ class Reading:
 
 @dataclass
 class _Columns:
-    """The meaning of a table's columns. meaning: of the cells of `hot`, case folded; parse: of the cells of `tagged`."""
+    """What a table's columns are. meaning: of the cells of `hot`, case folded; parse: splits the cells of `tagged`."""
 
     image: int
     split: int | None
@@ -118,8 +118,7 @@ def _columns(sheet: Sheet, names: Names) -> tuple[_Columns, Sequence[tuple[str, 
     image, body = _image_column(sheet, names)
     if body is not sheet.body:
         header = ["image", "labels"][: len(header)] if image == 0 and len(header) <= 2 else [""] * len(header)
-    values = [Counter(str(cells[i]) for _, cells in body) for i in range(len(header))]
-    values = [_folded(cells) for cells in values]
+    values = [_folded(Counter(str(cells[i]) for _, cells in body)) for i in range(len(header))]
     others = [i for i in range(len(header)) if i != image and (header[i] or set(values[i]) - {""})]
     split = next((i for i in others if header[i] in SPLITS and _share(values[i], _is_split) > 0.5), None)
     others = [i for i in others if i != split]
@@ -133,38 +132,36 @@ def _columns(sheet: Sheet, names: Names) -> tuple[_Columns, Sequence[tuple[str, 
     parse, separated = _parser(header[tags[0]], [cells[tags[0]] for _, cells in body]) if tags else (_whole, "")
     if len(hot) > 1 and not separated:
         tagged = None
-    found = f"images in column {sheet.header[image].strip()!r}" if body is sheet.body else "no header"
     if tagged is not None:
         hot = []
-        found += f", labels in column {sheet.header[tagged]!r}" if body is sheet.body else ", labels after the name"
-        found += f" ({separated or 'one per row'})"
-    elif hot:
-        if body is not sheet.body:
-            raise SourceError("its first row is not a header; name the columns")
-        found += f", {len(hot)} label columns of {kind}"
-    if split is not None:
-        found += f", split in column {sheet.header[split]!r}"
-    skipped = [sheet.header[i].strip() or f"{i + 1} (no name)" for i in others if i not in hot and i != tagged]
-    if skipped:
-        found += f"; not labels: {', '.join(skipped)}"
+    elif hot and body is not sheet.body:
+        raise SourceError("its first row is not a header; name the columns")
     if tagged is None and not hot and split is None and len(header) > 1:
         raise SourceError(f"no column of labels, neither 0/1 nor tags (columns: {', '.join(sheet.header)})")
-    return _Columns(image, split, hot, meaning, tagged, parse, found), body
+    shown = [name.strip() or f"{i} (no name)" for i, name in enumerate(sheet.header, 1)]
+    text = f"images in column {shown[image]!r}"
+    if body is not sheet.body:
+        text = "no header; the label or labels after the name"
+    elif tagged is not None:
+        text += f", labels in column {shown[tagged]!r} ({separated or 'one per row'})"
+    elif hot:
+        text += f", {len(hot)} label columns of {kind}"
+    text += f", split in column {shown[split]!r}" if split is not None else ""
+    skipped = [shown[i] for i in others if i not in hot and i != tagged]
+    text += f"; not labels: {', '.join(skipped)}" if skipped else ""
+    return _Columns(image, split, hot, meaning, tagged, parse, text), body
 
 
 def _image_column(sheet: Sheet, names: Names) -> tuple[int, Sequence[tuple[str, list[Cell]]]]:
     """The column that names the images, and the rows: without a header, its line too."""
     looked_at = sheet.body[:LOOKED_AT] + sheet.body[-LOOKED_AT:]
-    ranked = []
-    for i, name in enumerate(sheet.header):
-        hits = names.hits({str(cells[i]) for _, cells in looked_at if i < len(cells)})
-        ranked.append((hits, bool(IMAGE.fullmatch(name.strip().casefold())), -i))
-    hits, named, at = max(ranked)
-    at = -at
-    if not hits and not (named and names.numbered({str(cells[at]) for _, cells in looked_at})):
-        first = str(looked_at[0][1][at]).strip() if looked_at else ""
-        near = f" (nearest: {close})" if named and (close := names.nearest(first)) else ""
-        raise SourceError(f"{sheet.header[at].strip()!r} such as {first!r} is no image{near}" if named else NO_IMAGE)
+    given = [{str(cells[i]) for _, cells in looked_at} for i in range(len(sheet.header))]
+    named = [bool(IMAGE.fullmatch(name.strip().casefold())) for name in sheet.header]
+    hits, _, last = max((names.hits(given[i]), named[i], -i) for i in range(len(given)))
+    at = -last
+    if not hits and not (named[at] and names.hits(given[at], numbers=True)):
+        first = f"{sheet.header[at].strip()!r} such as {min(given[at], default='')!r} is no image"
+        raise SourceError(first if named[at] else NO_IMAGE)
     if names.hits({sheet.header[at]}):
         return at, [("line 1", list(sheet.header)), *sheet.body]
     return at, sheet.body
@@ -207,9 +204,7 @@ def _hot(values: Sequence[Counter[str]], others: Sequence[int]) -> tuple[list[in
     if sum(any(int(cell) > 1 for cell in values[i]) for i in counted) > max(len(counted) / 2, 1):
         cells = {cell for i in counted for cell in values[i]}
         return counted, {cell: str(int(int(cell) > 0)) for cell in cells}, "counts (over 0: present)"
-    kinds = sorted({"True and False" if c in {"true", "false"} else "yes and no" if c in {"yes", "no", "y", "n"} else "0 and 1"
-                    for c in seen & binary.keys()})  # fmt: skip
-    return base, binary, ", ".join(kinds)
+    return base, binary, " and ".join(sorted(seen & binary.keys(), reverse=True))
 
 
 def _is_enumeration(cells: Counter[str]) -> bool:
