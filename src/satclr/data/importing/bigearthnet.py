@@ -77,7 +77,7 @@ def to_rgb(bands: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint8]:
 def _metadata(path: Path) -> list[dict[str, Any]]:
     try:
         rows = tables.parquet(path)
-    except SourceError as error:
+    except tables.UnreadError as error:
         raise SourceError(f"{path}: {error}") from None
     except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
         raise SourceError(f"{path}: not a readable parquet file ({error}); download it again") from None

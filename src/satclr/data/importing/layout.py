@@ -53,7 +53,8 @@ def plan(members: Sequence[Member], label_members: Sequence[Member], *, labels_f
     images = _Images(found, paths, categories, _tile_names(paths, categories))
     others = [member for member in label_members if member.path.suffix.lower() in tables.SUFFIXES]
     documents = [member for member in others if member.path.name.lower() in DOCUMENTS]
-    readings, unread = _read(others if labels_from != "folders" else [], Names(paths), documents)
+    asked = [member for member in others if member not in documents and labels_from != "folders"]
+    readings, unread = _read(asked, Names(paths))
     notes = [f"not read: {file}: {reason}" for file, reason in unread.items()]
     labelled, absent = _label(readings, notes)
     if not labelled:
@@ -79,34 +80,25 @@ def plan(members: Sequence[Member], label_members: Sequence[Member], *, labels_f
     )
 
 
-def _read(
-    members: Sequence[Member], names: Names, documents: Sequence[Member]
-) -> tuple[list[reading.Reading], dict[str, str]]:
+def _read(members: Sequence[Member], names: Names) -> tuple[list[reading.Reading], dict[str, str]]:
     """What each table says, in order of preference, and why the other files are not read."""
     found: list[reading.Reading] = []
     unread: dict[str, str] = {}
     for member in sorted(members, key=lambda m: (tables.SUFFIXES.index(m.path.suffix.lower()), m.path)):
-        if member in documents:
-            continue
-        reasons = []
-        read = []
+        before, reason, sheets = len(found), "empty", []
         try:
             if "sample_submission" in member.path.name.lower():
-                raise SourceError("a form to fill in")
-            for sheet in tables.read(member, names.hits):
-                try:
-                    read.append(reading.read(sheet, names))
-                except reading.CellError:
-                    raise
-                except SourceError as error:
-                    reasons.append(str(error))
-        except reading.CellError:
-            raise
-        except SourceError as error:
-            reasons.append(str(error))
-        found += read
-        if not read and not _is_prose(member, reasons[0], names):
-            unread[member.shown] = reasons[0]
+                raise tables.UnreadError("a form to fill in")
+            sheets = tables.read(member, names.hits)
+        except tables.UnreadError as error:
+            reason = str(error)
+        for sheet in sheets:
+            try:
+                found.append(reading.read(sheet, names))
+            except tables.UnreadError as error:
+                reason = str(error)
+        if len(found) == before and not _is_prose(member, reason, names):
+            unread[member.shown] = reason
     return found, unread
 
 

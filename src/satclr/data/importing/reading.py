@@ -14,7 +14,7 @@ from typing import Final
 
 from satclr.data.importing.archives import SourceError
 from satclr.data.importing.names import Names, split_of
-from satclr.data.importing.tables import Cell, Sheet
+from satclr.data.importing.tables import Cell, Row, Sheet, UnreadError
 
 ONES: Final = frozenset({"1", "1.0", "true", "t", "yes", "y"})
 ZEROS: Final = frozenset({"0", "0.0", "false", "f", "no", "n"})
@@ -29,10 +29,6 @@ SEPARATORS: Final = ("|", ";", ",")
 NO_IMAGE: Final = "names no image"
 
 Parse = Callable[[Cell], list[str]]
-
-
-class CellError(SourceError):
-    """A mistake in one row of a table that labels the images."""
 
 
 @dataclass
@@ -68,7 +64,7 @@ def read(sheet: Sheet, names: Names) -> Reading:
     0/1 columns may also hold True and False, yes and no, or 1.0; marks and blanks; -1 and 1; or counts, if most columns
     do. Another column may hold tags: lists, or text with separators. `text` says how the table was read.
 
-    Raises `SourceError` for a cell that is neither 0 nor 1, and for a table without labels or split.
+    Raises `SourceError` for a mistake in a row, and `UnreadError` for a table without labels or split.
     """
     columns, body = _columns(sheet, names)
     result = Reading(sheet, "", tuple(sheet.header[i].strip() for i in columns.hot))
@@ -83,7 +79,7 @@ def read(sheet: Sheet, names: Names) -> Reading:
         try:
             at = names.find(name, folder=sheet.path.parent, cells=context, any_folder=any_folder)
         except ValueError as error:
-            raise CellError(f"{sheet.file}, {where}: {error}; give its folder too") from None
+            raise SourceError(f"{sheet.file}, {where}: {error}; give its folder too") from None
         if at is None:
             result.absent.append(f"{sheet.path.name}: {name}")
             continue
@@ -92,13 +88,13 @@ def read(sheet: Sheet, names: Names) -> Reading:
             cell = str(cells[columns.split])
             if (which := split_of(cell)) is None:
                 place = f"{sheet.file}, {where}, column {sheet.header[columns.split]!r}"
-                raise CellError(f"{place}: {cell!r} is none of train, val, test; correct the cell")
+                raise SourceError(f"{place}: {cell!r} is none of train, val, test; correct the cell")
             result.splits[at] = which
         if columns.tagged is not None:  # one row per image, or one per label
             result.tags.setdefault(at, []).extend(columns.parse(cells[columns.tagged]))
         elif columns.hot:
             if at in lines:
-                raise CellError(f"{sheet.file}, {where}: duplicate row for {name!r} (see {lines[at]}); keep one")
+                raise SourceError(f"{sheet.file}, {where}: duplicate row for {name!r} (see {lines[at]}); keep one")
             lines[at] = where
             result.rows[at] = [_hot_cell(sheet, where, i, cells[i], columns.meaning) for i in columns.hot]
     result.text = f"{sheet.file}: {columns.text}; {len(body) - len(result.absent):,} of {len(body):,} rows matched"
@@ -109,11 +105,11 @@ def _hot_cell(sheet: Sheet, where: str, column: int, cell: Cell, meaning: Mappin
     value = meaning.get(str(cell).strip().casefold())
     if value is None:
         place = f"{sheet.file}, {where}, column {sheet.header[column].strip() or f'{column + 1} (no name)'!r}"
-        raise CellError(f"{place}: {cell!r} is neither 0 nor 1; correct the cell")
+        raise SourceError(f"{place}: {cell!r} is neither 0 nor 1; correct the cell")
     return value
 
 
-def _columns(sheet: Sheet, names: Names) -> tuple[_Columns, Sequence[tuple[str, list[Cell]]]]:
+def _columns(sheet: Sheet, names: Names) -> tuple[_Columns, list[Row]]:
     header = [re.sub(r"[-_ ]", "", name.strip().casefold()) for name in sheet.header]
     image, body = _image_column(sheet, names)
     if body is not sheet.body:
@@ -135,9 +131,9 @@ def _columns(sheet: Sheet, names: Names) -> tuple[_Columns, Sequence[tuple[str, 
     if tagged is not None:
         hot = []
     elif hot and body is not sheet.body:
-        raise SourceError("its first row is not a header; name the columns")
+        raise UnreadError("its first row is not a header; name the columns")
     if tagged is None and not hot and split is None and len(header) > 1:
-        raise SourceError(f"no column of labels, neither 0/1 nor tags (columns: {', '.join(sheet.header)})")
+        raise UnreadError(f"no column of labels, neither 0/1 nor tags (columns: {', '.join(sheet.header)})")
     shown = [name.strip() or f"{i} (no name)" for i, name in enumerate(sheet.header, 1)]
     text = f"images in column {shown[image]!r}"
     if body is not sheet.body:
@@ -152,7 +148,7 @@ def _columns(sheet: Sheet, names: Names) -> tuple[_Columns, Sequence[tuple[str, 
     return _Columns(image, split, hot, meaning, tagged, parse, text), body
 
 
-def _image_column(sheet: Sheet, names: Names) -> tuple[int, Sequence[tuple[str, list[Cell]]]]:
+def _image_column(sheet: Sheet, names: Names) -> tuple[int, list[Row]]:
     """The column that names the images, and the rows: without a header, its line too."""
     looked_at = sheet.body[:LOOKED_AT] + sheet.body[-LOOKED_AT:]
     given = [{str(cells[i]) for _, cells in looked_at} for i in range(len(sheet.header))]
@@ -161,7 +157,7 @@ def _image_column(sheet: Sheet, names: Names) -> tuple[int, Sequence[tuple[str, 
     at = -last
     if not hits and not (named[at] and names.hits(given[at], numbers=True)):
         first = f"{sheet.header[at].strip()!r} such as {min(given[at], default='')!r} is no image"
-        raise SourceError(first if named[at] else NO_IMAGE)
+        raise UnreadError(first if named[at] else NO_IMAGE)
     if names.hits({sheet.header[at]}):
         return at, [("line 1", list(sheet.header)), *sheet.body]
     return at, sheet.body
@@ -194,8 +190,8 @@ def _hot(values: Sequence[Counter[str]], others: Sequence[int]) -> tuple[list[in
     binary = dict.fromkeys(ONES, "1") | dict.fromkeys(ZEROS, "0")
     base = [i for i in others if _share(values[i], binary.__contains__) > 0.5]
     seen = {cell for i in base for cell in values[i]}
-    marked = [i for i in others if set(values[i]) <= MARKS | {""} and set(values[i]) - {""}]
-    if not seen & ZEROS and any("" in values[i] for i in marked):
+    marked = [i for i in others if set(values[i]) <= MARKS | {""}]
+    if not seen & ZEROS and {cell for i in marked for cell in values[i]} > {""}:
         return marked, dict.fromkeys(MARKS, "1") | {"": "0"}, "marks and blanks"
     signed = [i for i in others if set(values[i]) <= {"1", "-1", "1.0", "-1.0"}]
     if not seen & ZEROS and any(cell in values[i] for i in signed for cell in ("-1", "-1.0")):
@@ -257,5 +253,5 @@ def _parser(header: str, cells: Sequence[Cell]) -> tuple[Parse, str]:
         "0",
         "1",
     }:
-        raise SourceError("lists of 0 and 1, without the labels' names")
+        raise UnreadError("lists of 0 and 1, without the labels' names")
     return parse, kind

@@ -1,34 +1,36 @@
 """Table files of a download as rows of cells: text, spreadsheets, JSON, parquet and MATLAB.
 
-In: a file. Out: its `Sheet`s, or `SourceError` with the reason why it could not be read.
+In: a file. Out: its `Sheet`s, or `UnreadError` with the reason why it could not be read.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from satclr.data import labels
-from satclr.data.importing.archives import Member, SourceError
+from satclr.data.importing.archives import Member
 
 # In order of preference: the same table may come in several formats.
 SUFFIXES: Final = (
     ".csv", ".txt", ".tsv", ".xlsx", ".xlsm", ".jsonl", ".ndjson", ".json", ".parquet", ".mat", ".xls", ".ods",
 )  # fmt: skip
-MAT_HEADER: Final = "__"
-
 Cell = str | list[str]
 Row = tuple[str, list[Cell]]  # where it is (line 3), and its cells
 Known = Callable[[Iterable[str]], int]  # how many of some names are images
 
 
+class UnreadError(ValueError):
+    """The reason why a file is no table of labels."""
+
+
 @dataclass(frozen=True)
 class Sheet:
-    """A table. file: as the user knows it; folder: where it is in the download."""
+    """A table. file: as the user knows it; path: where it is in the download."""
 
     file: str
     path: PurePosixPath
@@ -39,44 +41,44 @@ class Sheet:
 def read(member: Member, known: Known) -> list[Sheet]:
     """The tables in a file. known: counts the images among some names, which tells a JSON file's form.
 
-    Raises `SourceError` with the reason, without the file's name, where it holds none.
+    Raises `UnreadError` where it holds none.
     """
-    suffix = member.path.suffix.lower()
     try:
-        if suffix in {".xls", ".ods"}:
-            raise SourceError(f"{suffix} is not read; save it as .xlsx or .csv")
-        if suffix in {".xlsx", ".xlsm"}:
-            grids = [[(f"row {i}", list(row)) for i, row in enumerate(s, 1)] for s in labels.sheets(member.file)]
-        elif suffix == ".parquet":
-            grids = [_records(parquet(member.file), "row")]
-        elif suffix == ".mat":
-            grids = [_matlab(member.file, known)]
-        elif suffix == ".json":
-            grids = [_records(_from_json(json.loads(member.file.read_text("utf-8-sig")), known), "record")]
-        elif suffix in {".jsonl", ".ndjson"}:
-            lines = filter(str.strip, member.file.read_text("utf-8-sig").splitlines())
-            grids = [_records([json.loads(line) for line in lines], "line")]
-        else:
-            grids = [_text(member.file)]
-    except SourceError:
-        raise
+        grids = _grids(member.file, member.path.suffix.lower(), known)
     except Exception as error:  # noqa: BLE001 - whatever a damaged file provokes in its reader
         reason = " ".join(str(error).split()).replace(f"{member.file}: ", "").replace(f"{member.file}, ", "")
-        raise SourceError(reason or type(error).__name__) from None
-    sheets = []
-    for (_, first), *body in filter(None, grids):
-        sheets.append(Sheet(member.shown, member.path, [str(cell) for cell in first], body))
-    if not sheets:
-        raise SourceError("empty")
-    return sheets
+        raise UnreadError(reason or type(error).__name__) from None
+    filled = [grid for grid in grids if grid]
+    return [Sheet(member.shown, member.path, list(map(str, grid[0][1])), grid[1:]) for grid in filled]
+
+
+def _grids(path: Path, suffix: str, known: Known) -> list[list[Row]]:
+    if suffix in {".xls", ".ods"}:
+        raise UnreadError(f"{suffix} is not read; save it as .xlsx or .csv")
+    if suffix in {".xlsx", ".xlsm"}:
+        return [_numbered(sheet, "row") for sheet in labels.sheets(path)]
+    if suffix == ".parquet":
+        return [_records(parquet(path), "row")]
+    if suffix == ".mat":
+        return [_numbered(_matlab(path, known), "row")]
+    if suffix == ".json":
+        return [_records(_from_json(json.loads(path.read_text("utf-8-sig")), known), "record")]
+    if suffix in {".jsonl", ".ndjson"}:
+        lines = filter(str.strip, path.read_text("utf-8-sig").splitlines())
+        return [_records([json.loads(line) for line in lines], "line")]
+    return [_text(path)]
+
+
+def _numbered(rows: Iterable[Sequence[Cell]], unit: str, start: int = 1) -> list[Row]:
+    return [(f"{unit} {i}", list(row)) for i, row in enumerate(rows, start)]
 
 
 def parquet(path: Path) -> list[dict[str, Any]]:
-    """The rows of a parquet file, without columns of bytes. Raises `SourceError` without pyarrow."""
+    """The rows of a parquet file, without columns of bytes. Raises `UnreadError` without pyarrow."""
     try:
         reader = import_module("pyarrow.parquet")
     except ImportError:
-        raise SourceError("needs pyarrow; `uv sync --group geo` installs it") from None
+        raise UnreadError("needs pyarrow; `uv sync --group geo` installs it") from None
     with reader.ParquetFile(path) as file:
         columns = [field.name for field in file.schema_arrow if "binary" not in str(field.type)]
         rows: list[dict[str, Any]] = file.read(columns).to_pylist()
@@ -85,28 +87,24 @@ def parquet(path: Path) -> list[dict[str, Any]]:
 
 def _text(path: Path) -> list[Row]:
     """Delimited text. Columns of blanks too; in a table of two columns, the further cells of a row are more labels."""
-    found = [(f"line {line}", cells) for line, cells in labels.rows(path)]
-    if found and all(len(cells) == 1 for _, cells in found):
-        found = [(where, cells[0].split()) for where, cells in found]
-    width = max((len(cells) for _, cells in found), default=0)
-    ragged = len({len(cells) for _, cells in found}) > 1
-    if ragged and all(len(cells) <= 2 for _, cells in found[:1]):
-        pairs: list[Row] = [(where, [cells[0], [c.strip() for c in cells[1:] if c.strip()]]) for where, cells in found]
-        return [(found[0][0], ["image", "labels"]) if len(found[0][1]) == 2 else pairs[0], *pairs[1:]]
-    if ragged and (wrong := next((row for row in found if len(row[1]) != len(found[0][1])), None)):
-        raise SourceError(f"{wrong[0]}: {len(wrong[1])} cells where the first line has {len(found[0][1])}")
-    return [(where, list(cells)) for where, cells in found if width]
+    found = list(labels.rows(path))
+    if all(len(cells) == 1 for _, cells in found):
+        found = [(line, cells[0].split()) for line, cells in found]
+    (_, first), *body = found or [(0, [])]
+    odd = next(((line, cells) for line, cells in body if len(cells) != len(first)), None)
+    if odd and len(first) > 2:
+        raise UnreadError(f"line {odd[0]}: {len(odd[1])} cells where the first line has {len(first)}")
+    rows: list[Row] = [(f"line {line}", [cells[0], _cell(cells[1:])] if odd else list(cells)) for line, cells in body]
+    return [("line 1", ["image", "labels"] if odd else list(first)), *rows]
 
 
 def _records(records: Any, unit: str) -> list[Row]:
     """A header and rows of a list of objects."""
     if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
-        raise SourceError("neither a list of objects nor an object of images")
+        raise UnreadError("neither a list of objects nor an object of images")
     columns = list(dict.fromkeys(name for record in records for name in record))
-    rows: list[Row] = [("header", list(map(str, columns)))]
-    for i, record in enumerate(records, 1):
-        rows.append((f"{unit} {i}", [_cell(record.get(column)) for column in columns]))
-    return rows
+    cells = ([_cell(record.get(column)) for column in columns] for record in records)
+    return [("header", list(map(str, columns))), *_numbered(cells, unit)]
 
 
 def _cell(value: Any) -> Cell:
@@ -161,27 +159,25 @@ def _from_coco(tree: Any) -> list[dict[str, Any]]:
     return [{"image": image["file_name"], "labels": list(found[image["id"]])} for image in tree["images"]]
 
 
-def _matlab(path: Path, known: Known) -> list[Row]:
+def _matlab(path: Path, known: Known) -> list[list[Cell]]:
     """A matrix (N,K) or (K,N) of 0 and 1 with the names of its N images and K labels, or the N images' labels."""
     from scipy.io import loadmat
 
     try:
-        loaded = loadmat(path, squeeze_me=True, chars_as_strings=True)
+        loaded = loadmat(path, squeeze_me=True)
     except NotImplementedError:
-        raise SourceError("MATLAB 7.3 is not read; save it with -v7") from None
-    variables = {name: value for name, value in loaded.items() if not name.startswith(MAT_HEADER)}
+        raise UnreadError("MATLAB 7.3 is not read; save it with -v7") from None
+    variables = {name: value for name, value in loaded.items() if not name.startswith("__")}
     texts = {n: [str(x).strip() for x in v] for n, v in variables.items() if v.ndim == 1 and v.dtype.kind in "OU"}
     name, images = max(texts.items(), key=lambda item: known(item[1]), default=("", []))
     if not known(images):
-        raise SourceError(f"no variable names these images (variables: {', '.join(variables) or 'none'})")
+        raise UnreadError(f"no variable names these images (variables: {', '.join(variables) or 'none'})")
+    others = [values for other, values in texts.items() if other != name]
     for matrix in (v for v in variables.values() if v.ndim == 2 and len(images) in v.shape):
         cells = matrix if len(matrix) == len(images) else matrix.T
-        for other, columns in texts.items():
-            if other != name and len(columns) == cells.shape[1]:
-                rows = [[image, *map(str, row)] for image, row in zip(images, cells.tolist(), strict=True)]
-                return [("", ["image", *columns]), *((f"row {i}", list(row)) for i, row in enumerate(rows, 1))]
-    for other, tags in texts.items():
-        if other != name and len(tags) == len(images):
-            pairs = zip(images, tags, strict=True)
-            return [("", ["image", "labels"]), *((f"row {i}", list(pair)) for i, pair in enumerate(pairs, 1))]
-    raise SourceError("no variable has the labels' names and the 0/1 matrix of these images")
+        for columns in (values for values in others if len(values) == cells.shape[1]):
+            rows = zip(images, cells.tolist(), strict=True)
+            return [["image", *columns], *([image, *map(str, row)] for image, row in rows)]
+    for tags in (values for values in others if len(values) == len(images)):
+        return [["image", "labels"], *(list(pair) for pair in zip(images, tags, strict=True))]
+    raise UnreadError("no variable has the labels' names and the 0/1 matrix of these images")
