@@ -67,8 +67,7 @@ def read(folder: Path) -> Labels:
         problem = "no label table" if folder.is_dir() else "no such folder"
         raise LabelError(f"{folder}: {problem}; it should hold one <category>.csv table per category")
     tables, repairs = _name_blanks([_read_table(path) for path in paths])
-    _check_names(tables)
-    _check_duplicates(tables)
+    _check(tables)
     return Labels(
         tiles=[tile for table in tables for tile in table.tiles],
         categories=[nfc(table.path.stem) for table in tables for _ in table.tiles],
@@ -224,30 +223,21 @@ def _name_blanks(tables: list[_Table]) -> tuple[list[_Table], list[str]]:
 
 
 def _respelled(tables: list[_Table]) -> Iterator[str]:
-    found: dict[tuple[str, str], list[str]] = {}
-    for table in tables:
-        for pair in table.respelled:
-            found.setdefault(pair, []).append(table.path.name)
-    for (name, right), names in sorted(found.items()):
-        where = names[0] if len(names) == 1 else f"{len(names)} tables"
-        yield f"{where}: column {name!r} is read as {right!r}"
+    for name, right in sorted({pair for table in tables for pair in table.respelled}):
+        names = [table.path.name for table in tables if (name, right) in table.respelled]
+        yield f"{names[0] if len(names) == 1 else f'{len(names)} tables'}: column {name!r} is read as {right!r}"
 
 
-def _check_names(tables: list[_Table]) -> None:
-    """Raise `LabelError` unless all tables have the same labels."""
+def _check(tables: list[_Table]) -> None:
+    """Raise `LabelError` unless all tables have the same labels, and each tile one row."""
     everything = {name for table in tables for name in table.columns}
+    seen: dict[str, str] = {}
     for table in tables:
-        missing = sorted(everything - set(table.columns))
-        if missing:
+        if missing := sorted(everything - set(table.columns)):
             other = next(t.path.name for t in tables if missing[0] in t.columns)
             more = f" and {len(missing) - 1} more" if missing[1:] else ""
             lacks = f"no column {missing[0]!r}{more}, which {other} has"
             raise LabelError(f"{table.path}: {lacks}; all tables need the same labels")
-
-
-def _check_duplicates(tables: list[_Table]) -> None:
-    seen: dict[str, str] = {}
-    for table in tables:
         for tile, line in zip(table.tiles, table.lines, strict=True):
             where = f"{table.path}, line {line}"
             if tile in seen:

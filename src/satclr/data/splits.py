@@ -53,10 +53,8 @@ def split(
     units = members(names if groups is None else groups, by_name)
     order = [units[place] for place in randomness.permutation(len(units), seed, "split").tolist()]
     drawn = _cut(order, fractions) if stratify is None else stratified(order, stratify, fractions)
-    result = [""] * len(names)
-    for unit, which in zip(order, drawn, strict=True):
-        for row in unit:
-            result[row] = SPLITS[which]
+    which_of = {row: SPLITS[which] for unit, which in zip(order, drawn, strict=True) for row in unit}
+    result = [which_of[row] for row in range(len(names))]
     _refuse_empty(result, f"{len(units):,} units at fractions {fractions}")
     return result
 
@@ -103,12 +101,7 @@ def from_file(path: Path, names: Sequence[str], *, left_out: Collection[str] = (
 
 
 def column(
-    path: Path,
-    wanted: str,
-    names: Sequence[str],
-    *,
-    left_out: Collection[str] = (),
-    allowed: Collection[str] | None = None,
+    path: Path, wanted: str, names: Sequence[str], *, left_out: Collection[str] = (), allowed: Collection[str] = ()
 ) -> list[str]:
     """Each tile's value in the column `wanted` of a CSV that has a column `image` too. Raises as `from_file`."""
     try:
@@ -201,6 +194,5 @@ def _cut(units: Sequence[Sequence[int]], fractions: Fractions) -> list[int]:
 
 
 def _refuse_empty(split: Sequence[str], source: str) -> None:
-    empty = [name for name in SPLITS if name not in split]
-    if empty:
+    if empty := [name for name in SPLITS if name not in split]:
         raise SplitError(f"{source}: the {empty[0]} split is empty; it needs at least one tile")

@@ -63,13 +63,9 @@ class Report:
 
 
 def run(
-    source: Path,
-    target: Path,
-    *,
-    labels_source: Path | None = None,
-    labels_from: str | None = None,
-    confirm: Confirm | None = None,
-) -> Report:
+    source: Path, target: Path, *,
+    labels_source: Path | None = None, labels_from: str | None = None, confirm: Confirm | None = None,
+) -> Report:  # fmt: skip
     """Import `source`, a folder or an archive, as the new folder `target`.
 
     labels_source: where the label tables are, if not in `source`: a table, a folder or an archive, such as a checkout
@@ -165,7 +161,7 @@ def _write(plan: plans.Plan, target: Path, made: Path) -> Report:
                 advance(1)
     for leftover in (made / "Images").rglob("*.part"):  # of an interrupted run
         leftover.unlink()
-    split = list(plan.split.values()) if plan.split else []
+    split = list((plan.split or {}).values())
     report = Report(
         target=target,
         tiles=len(read.tiles),

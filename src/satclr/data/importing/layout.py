@@ -17,7 +17,7 @@ from typing import Final
 from satclr.data import labels, tiles
 from satclr.data.importing import reading, tables
 from satclr.data.importing.archives import Member, SourceError, complete, copy
-from satclr.data.importing.names import Names, nfc, split_of
+from satclr.data.importing.names import Names, split_of
 from satclr.data.importing.plan import SHOWN, Plan, Row, Table, Tile
 
 KEPT: Final = frozenset({".jpg", ".jpeg", ".png"})  # other images become PNG, without loss
@@ -48,7 +48,7 @@ def plan(members: Sequence[Member], label_members: Sequence[Member], *, labels_f
     if not found:
         advice = "import the archive of images and pass the checkout as its labels"
         raise SourceError(f"no image in it; a checkout of MLRSNet's repository has only labels: {advice}")
-    paths = [PurePosixPath(nfc(str(member.path))) for member in found]
+    paths = [PurePosixPath(labels.nfc(str(member.path))) for member in found]
     categories = _categories(paths)
     images = _Images(found, paths, categories, _tile_names(paths, categories))
     others = [member for member in label_members if member.path.suffix.lower() in tables.SUFFIXES]

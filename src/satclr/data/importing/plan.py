@@ -64,16 +64,9 @@ class Plan:
         if more := self.read[SHOWN:]:
             tables.append(f"and {len(more)} more tables")
         split = Counter((self.split or {}).values())
-        return "\n".join(
-            [
-                *tables,
-                f"{len(self.tiles):,} tiles, {len(self.tables)} categories, {len(names)} labels: {some(names, SHOWN)}",
-                *([f"official split: {', '.join(f'{n:,} {name}' for name, n in split.items())}"] if split else []),
-                *matched,
-                *skipped(self.images_without_row, self.rows_without_image),
-                *self.notes,
-            ]
-        )
+        sizes = f"{len(self.tiles):,} tiles, {len(self.tables)} categories, {len(names)} labels: {some(names, SHOWN)}"
+        tables += [sizes, *(f"official split: {n:,} {name}" for name, n in split.items()), *matched]
+        return "\n".join([*tables, *skipped(self.images_without_row, self.rows_without_image), *self.notes])
 
 
 def skipped(images: Sequence[str], rows: Sequence[str]) -> list[str]:

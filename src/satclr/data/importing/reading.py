@@ -135,17 +135,17 @@ def _columns(sheet: Sheet, names: Names) -> tuple[_Columns, list[Row]]:
     if tagged is None and not hot and split is None and len(header) > 1:
         raise UnreadError(f"no column of labels, neither 0/1 nor tags (columns: {', '.join(sheet.header)})")
     shown = [name.strip() or f"{i} (no name)" for i, name in enumerate(sheet.header, 1)]
-    text = f"images in column {shown[image]!r}"
+    told = f"images in column {shown[image]!r}"
     if body is not sheet.body:
-        text = "no header; the label or labels after the name"
+        told = "no header; the label or labels after the name"
     elif tagged is not None:
-        text += f", labels in column {shown[tagged]!r} ({separated or 'one per row'})"
+        told += f", labels in column {shown[tagged]!r} ({separated or 'one per row'})"
     elif hot:
-        text += f", {len(hot)} label columns of {kind}"
-    text += f", split in column {shown[split]!r}" if split is not None else ""
+        told += f", {len(hot)} label columns of {kind}"
+    told += f", split in column {shown[split]!r}" if split is not None else ""
     skipped = [shown[i] for i in others if i not in hot and i != tagged]
-    text += f"; not labels: {', '.join(skipped)}" if skipped else ""
-    return _Columns(image, split, hot, meaning, tagged, parse, text), body
+    told += f"; not labels: {', '.join(skipped)}" if skipped else ""
+    return _Columns(image, split, hot, meaning, tagged, parse, told), body
 
 
 def _image_column(sheet: Sheet, names: Names) -> tuple[int, list[Row]]:

@@ -159,7 +159,7 @@ def _from_coco(tree: Any) -> list[dict[str, Any]]:
     return [{"image": image["file_name"], "labels": list(found[image["id"]])} for image in tree["images"]]
 
 
-def _matlab(path: Path, known: Known) -> list[list[Cell]]:
+def _matlab(path: Path, known: Known) -> list[Sequence[str]]:
     """A matrix (N,K) or (K,N) of 0 and 1 with the names of its N images and K labels, or the N images' labels."""
     from scipy.io import loadmat
 
@@ -179,5 +179,5 @@ def _matlab(path: Path, known: Known) -> list[list[Cell]]:
             rows = zip(images, cells.tolist(), strict=True)
             return [["image", *columns], *([image, *map(str, row)] for image, row in rows)]
     for tags in (values for values in others if len(values) == len(images)):
-        return [["image", "labels"], *(list(pair) for pair in zip(images, tags, strict=True))]
+        return [["image", "labels"], *zip(images, tags, strict=True)]
     raise UnreadError("no variable has the labels' names and the 0/1 matrix of these images")
