@@ -14,7 +14,7 @@ import pytest
 from scipy.io import savemat
 
 from satclr.data import importing, labels
-from satclr.data.importing import layout
+from satclr.data.importing.plan import Plan
 
 from .downloads import Files, folder_of, picture, zip_of
 
@@ -27,7 +27,7 @@ def images(where: str = "Images/{folder}/{name}.jpg", names: Any = tuple(TAGS)) 
     return {where.format(folder=name[0], name=name): picture("JPEG", rng) for name in names}
 
 
-def labels_of(plan: layout.Plan) -> dict[str, set[str]]:
+def labels_of(plan: Plan) -> dict[str, set[str]]:
     """The labels of each tile, by its name without suffix."""
     return {
         name.rpartition(".")[0]: {c for c, cell in zip(columns, cells, strict=True) if cell == "1"}
@@ -36,7 +36,7 @@ def labels_of(plan: layout.Plan) -> dict[str, set[str]]:
     }
 
 
-def look(tmp_path: Path, files: Files, **options: Any) -> layout.Plan:
+def look(tmp_path: Path, files: Files, **options: Any) -> Plan:
     return importing.look(folder_of(tmp_path / "set", files), **options)
 
 
@@ -56,6 +56,7 @@ def book() -> bytes:
     workbook, buffer = openpyxl.Workbook(), io.BytesIO()
     workbook.worksheets[0].append(["About this data set"])
     sheet = workbook.create_sheet("labels")
+    sheet.append(["Labels of all tiles"])
     for i, line in enumerate(hot().splitlines()):
         cells = line.split(",")
         sheet.append(cells if i == 0 else [cells[0], *(cell == "1" for cell in cells[1:])])
@@ -102,6 +103,7 @@ FORMS: dict[str, tuple[str, str | bytes]] = {
     "tags as list": ("labels.csv", "image;tags\n" + "".join(f"{n};{t}\n" for n, t in TAGS.items())),
     "tags as NumPy list": ("x.csv", "image;tags\n" + "".join(f"{n};{np.array(t)}\n" for n, t in TAGS.items())),
     "tags without quotes": ("x.csv", "image,labels\n" + "".join(f"{n},{','.join(t)}\n" for n, t in TAGS.items())),
+    "tags without header": ("x.txt", "".join(f"{n}, {', '.join(t)}\n" for n, t in TAGS.items())),
     "a row per label": ("x.csv", "image,label\n" + "".join(f"{n},{t}\n" for n, tags in TAGS.items() for t in tags)),
     "xlsx, second sheet": ("Labels.XLSX", book()),
     "records": ("labels.json", json.dumps(RECORDS)),
@@ -253,6 +255,38 @@ def test_planets_tags_label_the_training_images(tmp_path: Path) -> None:
     assert any("sample_submission" in note for note in plan.notes)
 
 
+def test_dfc15s_table_and_folders(tmp_path: Path) -> None:
+    files = images("DFC15/images_tr/{name}.png", ["a1", "a2"]) | images("DFC15/images_test/{name}.png", ["a3"])
+    files["DFC15/multilabel.csv"] = b"image\\label,impervious,water\na1,1,0\na2,1,1\na3,0,1\n"
+    plan = look(tmp_path, files)
+    assert labels_of(plan) == {"a1": {"impervious"}, "a2": {"impervious", "water"}, "a3": {"water"}}
+    assert (plan.split or {})["a3.png"] == "test"
+
+
+def test_hugging_faces_imagefolder(tmp_path: Path) -> None:
+    files: Files = {}
+    for split, names in (("train", ["0", "1"]), ("test", ["0"])):
+        files |= images(f"{split}/{{name}}.jpg", names)
+        records = [{"file_name": f"{name}.jpg", "labels": [split, "sea"][: 1 + int(name)]} for name in names]
+        files[f"{split}/metadata.jsonl"] = "\n".join(map(json.dumps, records)).encode()
+    plan = look(tmp_path, files)
+    assert labels_of(plan) == {"train_0": {"train"}, "train_1": {"train", "sea"}, "test_0": {"test"}}
+    assert set((plan.split or {}).values()) == {"train", "test"}
+
+
+def test_treesatais_labels_with_shares_and_lists_of_files(tmp_path: Path) -> None:
+    names = [f"{genus}_{i}_WEFL_NLF" for genus in ("Abies_alba", "Larix_decidua") for i in range(2)]
+    files = images("aerial_60m/{name}.tif", names)
+    shares = {f"{name}.tif": [["Abies", 0.9], ["Larix", 0.1]][: 1 + i % 2] for i, name in enumerate(names)}
+    files["labels/TreeSatBA_v9_60m_multi_labels.json"] = json.dumps(shares).encode()
+    for split, listed in (("train", names[:3]), ("test", names[3:])):
+        files[f"{split}_filenames.lst"] = "".join(f"{name}.tif\n" for name in listed).encode()
+    plan = look(tmp_path, files)
+    assert labels_of(plan)[names[0]] == {"Abies"}
+    assert labels_of(plan)[names[1]] == {"Abies", "Larix"}
+    assert [which for _, which in sorted((plan.split or {}).items())] == ["train"] * 3 + ["test"]
+
+
 def test_a_dry_run_shows_the_plan_and_a_person_may_stop(tmp_path: Path) -> None:
     source = zip_of(tmp_path / "set.zip", images() | {"labels.csv": hot().replace("b_01", "c_01").encode()})
     before = sorted(tmp_path.rglob("*"))
@@ -261,8 +295,13 @@ def test_a_dry_run_shows_the_plan_and_a_person_may_stop(tmp_path: Path) -> None:
         assert part in text
     assert "images without row: 1, such as Images/b/b_01.jpg" in text
     asked: list[str] = []
+
+    def no(plan: str) -> bool:
+        asked.append(plan)
+        return False
+
     with pytest.raises(importing.SourceError, match="nothing was imported"):
-        importing.run(source, tmp_path / "mine", confirm=lambda plan: bool(asked.append(plan)))
+        importing.run(source, tmp_path / "mine", confirm=no)
     assert asked == [text]
     assert sorted(tmp_path.rglob("*")) == before
     assert importing.run(source, tmp_path / "mine", confirm=lambda _: True).read == importing.look(source).read

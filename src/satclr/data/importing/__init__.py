@@ -20,7 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import Any, Final
 
 from satclr import files, progress
 from satclr.data import labels, tiles
@@ -79,7 +79,7 @@ def run(
     folder = staging(target)
     made = folder / "made"
     try:
-        _begin(folder, [source] if labels_source is None else [source, labels_source])
+        _begin(folder, [source] if labels_source is None else [source, labels_source], labels_from)
         plan = _plan(source, folder, labels_source, labels_from)
         if plan.skipped > SKIPPED_MAX:
             if confirm and not confirm(str(plan)):
@@ -123,9 +123,9 @@ def staging(target: Path) -> Path:
     return target.with_name(f".{target.name}.importing")
 
 
-def _begin(folder: Path, sources: list[Path]) -> None:
+def _begin(folder: Path, sources: list[Path], labels_from: str | None = None) -> None:
     """Resume an interrupted import of the same sources; start afresh with others."""
-    state = []
+    state: list[Any] = [labels_from]
     for source in sources:
         if not source.exists():
             raise SourceError(f"{source}: no such file or folder")

@@ -104,7 +104,7 @@ def _read(members: Sequence[Member], names: Names) -> tuple[list[reading.Reading
 
 def _is_prose(member: Member, reason: str, names: Names) -> bool:
     """Whether a text file that gives no labels is no table, such as a readme."""
-    if member.path.suffix.lower() != ".txt":
+    if member.path.suffix.lower() not in {".txt", ".lst"}:
         return False
     lines = [line for line in member.file.read_text("utf-8", "replace").splitlines() if line.strip()]
     named = sum(names.hits({re.split(r"[\s,;|]", line.strip())[0]}) for line in lines)

@@ -12,7 +12,7 @@ from satclr.data.labels import nfc
 # Folders (also table names and cells) that name a split, perhaps with the kind of file: train, images_tr, test-jpg.
 SPLIT = re.compile(
     r"(?:images?[-_ ])?(?:(?P<train>train(?:ing)?|tr)|(?P<val>val(?:id(?:ation)?)?|dev)|(?P<test>test(?:ing)?|te))"
-    r"(?:[-_ ]?(?:set|split|images?|imgs?|jpe?g|png|tiff?))?"
+    r"(?:[-_ ]?(?:set|split|images?|imgs?|jpe?g|png|tiff?|list|file(?:name)?s))?"
 )
 
 

@@ -151,12 +151,12 @@ def _columns(sheet: Sheet, names: Names) -> tuple[_Columns, list[Row]]:
 def _image_column(sheet: Sheet, names: Names) -> tuple[int, list[Row]]:
     """The column that names the images, and the rows: without a header, its line too."""
     looked_at = sheet.body[:LOOKED_AT] + sheet.body[-LOOKED_AT:]
-    given = [{str(cells[i]) for _, cells in looked_at} for i in range(len(sheet.header))]
+    given = [{name, *(str(cells[i]) for _, cells in looked_at)} for i, name in enumerate(sheet.header)]
     named = [bool(IMAGE.fullmatch(name.strip().casefold())) for name in sheet.header]
     hits, _, last = max((names.hits(given[i]), named[i], -i) for i in range(len(given)))
     at = -last
     if not hits and not (named[at] and names.hits(given[at], numbers=True)):
-        first = f"{sheet.header[at].strip()!r} such as {min(given[at], default='')!r} is no image"
+        first = f"{sheet.header[at].strip()!r} such as {min(given[at] - {sheet.header[at]}, default='')!r} is no image"
         raise UnreadError(first if named[at] else NO_IMAGE)
     if names.hits({sheet.header[at]}):
         return at, [("line 1", list(sheet.header)), *sheet.body]

@@ -17,7 +17,7 @@ from satclr.data.importing.archives import Member
 
 # In order of preference: the same table may come in several formats.
 SUFFIXES: Final = (
-    ".csv", ".txt", ".tsv", ".xlsx", ".xlsm", ".jsonl", ".ndjson", ".json", ".parquet", ".mat", ".xls", ".ods",
+    ".csv", ".txt", ".lst", ".tsv", ".xlsx", ".xlsm", ".jsonl", ".ndjson", ".json", ".parquet", ".mat", ".xls", ".ods",
 )  # fmt: skip
 Cell = str | list[str]
 Row = tuple[str, list[Cell]]  # where it is (line 3), and its cells
@@ -56,7 +56,7 @@ def _grids(path: Path, suffix: str, known: Known) -> list[list[Row]]:
     if suffix in {".xls", ".ods"}:
         raise UnreadError(f"{suffix} is not read; save it as .xlsx or .csv")
     if suffix in {".xlsx", ".xlsm"}:
-        return [_numbered(sheet, "row") for sheet in labels.sheets(path)]
+        return [_numbered(_padded(sheet), "row") for sheet in labels.sheets(path)]
     if suffix == ".parquet":
         return [_records(parquet(path), "row")]
     if suffix == ".mat":
@@ -66,7 +66,14 @@ def _grids(path: Path, suffix: str, known: Known) -> list[list[Row]]:
     if suffix in {".jsonl", ".ndjson"}:
         lines = filter(str.strip, path.read_text("utf-8-sig").splitlines())
         return [_records([json.loads(line) for line in lines], "line")]
-    return [_text(path)]
+    return [_text(path, known)]
+
+
+def _padded(sheet: list[list[str]]) -> list[list[str]]:
+    """A spreadsheet's rows of one width, without titles above the header."""
+    width = max(map(len, sheet), default=0)
+    start = next((i for i, row in enumerate(sheet) if sum(map(bool, row)) > 1), 0)
+    return [row + [""] * (width - len(row)) for row in sheet[start:]]
 
 
 def _numbered(rows: Iterable[Sequence[Cell]], unit: str, start: int = 1) -> list[Row]:
@@ -85,16 +92,19 @@ def parquet(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _text(path: Path) -> list[Row]:
+def _text(path: Path, known: Known) -> list[Row]:
     """Delimited text. Columns of blanks too; in a table of two columns, the further cells of a row are more labels."""
     found = list(labels.rows(path))
     if all(len(cells) == 1 for _, cells in found):
         found = [(line, cells[0].split()) for line, cells in found]
     (_, first), *body = found or [(0, [])]
     odd = next(((line, cells) for line, cells in body if len(cells) != len(first)), None)
-    if odd and len(first) > 2:
+    named = bool(odd and known(first[:1]))  # no header
+    if odd and len(first) > 2 and not named:
         raise UnreadError(f"line {odd[0]}: {len(odd[1])} cells where the first line has {len(first)}")
-    rows: list[Row] = [(f"line {line}", [cells[0], _cell(cells[1:])] if odd else list(cells)) for line, cells in body]
+    rows: list[Row] = [
+        (f"line {line}", [cells[0], _cell(cells[1:])] if odd else list(cells)) for line, cells in found[not named :]
+    ]
     return [("line 1", ["image", "labels"] if odd else list(first)), *rows]
 
 
