@@ -15,6 +15,7 @@ from scipy.io import savemat
 
 from satclr.data import importing, labels
 from satclr.data.importing.plan import Plan
+from tests.fuzz import ACCEPTED, REFUSED, tables
 
 from .downloads import Files, folder_of, picture, zip_of
 
@@ -126,6 +127,13 @@ def test_each_form_of_table_gives_its_labels(tmp_path: Path, form: str) -> None:
     assert found == EXPECTED
     assert len(plan.read) == 1
     assert name in plan.read[0]
+
+
+def test_no_damage_to_a_table_ends_in_a_traceback_or_in_folders_as_labels(tmp_path: Path) -> None:
+    forms = {name: text.encode() if isinstance(text, str) else text for name, text in FORMS.values()}
+    del forms["labels.mat"]  # read by a process of its own: slow
+    outcomes = tables.run_import(200, 0, tmp_path / "set", forms=forms, images=images())
+    assert set(outcomes) == {ACCEPTED, REFUSED}
 
 
 def test_a_parquet_table_is_read(tmp_path: Path) -> None:

@@ -22,6 +22,11 @@ def split_of(text: str) -> str | None:
     return found.lastgroup if found else None
 
 
+def is_count(text: str) -> bool:
+    """Whether `text` is a number without sign and point, of a length that Python converts."""
+    return text.isdecimal() and len(text) < 300
+
+
 class Names:
     """The names of a download's images. paths: where each is in the download."""
 
@@ -33,7 +38,7 @@ class Names:
                 tail = PurePosixPath(*path.parts[start:])
                 for name in (str(tail), str(tail.with_suffix(""))):
                     self.keys.setdefault(_key(name), set()).add(position)
-            if path.stem.isdecimal():  # a spreadsheet drops leading zeros
+            if is_count(path.stem):  # a spreadsheet drops leading zeros
                 self.keys.setdefault(f"#{int(path.stem)}", set()).add(position)
 
     def hits(self, names: Iterable[str], *, numbers: bool = False) -> int:
@@ -52,7 +57,7 @@ class Names:
                 if tail and tail in self.keys:
                     return self.keys[tail]
         number = bare.removesuffix(".0")
-        return self.keys.get(f"#{int(number)}", set()) if numbers and number.isdecimal() else set()
+        return self.keys.get(f"#{int(number)}", set()) if numbers and is_count(number) else set()
 
     def find(self, name: str, *, folder: PurePosixPath, cells: Sequence[str], any_folder: bool) -> int | None:
         """The position of the image that a row means, or None without one.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from satclr.data.importing.archives import SourceError
-from satclr.data.importing.names import Names, split_of
+from satclr.data.importing.names import Names, is_count, split_of
 from satclr.data.importing.tables import Cell, Row, Sheet, UnreadError
 
 ONES: Final = frozenset({"1", "1.0", "true", "t", "yes", "y"})
@@ -196,7 +196,7 @@ def _hot(values: Sequence[Counter[str]], others: Sequence[int]) -> tuple[list[in
     signed = [i for i in others if set(values[i]) <= {"1", "-1", "1.0", "-1.0"}]
     if not seen & ZEROS and any(cell in values[i] for i in signed for cell in ("-1", "-1.0")):
         return signed, {"1": "1", "1.0": "1", "-1": "0", "-1.0": "0"}, "1 and -1"
-    counted = [i for i in others if all(cell.isdecimal() for cell in values[i]) and not _is_enumeration(values[i])]
+    counted = [i for i in others if all(map(is_count, values[i])) and not _is_enumeration(values[i])]
     if sum(any(int(cell) > 1 for cell in values[i]) for i in counted) > max(len(counted) / 2, 1):
         cells = {cell for i in counted for cell in values[i]}
         return counted, {cell: str(int(int(cell) > 0)) for cell in cells}, "counts (over 0: present)"

@@ -6,6 +6,8 @@ In: a file. Out: its `Sheet`s, or `UnreadError` with the reason why it could not
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -19,6 +21,13 @@ from satclr.data.importing.archives import Member
 SUFFIXES: Final = (
     ".csv", ".txt", ".lst", ".tsv", ".xlsx", ".xlsm", ".jsonl", ".ndjson", ".json", ".parquet", ".mat", ".xls", ".ods",
 )  # fmt: skip
+# Prints the variables of a .mat file as JSON.
+LOADMAT: Final = """
+import json, sys, scipy.io
+found = scipy.io.loadmat(sys.argv[1], squeeze_me=True)
+print(json.dumps({n: v.tolist() for n, v in found.items() if n[:2] != "__" and v.ndim}, default=str))
+"""
+
 Cell = str | list[str]
 Row = tuple[str, list[Cell]]  # where it is (line 3), and its cells
 Known = Callable[[Iterable[str]], int]  # how many of some names are images
@@ -48,7 +57,7 @@ def read(member: Member, known: Known) -> list[Sheet]:
     except Exception as error:  # noqa: BLE001 - whatever a damaged file provokes in its reader
         reason = " ".join(str(error).split()).replace(f"{member.file}: ", "").replace(f"{member.file}, ", "")
         raise UnreadError(reason or type(error).__name__) from None
-    filled = [grid for grid in grids if grid]
+    filled = [grid for grid in grids if grid and grid[0][1]]
     return [Sheet(member.shown, member.path, list(map(str, grid[0][1])), grid[1:]) for grid in filled]
 
 
@@ -171,22 +180,24 @@ def _from_coco(tree: Any) -> list[dict[str, Any]]:
 
 def _matlab(path: Path, known: Known) -> list[Sequence[str]]:
     """A matrix (N,K) or (K,N) of 0 and 1 with the names of its N images and K labels, or the N images' labels."""
-    from scipy.io import loadmat
-
-    try:
-        loaded = loadmat(path, squeeze_me=True)
-    except NotImplementedError:
-        raise UnreadError("MATLAB 7.3 is not read; save it with -v7") from None
-    variables = {name: value for name, value in loaded.items() if not name.startswith("__")}
-    texts = {n: [str(x).strip() for x in v] for n, v in variables.items() if v.ndim == 1 and v.dtype.kind in "OU"}
+    command = [sys.executable, "-c", LOADMAT, str(path)]  # a damaged file can crash SciPy's reader
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "NotImplementedError" in done.stderr:
+        raise UnreadError("MATLAB 7.3 is not read; save it with -v7")
+    if done.returncode:
+        raise UnreadError((done.stderr.strip().splitlines() or ["damaged"])[-1])
+    variables: dict[str, list[Any]] = json.loads(done.stdout)
+    texts = {n: list(map(str.strip, v)) for n, v in variables.items() if v and all(isinstance(x, str) for x in v)}
     name, images = max(texts.items(), key=lambda item: known(item[1]), default=("", []))
     if not known(images):
         raise UnreadError(f"no variable names these images (variables: {', '.join(variables) or 'none'})")
     others = [values for other, values in texts.items() if other != name]
-    for matrix in (v for v in variables.values() if v.ndim == 2 and len(images) in v.shape):
-        cells = matrix if len(matrix) == len(images) else matrix.T
-        for columns in (values for values in others if len(values) == cells.shape[1]):
-            rows = zip(images, cells.tolist(), strict=True)
+    for matrix in (v for v in variables.values() if v and isinstance(v[0], list)):
+        cells = matrix if len(matrix) == len(images) else list(zip(*matrix, strict=False))
+        if len(cells) != len(images):
+            continue
+        for columns in (values for values in others if len(values) == len(cells[0])):
+            rows = zip(images, cells, strict=True)
             return [["image", *columns], *([image, *map(str, row)] for image, row in rows)]
     for tags in (values for values in others if len(values) == len(images)):
         return [["image", "labels"], *zip(images, tags, strict=True)]
