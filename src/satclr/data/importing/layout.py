@@ -63,7 +63,8 @@ def plan(members: Sequence[Member], label_members: Sequence[Member], *, labels_f
             advice = "correct it, or pass `--labels-from folders` to label each tile by its folder"
             raise SourceError(f"no table labels these images: {files or 'the download has none'}; {advice}")
         labelled = _label_by_folder(images)
-        notes.append("no label table: each tile's only label is its folder")
+        reason = "labels from folders" if labels_from else "no label table"
+        notes.append(f"{reason}: each tile's only label is its folder")
     without = [i for i in range(len(paths)) if i not in labelled]
     if labels_from is None:
         _require_partners(absent, without, images, sum(len(reading.sheet.body) for reading in readings))
