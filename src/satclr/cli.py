@@ -11,7 +11,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -29,6 +29,7 @@ app = typer.Typer(
 
 Profile = Annotated[str | None, typer.Option(help="A profile of params.yaml; by default the one it names.")]
 ArmName = Annotated[str, typer.Option("--arm", help="An arm of params.yaml.")]
+LabelsFrom = Literal["folders", "tables"]
 Seed = Annotated[int | None, typer.Option(help="The seed; by default the first of params.yaml.")]
 
 # Stages, as dvc.yaml calls them.
@@ -159,7 +160,11 @@ def audit(
 def import_(
     source: Annotated[Path, typer.Argument(help="The downloaded archive or folder.")],
     name: Annotated[str, typer.Argument(help="The data set's name; it becomes data/NAME.")],
-    labels: Annotated[Path | None, typer.Option(help="Label tables, if apart from the images.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="The label table or tables, if apart from the images.")] = None,
+    labels_from: Annotated[
+        LabelsFrom | None, typer.Option(help="Take labels from folders only, or tables only.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be imported; write nothing.")] = False,
 ) -> None:
     """Convert a downloaded data set to the layout that `prepare` reads: data/NAME."""
     import re
@@ -169,8 +174,13 @@ def import_(
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise typer.BadParameter(f"{name!r}: use lower-case letters, digits and _, as for a profile")
     chosen = _project()
+    if dry_run:
+        typer.echo(str(importing.look(source, labels_source=labels, labels_from=labels_from)))
+        return
+    ask = (lambda plan: typer.confirm(f"{plan}\nimport this?")) if sys.stdin.isatty() else None
+    target = chosen.root / "data" / name
     with runner.lock(chosen.root, f"import-{name}"):
-        typer.echo(str(importing.run(source, chosen.root / "data" / name, labels_source=labels)))
+        typer.echo(str(importing.run(source, target, labels_source=labels, labels_from=labels_from, confirm=ask)))
     profile = "" if name in chosen.params.profiles else f"add a profile {name!r} to params.yaml, then "
     typer.echo(f"next: `dvc add data`, then {profile}`dvc exp run -S profile={name}`")
 

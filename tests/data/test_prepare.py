@@ -166,6 +166,23 @@ def test_near_duplicates_can_be_kept_together(data: Path) -> None:
     assert any(len(group) == 6 for group in audit["near_duplicates"]["groups"])
 
 
+def test_groups_of_the_data_set_are_on_one_side_with_their_near_duplicates(data: Path) -> None:
+    names = sorted(path.name for path in data.rglob("*.jpg"))
+    scenes = {name: f"scene {i // 4}" for i, name in enumerate(names)}
+    (data / "groups.csv").write_text("image,group\n" + "".join(f"{n},{g}\n" for n, g in scenes.items()))
+    shutil.copy(data / "Images/water/water_00000.jpg", data / "Images/water/water_00015.jpg")  # in two scenes
+    for by, leaks in (("tile", True), ("group", False)):
+        store = run(data, split={"by": by})
+        sides: dict[str, set[str]] = {}
+        for name, split in zip(store.names, store.splits, strict=True):
+            sides.setdefault(scenes[name], set()).add(str(split))
+        assert (max(map(len, sides.values())) > 1) == leaks
+        audit = json.loads((store.folder / "audit.json").read_text())
+        assert (audit["groups_across_splits"] > 0) == leaks
+    assert sides[scenes["water_00000.jpg"]] == sides[scenes["water_00015.jpg"]]
+    assert audit["near_duplicates"]["groups_across_splits"] == 0
+
+
 def test_splits_are_shown_with_their_prevalence_and_leakage(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = run(data)
     said = capsys.readouterr().err

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -158,10 +158,17 @@ def test_a_split_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
         splits.from_file(tmp_path / "nowhere.csv", ["a.jpg"])
     with pytest.raises(splits.SplitError, match="val split is empty"):
         splits.split(["a.jpg", "b.jpg"], fractions=(0.5, 0.25, 0.25), seed=0, groups=[0, 0])
-    with pytest.raises(splits.SplitError, match="duplicate"):
-        splits.split(["a.jpg", "a.jpg"], fractions=PAPER, seed=0)
-    with pytest.raises(splits.SplitError, match="add up to 1"):
-        splits.split(tile_names(9), fractions=(0.7, 0.2, 0.2), seed=0)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=40))
+def test_united_groups_are_the_finest_that_keep_both_kinds_together(pairs: list[tuple[int, int]]) -> None:
+    first, second = zip(*pairs, strict=True)
+    united = splits.united(first, second)
+    expected = list(range(len(pairs)))
+    for _ in pairs:  # each tile takes the least number of those it shares a key with
+        expected = [min(expected[j] for j, pair in enumerate(pairs) if pair[0] == a or pair[1] == b) for a, b in pairs]
+    assert len(set(zip(united, expected, strict=True))) == len(set(united)) == len(set(expected))
 
 
 def test_the_summary_shows_what_is_uneven_first() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,6 @@ def test_few_labels_are_seeded_subsets_and_end_at_the_sweep(run_of: MakeRun, sto
     assert [len(row["subsets"]) for row in rows] == [3, 3, 1]
     assert rows[0]["test_mAP"] == pytest.approx(np.mean(rows[0]["subsets"]))
     assert rows[0]["sd"] == pytest.approx(np.std(rows[0]["subsets"], ddof=1))
-    assert len(set(rows[0]["subsets"])) > 1
     assert found["test_mAP_at_20_percent"] == rows[0]["test_mAP"]
     assert rows[-1]["test_mAP"] == found["test_sweep_mAP"]
 
@@ -116,7 +116,7 @@ def test_a_label_without_test_positives_is_reported_and_left_out_or_zero(
 ) -> None:
     targets = store.targets.copy()
     targets[store.rows("test"), 1] = 0
-    changed = tiles.TileStore(**vars(store) | {"targets": targets})
+    changed = replace(store, targets=targets)
     monkeypatch.setattr(tiles, "open_store", lambda _folder: changed)
     excluded = measure(run_of())
     rows = files.read_csv(run_of().results / "per_class_ap.csv")

@@ -16,13 +16,15 @@ import hypothesis
 from hypothesis import strategies as st
 from rich.console import Console
 
-from satclr.data import audit, labels
+from satclr.data import audit, importing, labels
 
 from . import ACCEPTED, REFUSED, Outcomes, edited, explore
 
 Grid = list[list[str]]  # a header and its rows
 
-TEXT = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1, max_size=10).map(str.strip)
+TEXT = (
+    st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), min_size=1, max_size=10).map(labels.nfc).map(str.strip)
+)
 LABEL = TEXT.map(lambda t: " ".join(t.split())).filter(
     lambda t: t and "|" not in t and labels.canonical(t).casefold() != "image"
 )
@@ -214,6 +216,29 @@ def run_edited(cases: int, seed: int, folder: Path) -> Outcomes:
 
     sources = grids().flatmap(lambda case: saved(case[0]["category0"]))
     return explore(edited(sources, edits=1, size=1), check, cases=cases, seed=seed)
+
+
+def run_import(cases: int, seed: int, folder: Path, *, forms: dict[str, bytes], images: dict[str, bytes]) -> Outcomes:
+    """Damaged tables among folders of images give labels or are refused by their name; folders never replace them."""
+
+    def check(case: tuple[str, bytes]) -> str:
+        name, raw = case
+        shutil.rmtree(folder, ignore_errors=True)
+        for path, content in (images | {name: raw}).items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(content)
+        try:
+            plan = importing.look(folder)
+        except (importing.SourceError, labels.LabelError) as error:
+            assert "\n" not in str(error), str(error)
+            return REFUSED
+        assert plan.read or name.endswith(".txt"), plan.notes
+        return ACCEPTED
+
+    sources = st.sampled_from(sorted(forms)).flatmap(
+        lambda name: st.tuples(st.just(name), edited(st.just(forms[name])))
+    )
+    return explore(sources, check, cases=cases, seed=seed)
 
 
 def _write(folder: Path, tables: dict[str, bytes]) -> Path:

@@ -129,7 +129,7 @@ def test_a_process_that_dies_ends_the_run_and_another_number_resumes_it(
     assert not run.encoder.exists()
     capfd.readouterr()
     train.run(run, lambda *_: None)
-    assert "resuming from the checkpoint after epoch 1, step 1" in capfd.readouterr().err
+    assert "resuming from the checkpoint after epoch 1" in capfd.readouterr().err
     np.testing.assert_allclose(losses(run), losses(make_run(roots[0], **CALM)), rtol=CALM_TERMS * 2**-23)
 
 

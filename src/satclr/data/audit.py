@@ -88,8 +88,7 @@ def audit(labels: Labels, folder: Path, *, images: Path | None = None) -> Audit:
 
 def flagged_rows(report: Audit) -> Rows:
     """The rows that `on_problem: drop` leaves out, ascending."""
-    rows = {row for finding in report.findings if finding.flagged for row in finding.rows}
-    return np.array(sorted(rows), dtype=np.intp)
+    return np.array(sorted({row for f in report.findings if f.flagged for row in f.rows}), dtype=np.intp)
 
 
 def render(report: Audit) -> RenderableType:
@@ -101,8 +100,9 @@ def render(report: Audit) -> RenderableType:
     labels = report.labels
     counts = labels.targets.sum(1, dtype=np.int64)
     flagged = len(flagged_rows(report))
-    ranked = sorted(_label_counts(labels).items(), key=lambda item: (item[1], item[0]))
-    rarest, commonest = _listed(ranked[:EXTREMES]), _listed(ranked[: -EXTREMES - 1 : -1])
+    ranked = sorted((count, name) for name, count in _label_counts(labels).items())
+    listed = [f"{name} {count:,}" for count, name in ranked]
+    rarest, commonest = ", ".join(listed[:EXTREMES]), ", ".join(listed[: -EXTREMES - 1 : -1])
     parts: list[RenderableType] = [
         Text.assemble(
             (f"{len(labels.tiles):,} tiles", "bold"),
@@ -132,7 +132,3 @@ def render(report: Audit) -> RenderableType:
 
 def _label_counts(labels: Labels) -> dict[str, int]:
     return dict(zip(labels.names, labels.targets.sum(0, dtype=np.int64).tolist(), strict=True))
-
-
-def _listed(ranked: list[tuple[str, int]]) -> str:
-    return ", ".join(f"{name} {count:,}" for name, count in ranked)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from satclr.data.known import Known, Release, digests, documented, namesake
-from satclr.data.labels import Labels
+from satclr.data.labels import Labels, nfc
 from satclr.data.tiles import SUFFIXES
 
 Rows = npt.NDArray[np.intp]
@@ -86,10 +86,8 @@ def releases(labels: Labels, known: Known | None) -> Iterator[Finding]:
 
 def lost(labels: Labels, known: Known | None) -> Iterator[Finding]:
     """Find categories whose tiles lack the label that the category is named after."""
-    gone: dict[str, Rows] = {}
-    likely: dict[str, Rows] = {}
-    slips: list[Rows] = []
-    partly: list[Rows] = []
+    gone, likely = dict[str, Rows](), dict[str, Rows]()
+    slips, partly = list[Rows](), list[Rows]()
     for category, rows, _ in _tables(labels):
         name, certain = namesake(category, labels.names, known)
         if name is None:
@@ -157,8 +155,7 @@ def undocumented(labels: Labels, known: Known | None, folder: Path) -> Iterator[
     allowed = own[1] if own else known.documented if known else {}
     source = own[0] if own else f"{known.name}'s documentation" if known else ""
     beside = known.undocumented if known else {}
-    strange: dict[str, Rows] = {}
-    usual: dict[str, Rows] = {}
+    strange, usual = dict[str, Rows](), dict[str, Rows]()
     for category, rows, _ in _tables(labels):
         for k, name in enumerate(labels.names):
             if category in allowed and name not in allowed[category]:
@@ -172,12 +169,13 @@ def undocumented(labels: Labels, known: Known | None, folder: Path) -> Iterator[
         title = f"{source} does not fit these labels: {_count(misfits, 'tile')} have others than it lists"
         yield Finding("undocumented-label", "notice", title, "Check whether it belongs to this data set.")
         strange = {}
-    title = f"Labels that {source} does not list for their category"
-    advice = "Correct the rows, or drop them."
-    yield from _finding(labels, "undocumented-label", "suspect", strange, title, advice)
-    title = f"Labels that {source} omits and the sound release has"
-    advice = "Nothing to do: the document is incomplete."
-    yield from _finding(labels, "undocumented-label", "notice", usual, title, advice, flagged=False)
+    kind, title = "undocumented-label", f"Labels that {source} does not list for their category"
+    yield from _finding(labels, kind, "suspect", strange, title, "Correct the rows, or drop them.")
+    title, advice = (
+        f"Labels that {source} omits and the sound release has",
+        "Nothing to do: the document is incomplete.",
+    )
+    yield from _finding(labels, kind, "notice", usual, title, advice, flagged=False)
 
 
 def unlabelled(labels: Labels) -> Iterator[Finding]:
@@ -194,15 +192,13 @@ def unusable(labels: Labels) -> Iterator[Finding]:
         ("constant-label", counts == len(labels.tiles), "On every tile"),
         ("rare-label", (counts > 0) & (counts < RARE_MIN), f"On fewer than {RARE_MIN} tiles"),
     ):
-        names = tuple(labels.names[k] for k in np.flatnonzero(which))
-        if names:
+        if names := tuple(labels.names[k] for k in np.flatnonzero(which)):
             advice = "No meaningful AP: leave the label out or find tiles."
             yield Finding(kind, "notice", f"{title}: {_count(len(names), 'label')}", advice, details=names)
     same: dict[bytes, list[str]] = {}
     for k in np.flatnonzero((counts > 0) & (counts < len(labels.tiles))):
         same.setdefault(labels.targets[:, k].tobytes(), []).append(labels.names[k])
-    sets = tuple(" = ".join(names) for names in same.values() if len(names) > 1)
-    if sets:
+    if sets := tuple(" = ".join(names) for names in same.values() if len(names) > 1):
         title = f"Labels that always coincide: {_count(len(sets), 'set')}"
         advice = "They count twice in every mean: keep one, or check how the table was made."
         yield Finding("identical-labels", "notice", title, advice, details=sets)
@@ -217,22 +213,17 @@ def repairs(labels: Labels) -> Iterator[Finding]:
 
 def images(labels: Labels, folder: Path) -> Iterator[Finding]:
     """Compare the rows with the images in `<folder>/<category>/`."""
-    files = {
-        (file.parent.name, file.name)
-        for file in folder.glob("*/*")
-        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
-    }
+    found = (p for p in folder.glob("*/*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    files = {(nfc(path.parent.name), nfc(path.name)) for path in found}
     expected = dict.fromkeys(zip(labels.categories, labels.tiles, strict=True))
     absent = np.array([row for row, tile in enumerate(expected) if tile not in files], dtype=np.intp)
     title = f"No image in {folder}: {_count(len(absent), 'row')}"
     advice = "Fetch the images, or delete the rows."
     yield from _finding(labels, "row-without-image", "error", [absent], title, advice, counted=False)
-    extra = sorted(file for file in files if file not in expected)
-    if extra:
+    if extra := sorted(files - expected.keys()):
         title = f"No row for {_count(len(extra), 'image')} in {folder}"
-        advice = "Label them, or move them away."
         examples = tuple("/".join(file) for file in extra[:EXAMPLES])
-        yield Finding("image-without-row", "error", title, advice, examples=examples)
+        yield Finding("image-without-row", "error", title, "Label them, or move them away.", examples=examples)
 
 
 def longest_runs(labels: Labels) -> tuple[Rows, Rows]:

@@ -68,12 +68,12 @@ def hashes(pixels: Tiles) -> tuple[Hashes, Hashes]:
     The hash is the signs of the lowest 8×8 DCT coefficients of the gray tile about their median (imagehash.phash).
     """
     parts = []
-    starts = range(0, len(pixels), CHUNK)
     with ThreadPoolExecutor(os.cpu_count()) as pool, progress.bar("hash tiles", len(pixels)) as advance:
-        for part in pool.map(partial(_hash_chunk, pixels), starts):
+        for part in pool.map(partial(_hash_chunk, pixels), range(0, len(pixels), CHUNK)):
             parts.append(part)
             advance(len(part[0]))
-    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+    exact, perceptual = zip(*parts, strict=True)
+    return np.concatenate(exact), np.concatenate(perceptual)
 
 
 def candidates(found: Hashes, distance_bits: int) -> Iterator[tuple[Rows, Rows]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -66,21 +67,25 @@ def read(folder: Path) -> Labels:
         problem = "no label table" if folder.is_dir() else "no such folder"
         raise LabelError(f"{folder}: {problem}; it should hold one <category>.csv table per category")
     tables, repairs = _name_blanks([_read_table(path) for path in paths])
-    _check_names(tables)
-    _check_duplicates(tables)
+    _check(tables)
     return Labels(
         tiles=[tile for table in tables for tile in table.tiles],
-        categories=[table.path.stem for table in tables for _ in table.tiles],
+        categories=[nfc(table.path.stem) for table in tables for _ in table.tiles],
         names=tuple(sorted(tables[0].columns)),
         targets=np.concatenate([t.values[:, np.argsort(np.array(t.columns, dtype=object))] for t in tables]),
-        columns={table.path.stem: table.columns for table in tables},
+        columns={nfc(table.path.stem): table.columns for table in tables},
         repairs=(*_respelled(tables), *repairs),
     )
 
 
+def nfc(text: str) -> str:
+    """Composed Unicode; file systems and tables may have a name decomposed."""
+    return unicodedata.normalize("NFC", text)
+
+
 def canonical(name: str) -> str:
-    """A label's name with known misspellings corrected and white space collapsed."""
-    collapsed = " ".join(name.split())
+    """A label's name, composed, with known misspellings corrected and white space collapsed."""
+    collapsed = nfc(" ".join(name.split()))
     return _spelling().get(collapsed, collapsed)
 
 
@@ -195,7 +200,7 @@ def _read_table(path: Path) -> _Table:
             raise LabelError(f"{path}: duplicate column {name!r}; keep one")
         if "|" in name:
             raise LabelError(f"{path}: column {name!r}: | separates labels in the store's index; rename it")
-    tiles = [cells[images[0]].strip() for _, cells in body]
+    tiles = [nfc(cells[images[0]].strip()) for _, cells in body]
     respelled = [(a, b) for a, b in zip(written, header, strict=True) if a != b]
     return _Table(path, tiles, [line for line, _ in body], columns, values, respelled)
 
@@ -218,30 +223,21 @@ def _name_blanks(tables: list[_Table]) -> tuple[list[_Table], list[str]]:
 
 
 def _respelled(tables: list[_Table]) -> Iterator[str]:
-    found: dict[tuple[str, str], list[str]] = {}
-    for table in tables:
-        for pair in table.respelled:
-            found.setdefault(pair, []).append(table.path.name)
-    for (name, right), names in sorted(found.items()):
-        where = names[0] if len(names) == 1 else f"{len(names)} tables"
-        yield f"{where}: column {name!r} is read as {right!r}"
+    for name, right in sorted({pair for table in tables for pair in table.respelled}):
+        names = [table.path.name for table in tables if (name, right) in table.respelled]
+        yield f"{names[0] if len(names) == 1 else f'{len(names)} tables'}: column {name!r} is read as {right!r}"
 
 
-def _check_names(tables: list[_Table]) -> None:
-    """Raise `LabelError` unless all tables have the same labels."""
+def _check(tables: list[_Table]) -> None:
+    """Raise `LabelError` unless all tables have the same labels, and each tile one row."""
     everything = {name for table in tables for name in table.columns}
+    seen: dict[str, str] = {}
     for table in tables:
-        missing = sorted(everything - set(table.columns))
-        if missing:
+        if missing := sorted(everything - set(table.columns)):
             other = next(t.path.name for t in tables if missing[0] in t.columns)
             more = f" and {len(missing) - 1} more" if missing[1:] else ""
             lacks = f"no column {missing[0]!r}{more}, which {other} has"
             raise LabelError(f"{table.path}: {lacks}; all tables need the same labels")
-
-
-def _check_duplicates(tables: list[_Table]) -> None:
-    seen: dict[str, str] = {}
-    for table in tables:
         for tile, line in zip(table.tiles, table.lines, strict=True):
             where = f"{table.path}, line {line}"
             if tile in seen:

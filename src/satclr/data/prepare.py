@@ -8,9 +8,7 @@ In: `Images/<category>/*.jpg` and `Labels/<category>.csv`. Out: `tiles.npy` (N,H
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +28,7 @@ from satclr.project import Project
 IMAGENET: Final = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 RELEASED_BATCH: Final = 256  # tiles per batch in the notebook's statistics
 CHUNK: Final = 256  # tiles decoded at a time, which bounds memory
+GROUPS: Final = "groups.csv"  # image, group: the city, scene or flight line that `split.by: group` keeps together
 SHOWN: Final = 10
 
 Sums = npt.NDArray[np.int64]  # (N,2,3): sum and sum of squares of a tile's pixel values, per channel
@@ -64,11 +63,13 @@ def write_store(data: Path, out: Path, settings: Data) -> None:
         flagged = _check_flagged(data, found, settings.labels.on_problem)
         record["dropped"] = problems
         strict = settings.on_unreadable == "fail"
-        _check_problems(data, problems if strict else [], out)
+        if strict:
+            _check_problems(data, problems, out)
         rows = [(row, path) for row, path in sorted(paths.items()) if row not in flagged]
         with _parts(out) as parts:
             kept, sums, digest = _pack(data, parts["tiles.npy"], rows, settings.tile_px, problems)
-            _check_problems(data, problems if strict else [], out)
+            if strict:
+                _check_problems(data, problems, out)
             if not kept:
                 raise PrepareError(f"{data} has no usable tile")
             _finish(data, parts, settings, table, kept, sums, digest, record)
@@ -82,10 +83,9 @@ def train_statistics(sums: Sums, tile_px: int) -> dict[str, list[float]]:
     Computed from integer sums, so the result does not depend on the order of the tiles.
     """
     count = len(sums) * tile_px**2
-    totals = [[int(v) for v in row] for row in sums.sum(axis=0)]  # Python integers do not overflow
-    mean = [s / count / 255 for s in totals[0]]
-    variance = [(count * q - s * s) / count**2 for s, q in zip(*totals, strict=True)]
-    return {"mean": mean, "std": [max(v, 1e-12) ** 0.5 / 255 for v in variance]}
+    first, second = sums.sum(axis=0).tolist()  # Python integers do not overflow
+    variance = [(count * q - s * s) / count**2 for s, q in zip(first, second, strict=True)]
+    return {"mean": [s / count / 255 for s in first], "std": [max(v, 1e-12) ** 0.5 / 255 for v in variance]}
 
 
 def released_statistics(sums: Sums, tile_px: int) -> dict[str, list[float]]:
@@ -128,21 +128,17 @@ def _match(data: Path, table: labels.Labels) -> tuple[dict[int, Path], Problems]
     if not images.is_dir():
         raise PrepareError(f"no data: {images} does not exist; it should hold one folder of images per category")
     found: dict[tuple[str, str], Path] = {}
-    reasons: dict[str, str] = {}
-    for folder in sorted(p for p in images.iterdir() if not p.name.startswith(".")):
-        if not folder.is_dir():
-            reasons[folder.name] = "a file where folders of images are expected"
-            continue
-        for path in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
-            name = f"{folder.name}/{path.name}"
-            if path.suffix.lower() not in tiles.SUFFIXES:
-                reasons[name] = "not named as an image"
-            elif not path.is_file():
-                reasons[name] = "not a file, or a broken link"
-            elif not path.resolve().is_relative_to(data.resolve()):
-                reasons[name] = "a link that leaves the data folder"
-            else:
-                found[folder.name, path.name] = path
+    reasons = {p.name: "a file where folders of images are expected" for p in _listed(images) if not p.is_dir()}
+    for path in (path for folder in _listed(images) if folder.is_dir() for path in _listed(folder)):
+        name = path.relative_to(images).as_posix()
+        if path.suffix.lower() not in tiles.SUFFIXES:
+            reasons[name] = "not named as an image"
+        elif not path.is_file():
+            reasons[name] = "not a file, or a broken link"
+        elif not path.resolve().is_relative_to(data.resolve()):
+            reasons[name] = "a link that leaves the data folder"
+        else:
+            found[labels.nfc(path.parent.name), labels.nfc(path.name)] = path
     rows = list(zip(table.categories, table.tiles, strict=True))
     paths = {row: found[key] for row, key in enumerate(rows) if key in found}
     for key in rows:
@@ -152,13 +148,17 @@ def _match(data: Path, table: labels.Labels) -> tuple[dict[int, Path], Problems]
     return paths, [{"path": f"Images/{name}", "reason": reason} for name, reason in reasons.items()]
 
 
+def _listed(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
 def _check_problems(data: Path, problems: Problems, out: Path) -> None:
     lines = [f"  {problem['path']}: {problem['reason']}" for problem in problems[:SHOWN]]
     if len(problems) > SHOWN:
         lines.append(f"  and {len(problems) - SHOWN:,} more, listed in {out / 'audit.json'}")
-    count = "1 tile" if len(problems) == 1 else f"{len(problems):,} tiles"
     remedy = "Fix them, or set data.on_unreadable: drop in the profile to skip them."
     if problems:
+        count = f"{len(problems):,} tile{'s' if problems[1:] else ''}"
         raise PrepareError("\n".join([f"{data}: {count} cannot be used", *lines, remedy]))
 
 
@@ -229,41 +229,41 @@ def _finish(
     """Group near-duplicates, split, and write index.csv and stats.json of the packed tiles."""
     names = [table.tiles[row] for row in kept]
     targets = table.targets[kept]
-    group = duplicates.groups(np.load(parts["tiles.npy"], mmap_mode="r", allow_pickle=False))
-    groups = [names[g] for g in group]
+    groups = [names[g] for g in duplicates.groups(np.load(parts["tiles.npy"], mmap_mode="r", allow_pickle=False))]
+    dropped = set(table.tiles) - set(names)
+    given = splits.column(data / GROUPS, "group", names, left_out=dropped) if (data / GROUPS).is_file() else None
     if settings.split.file is None:
         split = splits.split(
             names,
             fractions=settings.split.fractions,
             seed=settings.split.seed,
-            groups=groups if settings.split.by == "group" else None,
+            groups=splits.united(groups, given or groups) if settings.split.by == "group" else None,
             stratify=targets if settings.split.stratify else None,
         )
     else:
-        left_out = set(table.tiles) - set(names)
-        split = splits.from_file(data / settings.split.file, names, left_out=left_out)
+        split = splits.from_file(data / settings.split.file, names, left_out=dropped)
     sizes = dict(sorted(Counter(split).items()))
-    shares = splits.prevalence(split, targets).items()
-    several = [[names[i] for i in rows] for rows in splits.members(group.tolist()) if len(rows) > 1]
-    leaks = splits.spanning(split, groups)
-    record["near_duplicates"] = {"groups": several, "groups_across_splits": len(leaks)}
-    record["split"] = {
-        "sizes": sizes,
-        "prevalence": {s: dict(zip(table.names, share.tolist(), strict=True)) for s, share in shares},
+    shares = {
+        s: dict(zip(table.names, share.tolist(), strict=True)) for s, share in splits.prevalence(split, targets).items()
     }
+    several = [[names[i] for i in rows] for rows in splits.members(groups) if len(rows) > 1]
+    leaks = len(splits.spanning(split, groups))
+    record["near_duplicates"] = {"groups": several, "groups_across_splits": leaks}
+    if given:
+        record["groups_across_splits"] = across = len(splits.spanning(split, given))
+        if across:
+            progress.say(f"warning: {across:,} of {len(set(given)):,} groups of {GROUPS} are in more than one split")
+    record["split"] = {"sizes": sizes, "prevalence": shares}
     progress.show(splits.summary(split, targets, table.names))
     if leaks:
         remedy = "data.split.by: group keeps them together"
         if settings.split.file is not None:
             remedy = f"{settings.split.file} puts them there; near_duplicates: leave_out measures the effect"
-        spread = f"{len(leaks):,} of {len(several):,} groups of near-duplicates are in more than one split"
+        spread = f"{leaks:,} of {len(several):,} groups of near-duplicates are in more than one split"
         progress.say(f"warning: {spread}; {remedy}")
-    with parts["index.csv"].open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["tile", "category", "split", "group", "labels"])
-        for place, row in enumerate(kept):
-            present = "|".join(table.names[k] for k in np.flatnonzero(targets[place]))
-            writer.writerow([names[place], table.categories[row], split[place], groups[place], present])
+    present = ["|".join(table.names[k] for k in np.flatnonzero(row)) for row in targets]
+    index = zip(names, (table.categories[row] for row in kept), split, groups, present, strict=True)
+    files.write_csv(parts["index.csv"], ["tile", "category", "split", "group", "labels"], index)
     train = sums[np.array(split) == "train"]
     normalization = {
         "train": train_statistics(train, settings.tile_px),
@@ -273,4 +273,4 @@ def _finish(
     digest = hashlib.sha256(digest + parts["index.csv"].read_bytes()).digest()
     stats = {"labels": list(table.names), "tile_px": settings.tile_px, "tiles": sizes}
     stats |= {"normalization": normalization, "digest": digest.hex()}
-    parts["stats.json"].write_text(json.dumps(stats, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    files.write_json(parts["stats.json"], stats)

@@ -7,7 +7,6 @@ order of files and rows does not matter.
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from satclr import files, randomness
+from satclr.data import labels
 from satclr.data.tiles import SPLITS
 
 if TYPE_CHECKING:
@@ -41,27 +41,20 @@ def split(
     groups: Sequence[Hashable] | None = None,
     stratify: Targets | None = None,
 ) -> list[str]:
-    """Draw train, val or test for each of N tiles.
+    """Draw train, val or test for each of N tiles with unique names.
 
     fractions: of train, val and test, adding up to 1. groups: N keys; tiles with the same key stay together. stratify:
     targets (N,K) whose prevalence every split should share (see `stratified`). The sizes are the rounded fractions of
     N; with groups a split may be off by one group.
 
-    Raises `SplitError` for invalid fractions, a duplicate name, or an empty split.
+    Raises `SplitError` for an empty split.
     """
-    if min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-9:
-        raise SplitError(f"split.fractions {fractions}: must be three positive numbers that add up to 1")
-    repeated = [name for name, count in Counter(names).items() if count > 1]
-    if repeated:
-        raise SplitError(f"{len(repeated)} duplicate tile names, such as {repeated[0]!r}; names must be unique")
     by_name = sorted(range(len(names)), key=names.__getitem__)
     units = members(names if groups is None else groups, by_name)
     order = [units[place] for place in randomness.permutation(len(units), seed, "split").tolist()]
     drawn = _cut(order, fractions) if stratify is None else stratified(order, stratify, fractions)
-    result = [""] * len(names)
-    for unit, which in zip(order, drawn, strict=True):
-        for row in unit:
-            result[row] = SPLITS[which]
+    which_of = {row: SPLITS[which] for unit, which in zip(order, drawn, strict=True) for row in unit}
+    result = [which_of[row] for row in range(len(names))]
     _refuse_empty(result, f"{len(units):,} units at fractions {fractions}")
     return result
 
@@ -102,30 +95,37 @@ def from_file(path: Path, names: Sequence[str], *, left_out: Collection[str] = (
 
     Raises `SplitError` for an unreadable file, a missing, unknown or duplicate tile, or an invalid split.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SplitError(f"split.file: {path} cannot be read ({error})") from None
-    reader = csv.DictReader(text.splitlines(), skipinitialspace=True)
-    columns = {name.strip().casefold(): name for name in reader.fieldnames or ()}
-    if not {"image", "split"} <= set(columns):
-        raise SplitError(f"split.file: {path} has the columns {list(columns)}; image and split are needed")
-    given: dict[str, str] = {}
-    for row in reader:
-        image, which = ((row[columns[key]] or "").strip() for key in ("image", "split"))
-        where = f"{path}, line {reader.line_num}"
-        if which not in SPLITS:
-            raise SplitError(f"{where}: split {which!r} of {image!r} is none of {', '.join(SPLITS)}")
-        if image in given:
-            raise SplitError(f"{where}: duplicate row for {image!r}; keep one")
-        given[image] = which
-    if absent := [name for name in names if name not in given]:
-        raise SplitError(f"split.file: {path} has no split for {files.some(absent)}")
-    if unknown := sorted(set(given) - set(names) - set(left_out)):
-        raise SplitError(f"split.file: {path} names tiles that the data set lacks: {files.some(unknown)}")
-    result = [given[name] for name in names]
+    result = column(path, "split", names, left_out=left_out, allowed=SPLITS)
     _refuse_empty(result, str(path))
     return result
+
+
+def column(
+    path: Path, wanted: str, names: Sequence[str], *, left_out: Collection[str] = (), allowed: Collection[str] = ()
+) -> list[str]:
+    """Each tile's value in the column `wanted` of a CSV that has a column `image` too. Raises as `from_file`."""
+    try:
+        (_, header), *body = list(labels.rows(path)) or [(0, [])]
+    except OSError as error:
+        raise SplitError(f"{path} cannot be read ({error})") from None
+    keys = [cell.strip().casefold() for cell in header]
+    if not {"image", wanted} <= set(keys):
+        raise SplitError(f"{path} has the columns {keys}; image and {wanted} are needed")
+    given: dict[str, str] = {}
+    for line, cells in body:
+        row = dict(zip(keys, (labels.nfc(cell.strip()) for cell in cells), strict=False))
+        image, value = row.get("image", ""), row.get(wanted, "")
+        if not value or (allowed and value not in allowed):
+            known = f" ({', '.join(allowed)})" if allowed else ""
+            raise SplitError(f"{path}, line {line}: {value!r} of {image!r} is no {wanted}{known}")
+        if image in given:
+            raise SplitError(f"{path}, line {line}: duplicate row for {image!r}; keep one")
+        given[image] = value
+    if absent := [name for name in names if name not in given]:
+        raise SplitError(f"{path} has no {wanted} for {files.some(absent)}")
+    if unknown := sorted(set(given) - set(names) - set(left_out)):
+        raise SplitError(f"{path} names tiles that the data set lacks: {files.some(unknown)}")
+    return [given[name] for name in names]
 
 
 def members(groups: Sequence[Hashable], order: Iterable[int] | None = None) -> list[list[int]]:
@@ -134,6 +134,17 @@ def members(groups: Sequence[Hashable], order: Iterable[int] | None = None) -> l
     for row in range(len(groups)) if order is None else order:
         found.setdefault(groups[row], []).append(row)
     return list(found.values())
+
+
+def united(first: Sequence[Hashable], second: Sequence[Hashable]) -> list[int]:
+    """One key per tile: tiles that share a key of either kind, directly or through others, have the same."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    a, b = (np.unique([str(key) for key in keys], return_inverse=True)[1] for keys in (first, second))
+    size = int(a.max()) + 1
+    graph = coo_array((np.ones(len(a), bool), (a, b + size)), shape=(size + len(b), size + len(b)))
+    return [int(group) for group in connected_components(graph, directed=False)[1][a]]
 
 
 def spanning(split: Sequence[str], groups: Sequence[Hashable]) -> list[list[int]]:
@@ -147,7 +158,7 @@ def prevalence(split: Sequence[str], targets: Targets) -> dict[str, npt.NDArray[
     return {s: targets[which == s].mean(0, dtype=np.float64) for s in SPLITS if (which == s).any()}
 
 
-def summary(split: Sequence[str], targets: Targets, labels: Sequence[str]) -> Table:
+def summary(split: Sequence[str], targets: Targets, names: Sequence[str]) -> Table:
     """A table to print: the splits' sizes and label prevalences, for the most uneven labels.
 
     The last column is the greatest difference from the whole data set, in percentage points.
@@ -168,7 +179,7 @@ def summary(split: Sequence[str], targets: Targets, labels: Sequence[str]) -> Ta
         cells = [f"{share[k]:.2%}" for share in (*shares.values(), whole)]
         missing = [name for name, share in shares.items() if share[k] == 0]
         note = f"none in {', '.join(missing)}" if missing else ""
-        table.add_row(labels[k], *cells, f"{100 * off[k]:.2f}", note)
+        table.add_row(names[k], *cells, f"{100 * off[k]:.2f}", note)
     if (more := len(order) - SUMMARY_LABELS) > 0:
         table.caption = f"{more} more, off by at most {100 * off[order[SUMMARY_LABELS]]:.2f}"
         table.caption_justify = "left"
@@ -183,6 +194,5 @@ def _cut(units: Sequence[Sequence[int]], fractions: Fractions) -> list[int]:
 
 
 def _refuse_empty(split: Sequence[str], source: str) -> None:
-    empty = [name for name in SPLITS if name not in split]
-    if empty:
+    if empty := [name for name in SPLITS if name not in split]:
         raise SplitError(f"{source}: the {empty[0]} split is empty; it needs at least one tile")

@@ -6,7 +6,6 @@ and batches of its tiles read ahead (`stream`).
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import re
@@ -21,6 +20,8 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from satclr import files
 
 if TYPE_CHECKING:
     import torch
@@ -131,8 +132,7 @@ def open_store(folder: Path) -> TileStore:
     with _reading(f"satclr prepare --profile {folder.name}"):
         stats = json.loads((folder / "stats.json").read_text(encoding="utf-8"))
         pixels = np.load(folder / "tiles.npy", mmap_mode="r", allow_pickle=False)
-        with (folder / "index.csv").open(encoding="utf-8", newline="") as file:
-            index = list(csv.DictReader(file))
+        index = files.read_csv(folder / "index.csv")
         if len(index) != len(pixels):
             raise ValueError(f"{len(pixels)} tiles but {len(index)} rows in {folder}")
     column = {label: k for k, label in enumerate(stats["labels"])}
@@ -187,9 +187,9 @@ def stream(
 
     with ThreadPoolExecutor(1, thread_name_prefix="tiles") as pool:
         ahead = [pool.submit(read, rows) for rows in batches[:1]]
-        for i, rows in enumerate(batches):
-            if i + 1 < len(batches):
-                ahead.append(pool.submit(read, batches[i + 1]))
+        for rows, following in zip(batches, [*batches[1:], None], strict=True):
+            if following is not None:
+                ahead.append(pool.submit(read, following))
             yield rows, ahead.pop(0).result().to(device, non_blocking=True)
 
 

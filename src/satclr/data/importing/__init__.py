@@ -15,19 +15,26 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
 
 from satclr import files, progress
 from satclr.data import labels, tiles
-from satclr.data.importing import archives, bigearthnet, layout
+from satclr.data.importing import archives, bigearthnet, layout, tables
+from satclr.data.importing import plan as plans
 from satclr.data.importing.archives import SourceError
 
-__all__ = ["Report", "SourceError", "run", "staging"]
+__all__ = ["Report", "SourceError", "look", "run", "staging"]
 
 CHUNK: Final = 1024  # tiles in flight
+READ_SHOWN: Final = 3
+SKIPPED_MAX: Final = 0.01  # a larger share of images and rows without partner is asked about
+
+Confirm = Callable[[str], bool]
 
 
 @dataclass(frozen=True)
@@ -42,24 +49,28 @@ class Report:
     images_without_row: list[str]
     rows_without_image: list[str]
     notes: list[str]
+    read: list[str]
 
     def __str__(self) -> str:
         lines = [f"{self.target}: {self.tiles:,} tiles, {self.categories} categories, {self.labels} labels"]
         if self.split:
             shares = ", ".join(f"{count:,} {name}" for name, count in self.split.items())
             lines.append(f"official split: {shares} (set data.split.file: split.csv to use it)")
-        for what in ("images_without_row", "rows_without_image"):
-            if names := getattr(self, what):
-                listed = f"{len(names):,}, such as {files.some(names)} (see import.json)"
-                lines.append(f"skipped {what.replace('_', ' ')}: {listed}")
-        return "\n".join([*lines, *self.notes])
+        lines += plans.skipped(self.images_without_row, self.rows_without_image)
+        lines += [f"read: {text}" for text in self.read[:READ_SHOWN]]
+        more = [f"{len(self.read) - READ_SHOWN} more tables: see import.json"] if self.read[READ_SHOWN:] else []
+        return "\n".join([*lines, *more, *self.notes])
 
 
-def run(source: Path, target: Path, *, labels_source: Path | None = None) -> Report:
+def run(
+    source: Path, target: Path, *,
+    labels_source: Path | None = None, labels_from: str | None = None, confirm: Confirm | None = None,
+) -> Report:  # fmt: skip
     """Import `source`, a folder or an archive, as the new folder `target`.
 
-    labels_source: where the label tables are, if not in `source`: a folder or an archive, such as a checkout of
-    MLRSNet's repository at a sound commit.
+    labels_source: where the label tables are, if not in `source`: a table, a folder or an archive, such as a checkout
+    of MLRSNet's repository at a sound commit. labels_from: see `layout.plan`. confirm: asked with the plan before
+    anything is copied where more than 1% of images and rows would be skipped; the plan is printed without it.
 
     Raises `SourceError`, or `LabelError` for an invalid table; `files.WriteError` where the disk is full.
     """
@@ -68,13 +79,13 @@ def run(source: Path, target: Path, *, labels_source: Path | None = None) -> Rep
     folder = staging(target)
     made = folder / "made"
     try:
-        _begin(folder, [source] if labels_source is None else [source, labels_source])
-        if bigearthnet.recognise(source):
-            plan = bigearthnet.plan(source)
-        else:
-            images = archives.members(source, folder / "unpacked")
-            others = archives.members(labels_source, folder / "unpacked-labels") if labels_source else images
-            plan = layout.plan(images, others)
+        _begin(folder, [source] if labels_source is None else [source, labels_source], labels_from)
+        plan = _plan(source, folder, labels_source, labels_from)
+        if plan.skipped > SKIPPED_MAX:
+            if confirm and not confirm(str(plan)):
+                raise SourceError("stopped; nothing was imported")
+            if not confirm:
+                progress.say(str(plan))
         report = _write(plan, target, made)
         made.rename(target)
     except (SourceError, labels.LabelError):
@@ -86,14 +97,35 @@ def run(source: Path, target: Path, *, labels_source: Path | None = None) -> Rep
     return report
 
 
+def look(source: Path, *, labels_source: Path | None = None, labels_from: str | None = None) -> plans.Plan:
+    """What `run` would import; nothing is left on disk. Raises as `run` does."""
+    for path in filter(None, (source, labels_source)):
+        if not path.exists():
+            raise SourceError(f"{path}: no such file or folder")
+    with tempfile.TemporaryDirectory() as folder:
+        return _plan(source, Path(folder), labels_source, labels_from)
+
+
+def _plan(source: Path, folder: Path, labels_source: Path | None, labels_from: str | None) -> plans.Plan:
+    if bigearthnet.recognise(source):
+        return bigearthnet.plan(source)
+    images = archives.members(source, folder / "unpacked")
+    others = images
+    if labels_source is not None and labels_source.is_file() and labels_source.suffix.lower() in tables.SUFFIXES:
+        others = [archives.Member(PurePosixPath(labels_source.name), labels_source, unpacked=False)]
+    elif labels_source is not None:
+        others = archives.members(labels_source, folder / "unpacked-labels")
+    return layout.plan(images, others, labels_from=labels_from)
+
+
 def staging(target: Path) -> Path:
     """The folder in which the import of `target` is under way."""
     return target.with_name(f".{target.name}.importing")
 
 
-def _begin(folder: Path, sources: list[Path]) -> None:
+def _begin(folder: Path, sources: list[Path], labels_from: str | None = None) -> None:
     """Resume an interrupted import of the same sources; start afresh with others."""
-    state = []
+    state: list[Any] = [labels_from]
     for source in sources:
         if not source.exists():
             raise SourceError(f"{source}: no such file or folder")
@@ -105,7 +137,7 @@ def _begin(folder: Path, sources: list[Path]) -> None:
         files.write_json(note, state)
 
 
-def _write(plan: layout.Plan, target: Path, made: Path) -> Report:
+def _write(plan: plans.Plan, target: Path, made: Path) -> Report:
     for category, (columns, rows) in plan.tables.items():
         table = [[name, *cells] for name, cells in rows]
         files.write_csv(made / "Labels" / f"{category}.csv", ["image", *columns], table)
@@ -129,7 +161,7 @@ def _write(plan: layout.Plan, target: Path, made: Path) -> Report:
                 advance(1)
     for leftover in (made / "Images").rglob("*.part"):  # of an interrupted run
         leftover.unlink()
-    split = list(plan.split.values()) if plan.split else []
+    split = list((plan.split or {}).values())
     report = Report(
         target=target,
         tiles=len(read.tiles),
@@ -139,6 +171,7 @@ def _write(plan: layout.Plan, target: Path, made: Path) -> Report:
         images_without_row=plan.images_without_row,
         rows_without_image=plan.rows_without_image,
         notes=plan.notes,
+        read=plan.read,
     )
     files.write_json(made / "import.json", {**vars(report), "target": target.name})
     return report

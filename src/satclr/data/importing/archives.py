@@ -51,6 +51,11 @@ class Member:
     file: Path
     unpacked: bool
 
+    @property
+    def shown(self) -> str:
+        """The file as its user knows it: not by its place among the unpacked ones."""
+        return str(self.path if self.unpacked else self.file)
+
 
 def members(source: Path, scratch: Path) -> list[Member]:
     """The files of a folder or archive, sorted; archives are unpacked into `scratch`, unless an earlier run did.

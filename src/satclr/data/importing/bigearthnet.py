@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import re
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from satclr.data.importing import tables
 from satclr.data.importing.archives import SourceError, complete
-from satclr.data.importing.layout import SPLIT_FOLDERS, Plan, Table, Tile
+from satclr.data.importing.names import split_of
+from satclr.data.importing.plan import Plan, Table, Tile
 
 BANDS: Final = ("B04", "B03", "B02")  # red, green, blue
 WHITE: Final = 3_000  # reflectance 0.3
@@ -61,7 +62,7 @@ def plan(source: Path) -> Plan:
     return Plan(
         tiles=tiles,
         tables=tables,
-        split={f"{row['patch_id']}.png": SPLIT_FOLDERS[row["split"]] for row in chosen},
+        split={f"{row['patch_id']}.png": split_of(row["split"]) or "" for row in chosen},
         images_without_row=sorted(present - {row["patch_id"] for row in rows}),
         notes=[f"{absent:,} of {len(rows):,} patches are missing"] if absent else [],
     )
@@ -75,20 +76,16 @@ def to_rgb(bands: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint8]:
 
 def _metadata(path: Path) -> list[dict[str, Any]]:
     try:
-        parquet = import_module("pyarrow.parquet")
-    except ImportError:
-        raise SourceError(f"{path}: needs pyarrow; `uv sync --group geo` installs it") from None
-    try:
-        with parquet.ParquetFile(path) as file:
-            columns = [column for column in COLUMNS if column in file.schema_arrow.names]
-            rows: list[dict[str, Any]] = file.read(columns).to_pylist()
+        rows = tables.parquet(path)
+    except tables.UnreadError as error:
+        raise SourceError(f"{path}: {error}") from None
     except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
         raise SourceError(f"{path}: not a readable parquet file ({error}); download it again") from None
     for column in COLUMNS:
-        if not rows or column not in columns:
+        if not rows or column not in rows[0]:
             raise SourceError(f"{path}: no column {column!r}; is it BigEarthNet v2's {METADATA}?")
     for row in rows:
-        if not row["patch_id"] or not isinstance(row["labels"], list) or row["split"] not in SPLIT_FOLDERS:
+        if not row["patch_id"] or not isinstance(row["labels"], list) or not split_of(str(row["split"])):
             raise SourceError(f"{path}: invalid patch_id, labels or split in {row}; download it again")
     return rows
 

@@ -8,103 +8,115 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 from satclr.data import labels, tiles
-from satclr.data.importing import tables
+from satclr.data.importing import reading, tables
 from satclr.data.importing.archives import Member, SourceError, complete, copy
+from satclr.data.importing.names import Names, split_of
+from satclr.data.importing.plan import SHOWN, Plan, Row, Table, Tile
 
 KEPT: Final = frozenset({".jpg", ".jpeg", ".png"})  # other images become PNG, without loss
 DOCUMENTS: Final = frozenset({"categories_names.xlsx", "category_labels.csv"})
-# Folders that name a split or a kind of file instead of a category.
-SPLIT_FOLDERS: Final = {
-    "train": "train", "training": "train", "images_tr": "train",
-    "val": "val", "valid": "val", "validation": "val",
-    "test": "test", "testing": "test", "images_test": "test",
-}  # fmt: skip
-PLAIN_FOLDERS: Final = {"", "images", "image", "img", "imgs", "data", "tiles", "jpegimages", *SPLIT_FOLDERS}
+PLAIN_FOLDERS: Final = {"", "images", "image", "img", "imgs", "data", "tiles", "jpegimages"}  # not categories
+UNLABELLED: Final = re.compile(r"test.*|unlabel+ed.*")  # folders whose images may lack rows
 VAL_EVERY: Final = 8  # of an official training set without validation tiles, one tile in eight
-
-Row = tuple[tuple[str, ...], list[str]]  # columns and cells
-Table = tuple[tuple[str, ...], list[tuple[str, list[str]]]]  # columns, (tile, cells)
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One tile to write. size: bytes it takes on disk, roughly; write: writes it completely or not at all."""
-
-    category: str
-    name: str
-    size: int
-    write: Callable[[Path], None]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A data set in the layout of `prepare`, before it is written.
-
-    tables: each category's columns and rows. split: of each tile, if the data set has one. notes: for the user.
-    """
-
-    tiles: list[Tile]
-    tables: dict[str, Table]
-    split: dict[str, str] | None = None
-    documents: list[Member] = field(default_factory=list)
-    images_without_row: list[str] = field(default_factory=list)
-    rows_without_image: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class _Images:
-    """The images of a download: members, categories and tile names; keys: every name of each (`tables.index`)."""
+    """The images of a download: members, composed paths, categories and tile names."""
 
     members: list[Member]
+    paths: list[PurePosixPath]
     categories: list[str]
     names: list[str]
-    keys: Mapping[str, int | None]
 
 
-def plan(members: Sequence[Member], label_members: Sequence[Member]) -> Plan:
+def plan(members: Sequence[Member], label_members: Sequence[Member], *, labels_from: str | None = None) -> Plan:
     """Recognise a data set by its images, among `members`, and its tables, among `label_members`.
 
-    Without any table, a tile's only label is its folder. Raises `SourceError` without images, and where neither tables
-    nor folders label them.
+    labels_from: `folders` passes the tables over; `tables` accepts that most rows or images have no partner. Without
+    either, a tile's only label is its folder where no file could be a table. Raises `SourceError` without images, and
+    where neither tables nor folders label them.
     """
     found = [member for member in members if member.path.suffix.lower() in tiles.SUFFIXES]
     if not found:
         advice = "import the archive of images and pass the checkout as its labels"
         raise SourceError(f"no image in it; a checkout of MLRSNet's repository has only labels: {advice}")
-    paths = [member.path for member in found]
+    paths = [PurePosixPath(labels.nfc(str(member.path))) for member in found]
     categories = _categories(paths)
-    images = _Images(found, categories, _tile_names(found, categories), tables.index(paths))
+    images = _Images(found, paths, categories, _tile_names(paths, categories))
     others = [member for member in label_members if member.path.suffix.lower() in tables.SUFFIXES]
-    sheets = [sheet for member in others if (sheet := tables.read(member, images.keys))]
-    notes: list[str] = []
-    labelled, absent = _label(sheets, images, notes)
+    documents = [member for member in others if member.path.name.lower() in DOCUMENTS]
+    asked = [member for member in others if member not in documents and labels_from != "folders"]
+    readings, unread = _read(asked, Names(paths))
+    notes = [f"not read: {file}: {reason}" for file, reason in unread.items()]
+    labelled, absent = _label(readings, notes)
     if not labelled:
+        if labels_from == "tables" or (unread and labels_from is None):
+            files = "; ".join(f"{file}: {reason}" for file, reason in list(unread.items())[:SHOWN])
+            advice = "correct it, or pass `--labels-from folders` to label each tile by its folder"
+            raise SourceError(f"no table labels these images: {files or 'the download has none'}; {advice}")
         labelled = _label_by_folder(images)
-        notes.append("no label table: each tile's only label is its folder")
+        reason = "labels from folders" if labels_from else "no label table"
+        notes.append(f"{reason}: each tile's only label is its folder")
+    without = [i for i in range(len(paths)) if i not in labelled]
+    if labels_from is None:
+        _require_partners(absent, without, images, sum(len(reading.sheet.body) for reading in readings))
     return Plan(
         tiles=[_tile(found[i], categories[i], images.names[i]) for i in sorted(labelled)],
         tables=_tables(labelled, images),
-        split=_official(sheets, images, sorted(labelled), notes),
-        documents=[member for member in others if member.path.name.lower() in DOCUMENTS],
-        images_without_row=[str(path) for i, path in enumerate(paths) if i not in labelled],
+        split=_official(readings, images, sorted(labelled), notes),
+        documents=documents,
+        images_without_row=[str(paths[i]) for i in without],
         rows_without_image=absent,
         notes=notes,
+        read=[reading.text for reading in readings],
+        sources={images.names[i]: str(paths[i]) for i in sorted(labelled)},
     )
+
+
+def _read(members: Sequence[Member], names: Names) -> tuple[list[reading.Reading], dict[str, str]]:
+    """What each table says, in order of preference, and why the other files are not read."""
+    found: list[reading.Reading] = []
+    unread: dict[str, str] = {}
+    for member in sorted(members, key=lambda m: (tables.SUFFIXES.index(m.path.suffix.lower()), m.path)):
+        before, reason, sheets = len(found), "empty", []
+        try:
+            if "sample_submission" in member.path.name.lower():
+                raise tables.UnreadError("a form to fill in")
+            sheets = tables.read(member, names.hits)
+        except tables.UnreadError as error:
+            reason = str(error)
+        for sheet in sheets:
+            try:
+                found.append(reading.read(sheet, names))
+            except tables.UnreadError as error:
+                reason = str(error)
+        if len(found) == before and not _is_prose(member, reason, names):
+            unread[member.shown] = reason
+    return found, unread
+
+
+def _is_prose(member: Member, reason: str, names: Names) -> bool:
+    """Whether a text file that gives no labels is no table, such as a readme."""
+    if member.path.suffix.lower() not in {".txt", ".lst"}:
+        return False
+    lines = [line for line in member.file.read_text("utf-8", "replace").splitlines() if line.strip()]
+    named = sum(names.hits({re.split(r"[\s,;|]", line.strip())[0]}) for line in lines)
+    return reason == reading.NO_IMAGE or ("is no image" not in reason and named <= len(lines) / 2)
 
 
 def _categories(paths: Sequence[PurePosixPath]) -> list[str]:
     """Each image's folder; where that is not a category, its name up to the number, as in airport_12."""
     stems = [re.sub(r"[-_ .]*\d+$", "", path.stem) for path in paths]
     counts = Counter(s for s, path in zip(stems, paths, strict=True) if not _is_category(path.parent.name))
-    telling = counts and min(counts.values()) > 1
+    telling = counts and min(counts.values()) > 1 and not any(map(split_of, counts))
     return [
         path.parent.name if _is_category(path.parent.name) else stem if telling and stem else "tiles"
         for stem, path in zip(stems, paths, strict=True)
@@ -112,15 +124,21 @@ def _categories(paths: Sequence[PurePosixPath]) -> list[str]:
 
 
 def _is_category(folder: str) -> bool:
-    return folder.lower() not in PLAIN_FOLDERS
+    return folder.lower() not in PLAIN_FOLDERS and split_of(folder) is None
 
 
-def _tile_names(images: Sequence[Member], categories: Sequence[str]) -> list[str]:
-    """A unique name for each tile: its file's, with its category in front where file names repeat."""
-    paths = [member.path for member in images]
-    names = [path.name if path.suffix.lower() in KEPT else f"{path.stem}.png" for path in paths]
-    if len({name.casefold() for name in names}) < len(names):
-        names = [f"{category}_{name}" for category, name in zip(categories, names, strict=True)]
+def _tile_names(paths: Sequence[PurePosixPath], categories: Sequence[str]) -> list[str]:
+    """A unique name for each tile: its file's, with its category, its split or both in front where names repeat."""
+    plain = [path.name if path.suffix.lower() in KEPT else f"{path.stem}.png" for path in paths]
+    splits = [_folder_split(path) or "all" for path in paths]
+    rows = list(zip(splits, categories, plain, strict=True))
+    choices = (
+        plain,
+        [f"{category}_{name}" for _, category, name in rows],
+        [f"{split}_{name}" for split, _, name in rows],
+        [f"{split}_{category}_{name}" for split, category, name in rows],
+    )
+    names = next((c for c in choices if len({name.casefold() for name in c}) == len(c)), choices[-1])
     seen: dict[str, PurePosixPath] = {}
     for name, path in zip(names, paths, strict=True):
         other = seen.setdefault(name.casefold(), path)
@@ -129,7 +147,11 @@ def _tile_names(images: Sequence[Member], categories: Sequence[str]) -> list[str
     return names
 
 
-def _label(sheets: Iterable[tables.Sheet], images: _Images, notes: list[str]) -> tuple[dict[int, Row], list[str]]:
+def _folder_split(path: PurePosixPath) -> str | None:
+    return next(filter(None, map(split_of, reversed(path.parts[:-1]))), None)
+
+
+def _label(readings: Sequence[reading.Reading], notes: list[str]) -> tuple[dict[int, Row], list[str]]:
     """Each labelled image's columns and cells, and the rows without an image.
 
     The same table in several formats counts once; a table with other labels than the first is skipped.
@@ -137,63 +159,68 @@ def _label(sheets: Iterable[tables.Sheet], images: _Images, notes: list[str]) ->
     found: dict[int, Row] = {}
     absent: list[str] = []
     first: set[str] | None = None
-    for sheet in sorted(sheets, key=lambda s: (tables.SUFFIXES.index(s.member.path.suffix.lower()), s.member.path)):
-        kept = [i for i in range(len(sheet.header)) if i != sheet.image]
-        columns = tuple(sheet.header[i] for i in kept)
-        if not _is_multi_hot(sheet, kept):
+    vocabulary = tuple(sorted({name for r in readings for names in r.tags.values() for name in names}))
+    for read in readings:
+        columns = vocabulary if read.tags else read.columns
+        if not columns:
             continue
+        for name, count in Counter(map(labels.canonical, columns)).items():
+            if "|" in name or name.casefold() == labels.IMAGE or (name and count > 1):
+                raise SourceError(
+                    f"{read.sheet.file}: {count} label(s) {name!r}; rename it: labels are unique, without |"
+                )
         own = {labels.canonical(name) for name in columns} - {""}
         first = own if first is None else first
         if max(len(own - first), len(first - own)) > 1:  # one may have a blank header
-            notes.append(f"skipped {sheet.member.path}: it has other labels")
+            notes.append(f"not read: {read.sheet.file}: it has other labels than the tables before")
             continue
-        fresh: dict[int, Row] = {}
-        for row in sheet.body:
-            i = sheet.position(row, images.keys)
-            if i is None:
-                absent.append(f"{sheet.member.path.name}: {row[sheet.image].strip()}")
-            elif i in fresh:
-                raise SourceError(f"{sheet.member.path}: two rows for {images.names[i]}; keep one")
-            else:
-                fresh[i] = columns, [row[k] for k in kept]
-        found = fresh | found
+        rows = read.rows | {i: [str(int(name in names)) for name in columns] for i, names in read.tags.items()}
+        pairs = [(found[i], (columns, cells)) for i, cells in rows.items() if i in found]
+        if differ := sum(set(zip(*a, strict=True)) != set(zip(*b, strict=True)) for a, b in pairs):
+            notes.append(f"{read.sheet.file}: {differ:,} of its rows differ from the tables before, which count")
+        found = {i: (columns, cells) for i, cells in rows.items()} | found
+        absent += read.absent
     return found, absent
 
 
-def _is_multi_hot(sheet: tables.Sheet, columns: Sequence[int]) -> bool:
-    """Whether most cells are 0 or 1; `labels.read` refuses the few that are not by name."""
-    cells = [row[i].strip() for row in sheet.body[: tables.LOOKED_AT] for i in columns]
-    return sum(cell in labels.VALUES for cell in cells) > len(cells) / 2
+def _require_partners(absent: Sequence[str], without: Sequence[int], images: _Images, rows: int) -> None:
+    """Raise `SourceError` where over half of the rows or of the images have no partner."""
+    counted = [i for i in without if not any(UNLABELLED.fullmatch(p.lower()) for p in images.paths[i].parts[:-1])]
+    labelled = len(images.paths) - len(without)
+    if len(absent) <= rows / 2 and len(counted) <= labelled:
+        return
+    names = f"{len(absent):,} of {rows:,} rows name no image" + (f", such as {absent[0]!r}" if absent else "")
+    lone = f"{len(without):,} of {len(images.paths):,} images have no row"
+    lone += f", such as {images.paths[without[0]]}" if without else ""
+    tried = "tried: with and without suffix; any letter case and Unicode form; with other folders or leading zeros"
+    advice = "correct the names, or pass `--labels-from tables` to import the rest"
+    raise SourceError(f"{names}; {lone} ({tried}); {advice}")
 
 
 def _label_by_folder(images: _Images) -> dict[int, Row]:
     columns = tuple(sorted(set(images.categories)))
-    if len(columns) < 2 or not all(_is_category(member.path.parent.name) for member in images.members):
+    if len(columns) < 2 or not all(_is_category(path.parent.name) for path in images.paths):
         needed = "a column that names them and one 0/1 column per label are needed"
         raise SourceError(f"no table labels these images: {needed}")
     return {i: (columns, [str(int(name == c)) for name in columns]) for i, c in enumerate(images.categories)}
 
 
 def _official(
-    sheets: Iterable[tables.Sheet], images: _Images, labelled: Sequence[int], notes: list[str]
+    readings: Sequence[reading.Reading], images: _Images, labelled: Sequence[int], notes: list[str]
 ) -> dict[str, str] | None:
-    """The split that the data set comes with: a table with a column `split`, or folders named after splits."""
-    split: dict[int, str] = {}
-    for sheet in sheets:
-        column = sheet.column("split")
-        for row in sheet.body if column is not None else ():
-            i, which = sheet.position(row, images.keys), SPLIT_FOLDERS.get(row[column or 0].strip().lower())
-            if i is not None and which:
-                split[i] = which
-    if not all(i in split for i in labelled):
-        for i in labelled:
-            folders = [part.lower() for part in images.members[i].path.parts[:-1]]
-            named = [SPLIT_FOLDERS[folder] for folder in folders if folder in SPLIT_FOLDERS]
-            if not named:
-                return None
-            split[i] = named[-1]
-    result = {images.names[i]: split[i] for i in labelled}
-    if set(result.values()) == {"train", "test"}:
+    """The split that the data set comes with: of a table's column, or that a table or a folder is named after."""
+    given = {i: split for i in labelled if (split := _folder_split(images.paths[i]))}
+    for read in readings:
+        if not read.splits and (own := split_of(read.sheet.path.stem)):
+            given |= dict.fromkeys(read.listed, own)
+    for read in readings:
+        given |= read.splits
+    result = {images.names[i]: given[i] for i in labelled if i in given}
+    if len(result) < len(labelled) or not {"train", "test"} <= set(result.values()):
+        if result and any(read.splits for read in readings):
+            notes.append(f"no official split: it has {len(result):,} of {len(labelled):,} tiles, or no test tiles")
+        return None
+    if "val" not in result.values():
         train = sorted(name for name, which in result.items() if which == "train")
         result |= dict.fromkeys(train[VAL_EVERY - 1 :: VAL_EVERY], "val")
         notes.append(f"no official validation tiles: every {VAL_EVERY}th training tile is one now")
