@@ -5,8 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from satclr import runner
 from satclr.project import ProjectError
 from satclr.settings import ParamsError
@@ -59,12 +57,3 @@ def test_a_full_disk_under_mlflow_is_reported_as_such() -> None:
         "the MLflow store failed: (sqlite3.OperationalError) database or disk is full; "
         "free some space and run the same command again"
     )
-
-
-def test_processes_that_fail_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from .conftest import make_run
-
-    run = make_run(tmp_path)
-    monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(runner.StageError, match="embed failed in one of 1 processes; the same command resumes it"):
-        runner._torchrun("embed", run)

@@ -6,7 +6,6 @@ Also how its errors read and which exit code they give.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -106,18 +105,20 @@ def lock(root: Path, name: str) -> Iterator[None]:
 
 
 def _torchrun(name: str, run: Run) -> None:
-    """Run a stage in several processes of this machine."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={run.processes}"]
-    command += ["-m", "satclr", name, "--profile", run.profile, "--arm", run.arm, "--seed", str(run.seed)]
-    threads = max(1, (os.cpu_count() or 1) // run.processes)
-    environment = {"OMP_NUM_THREADS": str(threads)} | os.environ | {"SATCLR_LOCKED": "1"}
-    with subprocess.Popen(command, env=environment) as child:
-        try:
-            code = child.wait()
-        finally:
-            child.terminate()
-    if code:
-        raise StageError(f"{name} failed in one of {run.processes} processes; the same command resumes it")
+    """Run a stage in several processes of this machine. They end with this one, which torchrun's agent runs in."""
+    import torch.distributed.run as torchrun
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // run.processes)))
+    os.environ["SATCLR_LOCKED"] = "1"
+    stage = ["satclr", name, "--profile", run.profile, "--arm", run.arm, "--seed", str(run.seed)]
+    try:
+        torchrun.main(["--standalone", f"--nproc-per-node={run.processes}", "-m", *stage])
+    except ChildFailedError:
+        raise StageError(f"{name} failed in one of {run.processes} processes; the same command resumes it") from None
+    except SignalException as stopped:
+        sys.exit(128 + stopped.sigval)
 
 
 def exit_code(error: BaseException) -> int | None:
