@@ -15,7 +15,7 @@ setup: .venv/.ready  ## install everything into .venv
 .venv/.ready: uv.lock pyproject.toml
 	@test -x "$(UV)" || { python3 -m venv .cache/uv && .cache/uv/bin/pip install --quiet uv==$(UV_VERSION); } \
 	  || { echo "error: uv could not be installed; install python3-venv, or uv itself"; exit 1; }
-	$(UV) sync --quiet --frozen
+	$(UV) sync --quiet --frozen --compile-bytecode
 	@touch $@
 
 repro: setup         ## run the ablation: fetch the sample, run every stage that changed
