@@ -21,6 +21,7 @@ def run(*command: str) -> str:
     return ended.stdout
 
 
+@pytest.mark.slow
 def test_the_script_for_a_gpu_runs_without_one(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     run(str(FOLDER / "gpu.py"), "--quick", "--out", str(out))
