@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-FIRST_LINE_S, LINE_EVERY_S = 2.0, 10.0
+FIRST_LINE_S, LINE_EVERY_S, WINDOW = 2.0, 10.0, 3
 
 
 @contextmanager
@@ -28,6 +29,7 @@ def bar(what: str, total: int, unit: str = "tiles", *, start: int = 0) -> Iterat
         return
     done, began = start, time.monotonic()
     next_line = began + FIRST_LINE_S
+    lines = deque([(began, start)], maxlen=WINDOW)  # time and count at the latest lines: speed as it is now
 
     def advance(count: int) -> None:
         nonlocal done, next_line
@@ -35,7 +37,9 @@ def bar(what: str, total: int, unit: str = "tiles", *, start: int = 0) -> Iterat
         now = time.monotonic()
         if now >= next_line and done < total:
             next_line = now + LINE_EVERY_S
-            say(f"{what}: {_rate(done, total, unit, (now - began) / (done - start))}")
+            since, before = lines[0]
+            say(f"{what}: {_rate(done, total, unit, (now - since) / (done - before))}")
+            lines.append((now, done))
 
     yield advance
     say(f"{what}: {done - start:,} {unit} in {time.monotonic() - began:.1f} s")
