@@ -263,6 +263,8 @@ def main() -> None:
     """
     from satclr import machine
 
+    # Before torch loads OpenMP: threads that wait by spinning halve the speed as soon as another process is busy.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     machine.stop.listen()
     try:
         app()
