@@ -191,4 +191,4 @@ def _leaves(tree: Any, joint: str, name: str = "") -> Iterator[tuple[str, Any]]:
 def _yaml(path: Path) -> dict[str, Any]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # dvc.lock is long
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    return yaml.load(text, Loader=loader) or {}  # noqa: S506
+    return yaml.load(text, Loader=loader) or {}  # noqa: S506 - a safe loader  # nosec B506
