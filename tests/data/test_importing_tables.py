@@ -94,7 +94,7 @@ FORMS: dict[str, tuple[str, str | bytes]] = {
     "counts": ("labels.csv", hot("3", "0")),
     "spaces between": ("labels.txt", hot().replace("bare soil", "bare_soil").replace(",", " ")),
     "other suffix": ("labels.csv", hot(suffix=".TIF")),
-    "letter case, paths": ("labels.csv", hot().replace("a_", "C:\\data\\A\\A_").replace("b_", "/home/me/B_")),
+    "letter case, paths": ("labels.csv", hot().replace("a_", "C:\\data\\A\\A_").replace("b_", "/scans/me/B_")),
     "index and position": ("labels.csv", "".join(
         f"{i - 1 if i else ''},{'lon' if i == 0 else 7.5 + i},{line}\n" for i, line in enumerate(hot().splitlines())
     )),
