@@ -12,7 +12,7 @@ from sklearn import metrics as reference
 
 from satclr import files
 from satclr.data import tiles
-from satclr.evaluation import evaluate, knn, probe
+from satclr.evaluation import evaluate, knn, probe, sweep
 from satclr.project import Run
 
 from .conftest import MakeRun
@@ -100,13 +100,23 @@ def test_a_repeated_evaluation_is_bit_identical(run_of: MakeRun) -> None:
     assert everything() == everything()
 
 
-def test_few_labels_are_seeded_subsets_and_end_at_the_sweep(run_of: MakeRun, store: tiles.TileStore) -> None:
+def test_few_labels_are_seeded_subsets_and_end_at_the_sweep(
+    run_of: MakeRun, store: tiles.TileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, drawn = sweep.best, []
+
+    def best(train: Any, *rest: Any, **options: Any) -> sweep.Best:
+        drawn.append(train[0].tobytes())
+        return real(train, *rest, **options)
+
+    monkeypatch.setattr(sweep, "best", best)
     found = measure(run_of(evaluate={"sweep": {"epochs": 3}, "labels": {"subsets": 3}}))
     train, rows = len(store.rows("train")), found["label_efficiency"]
     assert [row["tiles"] for row in rows] == [round(0.2 * train), round(0.5 * train), train]
     assert [len(row["subsets"]) for row in rows] == [3, 3, 1]
     assert rows[0]["test_mAP"] == pytest.approx(np.mean(rows[0]["subsets"]))
     assert rows[0]["sd"] == pytest.approx(np.std(rows[0]["subsets"], ddof=1))
+    assert len(drawn) == len(set(drawn)) == 1 + 2 * 3  # the whole, and three different subsets of each fraction
     assert found["test_mAP_at_20_percent"] == rows[0]["test_mAP"]
     assert rows[-1]["test_mAP"] == found["test_sweep_mAP"]
 
