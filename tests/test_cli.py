@@ -124,8 +124,6 @@ def test_the_whole_line_from_tiles_to_a_champion(project: Make, capsys: pytest.C
     delta = report["arms"]["simclr"]["test_mAP"] - report["arms"]["baseline"]["test_mAP"]
     assert contrast["delta_mAP"] == pytest.approx(delta)
     assert contrast["ci95"][0] <= contrast["ci95"][1]
-    for figure in ("train_loss", "val_loss", "val_mAP", "pretrain_loss", "per_class_simclr"):
-        assert (root / f"reports/tiny/figures/{figure}.png").read_bytes().startswith(b"\x89PNG")
     code, out, err = satclr("register", capsys=capsys)
     assert code == 0, err
     tile = root / "data/tiny/Images/water/water_00001.jpg"

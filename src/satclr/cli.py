@@ -79,13 +79,13 @@ def maps(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
 
 @app.command()
 def compare(profile: Profile = None) -> None:
-    """Compare the arms: table, intervals, figures in reports/<profile>."""
+    """Compare the arms: tables with intervals, and reports/<profile>/compare.json."""
     runner.profile_stage("study.compare", profile)
 
 
 @app.command()
 def report(profile: Profile = None) -> None:
-    """Write the study as one page, reports/<profile>/report.html, and publish it to MLflow."""
+    """Draw the figures, write the study as one page in reports/<profile>, and publish both to MLflow."""
     from satclr.tracking import runs
 
     runner.profile_stage("study.report.page", profile)

@@ -48,9 +48,6 @@ def test_the_ladder_climbs_in_the_order_of_params(tmp_path: Path, capsys: pytest
         assert step["against"] == below["arm"]
         assert step["delta_mAP"] == pytest.approx(step["test_mAP"] - below["test_mAP"])
         assert step["delta_ci95"][0] < step["delta_mAP"] < step["delta_ci95"][1]
-    drawn = {path.stem for path in (tmp_path / "reports/tiny/figures").iterdir()}
-    labels = {"per_class_baseline", "per_class_baseline_batch_norm"}
-    assert drawn == {"ladder", "train_loss", "val_loss", "val_mAP", "pretrain_loss", *labels}
     assert "paper, baseline (MLRSNet)" in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""Compare the arms: compare.json, tables, and figures.
+"""Compare the arms: compare.json and tables. `report` draws the figures.
 
 In: results/<profile>/<arm>-s<seed>/ of each arm and seed that params.yaml runs. Out: reports/<profile>/.
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from satclr import files, progress
 from satclr.project import Project
-from satclr.study import contrasts, figures
+from satclr.study import contrasts
 from satclr.study.contrasts import Arms
 from satclr.study.results import Results
 
@@ -36,7 +36,6 @@ def run(project: Project) -> dict[str, Any]:
     Raises `CompareError` for results on different test tiles, and as `Results` does for missing or damaged ones.
     """
     arms = {seeds[0].arm: [Results(run) for run in seeds] for seeds in project.arms()}
-    reference, *others = arms
     everything = [r for seeds in arms.values() for r in seeds]
     first = everything[0]
     for other in everything[1:]:
@@ -48,7 +47,7 @@ def run(project: Project) -> dict[str, Any]:
     report = {"profile": project.profile, **contrasts.numbers(arms, samples, by_label), "paper": PAPER}
     report["ladder"] = contrasts.ladder(report, project.params.ladder)
     report["leakage"] = contrasts.leakage(report, arms)
-    out, palette = project.reports, figures.Palette(list(project.params.arms))
+    out = project.reports
     files.write_json(out / "compare.json", report, allow_nan=True)
     curves = [(r.run, row) for r in everything for row in r.curve("probe")]
     rows = [[run.arm, run.seed, int(row["epoch"]), *(row[key] for key in CURVES)] for run, row in curves]
@@ -57,31 +56,8 @@ def run(project: Project) -> dict[str, Any]:
     cells = [(n, *row) for n, table in by_label.items() for row in zip(labels, table.tolist(), strict=True)]
     rows = [[name, label, *("" if np.isnan(v) else v for v in values)] for name, label, values in cells]
     files.write_csv(out / "per_class_ap.csv", LABEL_COLUMNS, rows)
-    drawn = training_curves(arms, palette)
-    for name in others:
-        differences = by_label[name][:, 3:]
-        order = [k for k in np.argsort(-differences[:, 0], kind="stable") if not np.isnan(differences[k, 0])]
-        shown, xlabel = [labels[k] for k in order], f"difference in test AP to {reference}"
-        drawn[f"per_class_{name}"] = figures.dots(shown, {name: differences[order]}, palette, xlabel=xlabel)
-    if report["ladder"]:
-        drawn["ladder"] = figures.ladder(report["ladder"], palette, paper=PAPER)
-    for name, figure in drawn.items():
-        figures.save(figure, out / "figures" / f"{name}.png")
     _print(arm_table(report), ladder_table(report), leakage_table(report))
     return report
-
-
-def training_curves(arms: Arms, palette: figures.Palette) -> dict[str, Any]:
-    """The curves of the probe, and of pretraining where an arm was pretrained: name → figure."""
-    drawn = {}
-    curves = [("pretrain", "loss", "contrastive loss"), *(("probe", *c) for c in CURVES.items())]
-    for stage, key, ylabel in curves:
-        tables = {name: [r.curve(stage) for r in seeds] for name, seeds in arms.items()}
-        values = {name: [[row[key] for row in rows] for rows in t] for name, t in tables.items() if t[0]}
-        if values:
-            name = "pretrain_loss" if stage == "pretrain" else key
-            drawn[name] = figures.curves(values, palette, ylabel=ylabel)
-    return drawn
 
 
 def arm_table(report: Mapping[str, Any]) -> list[Row]:

@@ -1,6 +1,7 @@
 """Write the study as one page.
 
-In: compare.json, the arms' results, the tile store and its audit. Out: reports/<profile>/report.html, some 5 MB.
+In: compare.json, the arms' results, the tile store and its audit. Out: reports/<profile>/report.html, some 5 MB,
+and its figures as PNG.
 
     satclr report --profile sample
 """
@@ -38,7 +39,9 @@ def run(project: Project) -> Path:
             f"compare.json has the arms {', '.join(report['arms'])}, params.yaml runs {', '.join(arms)}; "
             "run `satclr compare` again"
         )
-    html = _render(project, report, arms)
+    html, drawn = _render(project, report, arms)
+    for name, figure in drawn.items():
+        figures.save(figure, project.reports / "figures" / f"{name}.png")
     path = project.reports / "report.html"
     files.write_text(path, html)
     print(f"{path.relative_to(project.root)}: {path.stat().st_size / 1e6:.1f} MB")
@@ -57,7 +60,10 @@ def answer(report: Mapping[str, Any]) -> dict[str, Any]:
     return {"verdict": verdict, "reference": reference, "arm": best, "contrast": contrast}
 
 
-def _render(project: Project, report: dict[str, Any], arms: Mapping[str, Sequence[Results]]) -> str:
+def _render(
+    project: Project, report: dict[str, Any], arms: Mapping[str, Sequence[Results]]
+) -> tuple[str, dict[str, Any]]:
+    """The page, and its figures by name."""
     import jinja2
     from plotly.offline import get_plotlyjs
 
@@ -76,14 +82,15 @@ def _render(project: Project, report: dict[str, Any], arms: Mapping[str, Sequenc
     tested = entries[best]["robustness"]["corruptions"] if robust else {}
     palette, flat = (figures.Palette(list(project.params.arms)), [r.run.settings.flat() for r in first.values()])
     commit, dirty = provenance.commit(project.root)
-    return environment.get_template("template.html").render(
+    drawn = _charts(arms, report, labels, audit["label_counts"], palette)
+    html = environment.get_template("template.html").render(
         report,
         plotly=get_plotlyjs(),
         colours={name: figures.PAGE_COLOURS.get(colour := palette.colour(name), colour) for name in arms},
         answer=verdict,
         best=best,
         seeds=project.params.seeds,
-        charts=_charts(arms, report, labels, audit["label_counts"], palette),
+        charts={name: figures.svg(figure) for name, figure in drawn.items()},
         labels=labels,
         hardest=sections.hardest(first[best], store),
         corruptions=tested,
@@ -95,6 +102,7 @@ def _render(project: Project, report: dict[str, Any], arms: Mapping[str, Sequenc
         versions=provenance.versions(),
         commit=f"{commit} with changes" if dirty else commit,
     )
+    return html, drawn
 
 
 def _charts(
@@ -103,10 +111,10 @@ def _charts(
     labels: Sequence[Mapping[str, Any]],
     label_counts: Mapping[str, int],
     palette: figures.Palette,
-) -> dict[str, str]:
-    """Every figure of the page as SVG, by name."""
+) -> dict[str, Any]:
+    """Every figure of the page, by name."""
     entries, names = report["arms"], [row["label"] for row in labels]
-    drawn = compare.training_curves(arms, palette)
+    drawn = _training_curves(arms, palette)
     drawn["arms"] = figures.arms(entries, palette)
     drawn["labels"] = figures.dots(names, sections.intervals(labels, "AP"), palette, xlabel="test AP")
     if len(entries) > 1:
@@ -120,4 +128,17 @@ def _charts(
             tables = {arm: np.array(list(table.values())) for arm, table in named.items()}
             drawn[name] = figures.dots(list(next(iter(named.values()))), tables, palette, xlabel="test mAP")
     drawn["prevalence"] = figures.prevalence(label_counts)
-    return {name: figures.svg(figure) for name, figure in drawn.items()}
+    return drawn
+
+
+def _training_curves(arms: Mapping[str, Sequence[Results]], palette: figures.Palette) -> dict[str, Any]:
+    """The curves of the probe, and of pretraining where an arm was pretrained."""
+    drawn = {}
+    curves = [("pretrain", "loss", "contrastive loss"), *(("probe", *c) for c in compare.CURVES.items())]
+    for stage, key, ylabel in curves:
+        tables = {name: [r.curve(stage) for r in seeds] for name, seeds in arms.items()}
+        values = {name: [[row[key] for row in rows] for rows in t] for name, t in tables.items() if t[0]}
+        if values:
+            name = "pretrain_loss" if stage == "pretrain" else key
+            drawn[name] = figures.curves(values, palette, ylabel=ylabel)
+    return drawn
