@@ -54,5 +54,5 @@ format: setup        ## format the code
 ui: setup            ## open this project's MLflow store
 	$(RUN) satclr ui
 
-bench: setup         ## measure against the paper's code and lightly; writes benchmarks/results.json
+bench: setup         ## measure against the paper's code and lightly; writes benchmarks/results
 	$(RUN) --group bench python benchmarks/run.py

@@ -109,7 +109,7 @@ def sections(scale: Scale) -> dict[str, Any]:
     return {
         "data": {"tile_px": scale.tile_px},
         "views": {"crop_px": scale.crop_px},
-        "pretrain": {"arch": scale.arch, "weights": "none", "precision": "bfloat16",
+        "pretrain": {"arch": scale.arch, "weights": "none", "precision": common.PRECISION,
                      "epochs": scale.pretrain_epochs, "batch_size": scale.batch_size},
         "probe": {"epochs": scale.probe_epochs},
     }  # fmt: skip

@@ -23,12 +23,14 @@ import torch
 import yaml
 from PIL import Image
 
+from satclr import machine as hardware
 from satclr import settings
 from satclr.data.tiles import Tiles, TileStore
 from satclr.params import SECTIONS, Params
 from satclr.project import Project, Run
 
 ROOT = Path(__file__).parents[1]
+PRECISION, _ = hardware.precision("auto")  # as the profiles have it: bfloat16 where the hardware computes in it
 PACKAGES = ("satclr", "torch", "torchvision", "numpy", "pillow", "lightly")
 
 Row = dict[str, Any]  # name, ours, theirs, ratio (above 1: ours is better), unit
@@ -157,6 +159,8 @@ def machine() -> dict[str, Any]:
         "memory_GiB": round(psutil.virtual_memory().total / 2**30),
         "system": platform.system(),
         "python": platform.python_version(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "precision": PRECISION,
         "torch_threads": torch.get_num_threads(),
         "versions": {name: number for name in PACKAGES if (number := _version(name))},
     }

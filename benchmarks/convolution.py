@@ -19,12 +19,13 @@ from torch import nn
 
 from satclr.pretrain.convolution import SmallMapConv2d
 
+PRECISIONS = dict.fromkeys((common.PRECISION, "float32"))  # bfloat16 only where the hardware computes in it
 FULL = (
-    (pretrain.Size("resnet18", 64, 96, 128, 6, 4, 0), "bfloat16"),
-    (pretrain.Size("resnet18", 64, 96, 128, 6, 4, 0), "float32"),
-    (pretrain.Size("resnet50", 64, 96, 64, 4, 4, 0), "bfloat16"),
+    *((pretrain.Size("resnet18", 64, 96, 128, 6, 4, 0), precision) for precision in PRECISIONS),
+    (pretrain.Size("resnet50", 64, 96, 64, 4, 4, 0), common.PRECISION),
 )
-QUICK = ((pretrain.Size("resnet18", 64, 96, 8, 1, 1, 0), "bfloat16"),)
+QUICK = ((pretrain.Size("resnet18", 64, 96, 8, 1, 1, 0), common.PRECISION),)
+DTYPE = torch.bfloat16 if common.PRECISION == "bfloat16" else torch.float32
 
 
 def rows(*, quick: bool = False) -> list[Row]:
@@ -35,12 +36,12 @@ def rows(*, quick: bool = False) -> list[Row]:
 def layer(*, views: int) -> Row:
     """The slowest of them alone: a convolution of 512 channels on maps of 2×2, forward and backward."""
     usual = nn.Conv2d(512, 512, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
-    x = torch.randn(views, 512, 2, 2, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    x = torch.randn(views, 512, 2, 2, dtype=DTYPE).to(memory_format=torch.channels_last)
     x.requires_grad_()
 
     def milliseconds(conv: nn.Module) -> float:
         def once() -> None:
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=torch.bfloat16 == DTYPE):
                 y = conv(x)
             torch.autograd.grad(y, [x, usual.weight], torch.ones_like(y))
 
@@ -53,7 +54,7 @@ def layer(*, views: int) -> Row:
         "ours": round(ours, 2),
         "theirs": round(theirs, 2),
         "ratio": round(statistics.median(b / a for a, b in rounds), 2),
-        "unit": "ms, forward and backward, bfloat16",
+        "unit": f"ms, forward and backward, {common.PRECISION}",
     }
 
 

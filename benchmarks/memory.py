@@ -27,7 +27,7 @@ POLL_S = 0.01
 SCALE: dict[str, Any] = {
     "data": {"tile_px": 96},
     "views": {"crop_px": 64},
-    "pretrain": {"arch": "resnet18", "weights": "none", "epochs": 1, "precision": "bfloat16"},
+    "pretrain": {"arch": "resnet18", "weights": "none", "epochs": 1, "precision": common.PRECISION},
     "probe": {"epochs": 2},
 }
 

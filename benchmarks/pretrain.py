@@ -77,7 +77,12 @@ def compare(size: Size) -> list[Row]:
     sections = {
         "data": {"tile_px": size.tile_px},
         "views": {"crop_px": size.crop_px},
-        "pretrain": {"arch": size.arch, "weights": "none", "precision": "bfloat16", "batch_size": size.batch_size},
+        "pretrain": {
+            "arch": size.arch,
+            "weights": "none",
+            "precision": common.PRECISION,
+            "batch_size": size.batch_size,
+        },
     }
     found: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
@@ -88,7 +93,7 @@ def compare(size: Size) -> list[Row]:
         store = tiles.open_store(run.store)
         store = replace(store, splits=np.where(np.arange(count + SPARE) < count, "train", "val"))
         rivals: dict[str, tuple[Callable[[], AbstractContextManager[Step]], int, str]] = {
-            "the limit": (lambda: nullcontext(limit(size, run.settings.pretrain)), size.limit_rounds, "bfloat16"),
+            "the limit": (lambda: nullcontext(limit(size, run.settings.pretrain)), size.limit_rounds, common.PRECISION),
             "lightly's recipe": (lambda: apart(lightly, size, files), size.rounds, "float32"),
             "the paper's loop": (lambda: apart(paper, size, files), size.rounds, "float32"),
         }
@@ -100,7 +105,7 @@ def compare(size: Size) -> list[Row]:
             batch = f", batch {size.batch_size}" if size.arch == "resnet50" else ""
             row = f"pretraining {size.arch} {size.crop_px} px{batch} against {rival}"
             found.append(common.rate_row(row, ours, theirs, "images/s") | {"their_precision": precision})
-    return [{**row, "batch_size": size.batch_size, "precision": "bfloat16"} for row in found]
+    return [{**row, "batch_size": size.batch_size, "precision": common.PRECISION} for row in found]
 
 
 def take_turns(

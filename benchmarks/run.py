@@ -1,4 +1,4 @@
-"""All benchmarks as one table, and benchmarks/results.json.
+"""All benchmarks as one table, and benchmarks/results/<instructions>.json, a file for each kind of CPU.
 
     make bench                                          all of them, some 40 minutes on two quiet cores
     python benchmarks/run.py views pretrain             some of them; the others' rows stay as they were
@@ -18,15 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import common
+import torch
 from common import Row
 from rich.console import Console
 from rich.table import Table
 
-OUT = Path(__file__).with_name("results.json")
+OUT = Path(__file__).with_name("results") / f"{torch.backends.cpu.get_cpu_capability().lower()}.json"
 MODULES = (
     "views",
     "pretrain",
     "convolution",
+    "busy",
     "ablation",
     "loss_memory",
     "memory",

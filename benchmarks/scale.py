@@ -5,7 +5,7 @@
 
 Speed: 2 gloo processes of 1 thread against 1 process of 2 (with GPUs: 2 of nccl against 1), in turns. Memory: the
 peak of one step in a process of its own, resident (Linux) or, with a GPU, allocated. Steps are the product's own,
-in bfloat16 as the profiles have it; tiles are noise, whose content changes neither.
+in `precision: auto` as the profiles have it; tiles are noise, whose content changes neither.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import ROOT, Row, made_store, memory_kib, rate_row, run
+from common import PRECISION, ROOT, Row, made_store, memory_kib, rate_row, run
 
 from satclr import machine
 from satclr.pretrain import distributed, train
@@ -52,7 +52,7 @@ def speed(arch: str, crop_px: int, batch_size: int, *, rounds: int) -> Row:
             speeds.append(measure(processes, arch, crop_px, batch_size, None)["tiles_per_s"])
     which = "2 processes of nccl against 1" if GPUS else "2 processes of 1 thread against 1 of 2"
     row = rate_row(f"{arch} {crop_px} px, batch {batch_size}, {which}", two, one, "tiles/s")
-    return row | {"precision": "bfloat16"}
+    return row | {"precision": PRECISION}
 
 
 def memory(arch: str, crop_px: int, batch_size: int, size: int) -> Row:
@@ -83,7 +83,7 @@ def measure(processes: int, arch: str, crop_px: int, batch_size: int, micro_batc
 def worker(arch: str, crop_px: int, batch_size: int, micro_batch_size: int | None) -> None:
     """Print tiles/s, seconds a step and the peak in MiB, on process 0."""
     steps = STEPS + 1 if micro_batch_size is None else 2  # the first warms up, and makes the optimizer's moments
-    pretrain = {"arch": arch, "weights": "none", "batch_size": batch_size, "precision": "bfloat16"}
+    pretrain = {"arch": arch, "weights": "none", "batch_size": batch_size, "precision": PRECISION}
     pretrain |= {"micro_batch_size": micro_batch_size, "epochs": steps}
     config = run("simclr", {"views": {"crop_px": crop_px}, "pretrain": pretrain})
     speeds: list[float] = []
