@@ -1,0 +1,135 @@
+"""The runs behind the numbers in the docs: docs/runs/<name>/run.yaml → compare.json and machine.json beside it.
+
+    python -m tools.runs docs/runs/ladder-resnet18        run every arm and seed that run.yaml lists, and compare
+    python -m tools.runs --tables                         write the tables of the docs from the compare.json files
+
+run.yaml holds a profile, arms, seeds and what it changes in params.yaml; `$DATA` in a value is the folder SATCLR_DATA,
+which holds the data set and the weights. All stages run in one process, so nothing is spent on starting them; what is
+done already, in build/runs/<name>, is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from satclr import files, settings
+from satclr.project import Project
+
+ROOT = Path(__file__).parents[1]
+TABLE = re.compile(r"(<!-- table: (?P<run>[\w-]+) (?P<kind>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("folder", type=Path, nargs="?", help="a folder with a run.yaml")
+    parser.add_argument("--tables", action="store_true", help="write the tables of the docs")
+    chosen = parser.parse_args()
+    if chosen.folder:
+        run(chosen.folder)
+    if chosen.tables:
+        for doc in documents():
+            doc.write_text(with_tables(doc.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def run(folder: Path) -> None:
+    """Run what `folder`/run.yaml lists and write compare.json and machine.json."""
+    from satclr.data import prepare
+    from satclr.evaluation import embed, evaluate, probe
+    from satclr.pretrain import train
+    from satclr.study import compare, provenance
+
+    spec = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
+    project = _project(ROOT / "build" / "runs" / folder.name, spec)
+    began, computed = time.monotonic(), 0
+    if not (project.store / "audit.json").exists():
+        prepare.run(project)
+    for seed in spec["seeds"]:
+        for arm in spec["arms"]:
+            one = project.run(arm, seed)
+            if not (one.results / "metrics.json").exists():
+                for stage in (train, embed, probe, evaluate):
+                    stage.run(one, lambda _epoch, _metrics: None)
+                computed += 1
+    compare.run(project)
+    shutil.copy(project.reports / "compare.json", folder)
+    if computed:
+        sys.path.insert(0, str(ROOT / "benchmarks"))
+        import common
+
+        facts = common.machine() | {"commit": provenance.commit(ROOT)[0], "runs": computed}
+        facts["seconds"] = round(time.monotonic() - began)
+        files.write_json(folder / "machine.json", facts)
+
+
+def _project(root: Path, spec: dict[str, Any]) -> Project:
+    data = Path(os.environ.get("SATCLR_DATA", ROOT.parent / "shared" / "data")).resolve()
+    tree = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    changes = json.loads(json.dumps(spec.get("params", {})).replace("$DATA", str(data)))
+    tree = settings.merge(tree, changes) | {"profile": spec["profile"], "run": spec["arms"], "seeds": spec["seeds"]}
+    (root / "data").mkdir(parents=True, exist_ok=True)
+    (root / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    shutil.copy(ROOT / "dvc.yaml", root)
+    link = root / "data" / spec["profile"]
+    if not link.exists():
+        link.symlink_to(data / spec["profile"])
+    return Project(root)
+
+
+def documents() -> list[Path]:
+    """The README and the docs."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def with_tables(text: str) -> str:
+    """`text` with each `<!-- table: RUN KIND --> … <!-- end -->` filled from docs/runs/RUN/compare.json."""
+
+    def table(match: re.Match[str]) -> str:
+        report = json.loads((ROOT / "docs" / "runs" / match["run"] / "compare.json").read_text(encoding="utf-8"))
+        header, *rows = TABLES[match["kind"]](report)
+        lines = [header, ("---",) * len(header), *rows]
+        return match[1] + "".join(f"| {' | '.join(line)} |\n" for line in lines) + match[4]
+
+    return TABLE.sub(table, text)
+
+
+def arms(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Each arm with its spread over seeds, interval, and difference to the first."""
+    reference = next(iter(report["arms"]))
+    against = {c["arm"]: c for c in report["contrasts"] if c["against"] == reference}
+    rows = [("arm", "test mAP", "sd over seeds", "95% interval", f"against `{reference}`", "95% interval")]
+    for name, arm in report["arms"].items():
+        c = against.get(name)
+        sd = "" if arm["test_mAP_sd"] is None else f"{arm['test_mAP_sd']:.4f}"
+        difference = (f"{c['delta_mAP']:+.4f}", _span(c["ci95"], "+")) if c else ("", "")
+        rows.append((f"`{name}`", f"{arm['test_mAP']:.4f}", sd, _span(arm["test_mAP_ci95"]), *difference))
+    return rows
+
+
+def ladder(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The rungs of the ladder, each with its change from the one above."""
+    rows = [("rung", "test mAP", "95% interval", "change from the rung above", "95% interval")]
+    for step in report["ladder"]:
+        change = (f"{step['delta_mAP']:+.4f}", _span(step["delta_ci95"], "+")) if "against" in step else ("", "")
+        rows.append((f"`{step['arm']}`", f"{step['test_mAP']:.4f}", _span(step["ci95"]), *change))
+    return rows
+
+
+TABLES = {"arms": arms, "ladder": ladder}
+
+
+def _span(ends: list[float], sign: str = "") -> str:
+    return f"{ends[0]:{sign}.3f} to {ends[1]:{sign}.3f}"
+
+
+if __name__ == "__main__":
+    main()
