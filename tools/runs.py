@@ -106,7 +106,9 @@ def arms(report: dict[str, Any]) -> list[tuple[str, ...]]:
     """Each arm with its spread over seeds, interval, and difference to the first."""
     reference = next(iter(report["arms"]))
     against = {c["arm"]: c for c in report["contrasts"] if c["against"] == reference}
-    rows = [("arm", "test mAP", "sd over seeds", "95% interval", f"against `{reference}`", "95% interval")]
+    rows: list[tuple[str, ...]] = [
+        ("arm", "test mAP", "sd over seeds", "95% interval", f"against `{reference}`", "95% interval")
+    ]
     for name, arm in report["arms"].items():
         c = against.get(name)
         sd = "" if arm["test_mAP_sd"] is None else f"{arm['test_mAP_sd']:.4f}"
@@ -117,7 +119,7 @@ def arms(report: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def ladder(report: dict[str, Any]) -> list[tuple[str, ...]]:
     """The rungs of the ladder, each with its change from the one above."""
-    rows = [("rung", "test mAP", "95% interval", "change from the rung above", "95% interval")]
+    rows: list[tuple[str, ...]] = [("rung", "test mAP", "95% interval", "change from the rung above", "95% interval")]
     for step in report["ladder"]:
         change = (f"{step['delta_mAP']:+.4f}", _span(step["delta_ci95"], "+")) if "against" in step else ("", "")
         rows.append((f"`{step['arm']}`", f"{step['test_mAP']:.4f}", _span(step["ci95"]), *change))

@@ -5,10 +5,12 @@ off by at most n · epsilon · Σ|terms| (Higham, "Accuracy and Stability of Num
 """
 
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from satclr import settings
 from satclr.data.tiles import TileStore
 from satclr.pretrain import caching, checkpoint, distributed, train
 from satclr.pretrain.loss import objective
@@ -35,6 +38,8 @@ TERMS = 2 * B * 36 + 216 + 2 * B  # longest sums: rows and pixels of a weight's 
 CALM: dict[str, Any] = {"views": {"blur_p": 0.0}, "pretrain": {"arch": "squeezenet1_1"}}
 CALM["pretrain"] |= {"projection": {"batch_norm": False}, "optimizer": "lars", "learning_rate": 1.0, "epochs": 3}
 CALM_TERMS = 16 * 15 * 15 + 9 * 64 + 512  # views and pixels of the first layer, longest convolution, projection
+
+SLOW = {"learning_rate": 0.1}  # at 1.0 rounding grows to other weights within three epochs
 
 Results = dict[str, list[Tensor]]
 
@@ -81,8 +86,10 @@ def work(root: Path) -> None:
         train.run(make_run(root, **CALM), lambda epoch, _: (root / f"log-{distributed.rank()}-{epoch}").touch())
 
 
-def launch(count: int, *arguments: str, **options: Any) -> subprocess.Popen[Any]:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m", *arguments]
+def launch(
+    count: int, *arguments: str, where: Sequence[str] = ("--standalone",), **options: Any
+) -> subprocess.Popen[Any]:
+    torchrun = ["-m", "torch.distributed.run", *where, f"--nproc-per-node={count}", "-m", *arguments]
     paths = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "SATCLR_CHECKPOINT_AFTER_S": "0"}
     return subprocess.Popen([sys.executable, *torchrun], env=environment, **{"cwd": ROOT} | options)
@@ -177,6 +184,57 @@ def test_torchrun_and_the_command_line_resume_each_other_and_leave_nothing_runni
         launcher.kill()
         launcher.wait()
         assert not psutil.wait_procs(workers, timeout=15)[1]
+
+
+def launch_nodes(*roots: Path, stage: str) -> list[subprocess.Popen[Any]]:
+    """One launcher for each copy of the project, as on machines of their own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    nodes = [f"--nnodes={len(roots)}", f"--rdzv-endpoint={endpoint}"]
+    command = ("satclr", stage, "--arm", "simclr")
+    return [
+        launch(1, *command, where=(*nodes, f"--node-rank={i}"), cwd=root, stderr=(root / "log").open("a"))
+        for i, root in enumerate(roots)
+    ]
+
+
+def make_copy(root: Path, other: Path) -> Path:
+    """A copy of the project without results, with the same tile store."""
+    other.mkdir()
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(root / name, other)
+    (other / "build").symlink_to(root / "build")
+    return other
+
+
+@pytest.mark.slow
+def test_two_nodes_give_what_one_gives_and_resume_without_the_files_of_the_first(
+    store: TileStore, tmp_path: Path
+) -> None:
+    one, first = (make_root(tmp_path / name, store) for name in ("one", "first"))
+    tree = tiny_params()
+    tree["profiles"]["tiny"] = settings.merge(tree["profiles"]["tiny"], CALM | {"pretrain": CALM["pretrain"] | SLOW})
+    for root in (one, first):
+        (root / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    second = make_copy(first, tmp_path / "second")
+    for stage in ("pretrain", "embed"):
+        assert launch(1, "satclr", stage, "--arm", "simclr", cwd=one).wait() == 0
+    nodes = launch_nodes(first, second, stage="pretrain")
+    while not list((first / ".cache").rglob(checkpoint.FILE)):
+        time.sleep(0.05)
+    psutil.Process(nodes[1].pid).children()[0].kill()
+    began = time.monotonic()
+    assert [node.wait(60) for node in nodes] == [1, 1]
+    assert time.monotonic() - began < 60
+    assert (first / "log").read_text().count("error (process 0): process 0 of 2 lost another") == 1
+    assert not list((second / ".cache").rglob(checkpoint.FILE))
+    for stage in ("pretrain", "embed"):
+        assert [node.wait() for node in launch_nodes(first, second, stage=stage)] == [0, 0], (first / "log").read_text()
+    assert "resuming from the checkpoint" in (first / "log").read_text()
+    np.testing.assert_allclose(losses(make_run(first)), losses(make_run(one)), rtol=CALM_TERMS * 2**-23)
+    features, expected = (np.load(make_run(root).features) for root in (first, one))
+    np.testing.assert_allclose(features, expected, rtol=0, atol=CALM_TERMS * 2**-23 * expected.max())
 
 
 if __name__ == "__main__":

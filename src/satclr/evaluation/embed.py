@@ -8,12 +8,11 @@ In: build/<profile>, the run's encoder.safetensors. Out: features.npy (N,D) floa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from satclr import files, machine, progress
 from satclr.data import tiles
@@ -24,27 +23,37 @@ from satclr.project import Run
 
 BATCH_SIZE = 256
 
+Rows = npt.NDArray[np.int64]
+
 
 def run(run: Run, _log: Log) -> None:
     """Write the features of all N tiles.
 
     With `probe.batch_norm: frozen` a tile's features depend on that tile alone. With `batch` they depend on
     its batch: each split is cut in index order into batches of `probe.batch_size`, as the notebook's
-    unshuffled loaders do. Under torchrun the processes take turns at the batches and write to the same file.
+    unshuffled loaders do. Under torchrun the processes share the batches; process 0 writes.
     """
     computed, reason = machine.precision(run.settings.embed.precision)
     if distributed.rank() == 0:
         progress.say(f"embed: {computed} ({reason})")
-    with distributed.group(machine.device().type), machine.deterministic(run.deterministic):
+    device = machine.device()
+    with distributed.group(device.type), machine.deterministic(run.deterministic):
+        distributed.share_file(run.encoder, device=device)
         store, encoder = tiles.open_store(run.store), load_encoder(run)
         batches = [rows for split in tiles.SPLITS for rows in split_batches(store, split, run)]
         if distributed.rank() > 0:
-            _fill(files.part_of(run.features), store, encoder, batches)
+            for _ in _encoded(store, encoder, batches):
+                pass
             return
-        with files.replacing(run.features) as part:
-            features = _fill(part, store, encoder, batches)
-            if not all(np.isfinite(features[rows]).all() for rows in batches):
-                raise EncoderError(f"{run.encoder} gives features that are not finite; train it again")
+        with files.replacing(run.features) as part, progress.bar("embed", sum(map(len, batches))) as advance:
+            features = np.lib.format.open_memmap(part, "w+", np.float32, (len(store.names), encoder.width))
+            files.reserve(part)
+            for rows, h in _encoded(store, encoder, batches):
+                if not np.isfinite(h).all():
+                    raise EncoderError(f"{run.encoder} gives features that are not finite; train it again")
+                features[rows] = h
+                advance(len(rows))
+            features.flush()
 
 
 def load_encoder(run: Run) -> Frozen:
@@ -53,28 +62,21 @@ def load_encoder(run: Run) -> Frozen:
     return Frozen(run.encoder, precision=settings.embed.precision, batch_norm=settings.probe.batch_norm)
 
 
-def split_batches(store: tiles.TileStore, split: str, run: Run) -> list[npt.NDArray[np.int64]]:
+def split_batches(store: tiles.TileStore, split: str, run: Run) -> list[Rows]:
     """The rows of each batch of a split, in index order."""
     probe = run.settings.probe
     return tiles.split_batches(store.rows(split), BATCH_SIZE if probe.batch_norm == "frozen" else probe.batch_size)
 
 
-def _fill(
-    part: Path, store: tiles.TileStore, encoder: Frozen, batches: Sequence[npt.NDArray[np.int64]]
-) -> npt.NDArray[np.float32]:
-    """Write this process's batches into the file that all share; returns all features (N,D)."""
-    first = distributed.rank() == 0
-    if first:
-        shape = (len(store.names), encoder.width)
-        np.lib.format.open_memmap(part, "w+", np.float32, shape).flush()
-        files.reserve(part)
-    distributed.agree(True, device=encoder.device)  # barrier: rank 0 has made the file
-    features: npt.NDArray[np.float32] = np.load(part, mmap_mode="r+")
-    own = batches[distributed.rank() :: distributed.processes()]
-    with progress.bar("embed", sum(map(len, own))) if first else nullcontext(lambda _count: None) as advance:
-        for rows, batch in tiles.stream(store, own, encoder.device):
-            features[rows] = encoder(batch)
-            advance(len(rows))
-    features.flush()  # type: ignore[attr-defined]
-    distributed.agree(True, device=encoder.device)  # barrier: every process has written its batches
-    return features
+def _encoded(
+    store: tiles.TileStore, encoder: Frozen, batches: Sequence[Rows]
+) -> Iterator[tuple[Rows, npt.NDArray[np.float32]]]:
+    """Yield each batch's rows and features (B,D) on process 0; the processes encode a batch each at a time."""
+    rank, processes, largest = distributed.rank(), distributed.processes(), max(map(len, batches), default=0)
+    turns = [batches[i : i + processes] for i in range(0, len(batches), processes)]
+    own = tiles.stream(store, [turn[rank] for turn in turns if rank < len(turn)], encoder.device)
+    for turn in turns:
+        _, batch = next(own, (None, None))
+        h = torch.empty(0, encoder.width) if batch is None else torch.from_numpy(encoder(batch))
+        for rows, features in zip(turn, distributed.collect(h.to(encoder.device), largest), strict=False):
+            yield rows, features.cpu().numpy()

@@ -92,6 +92,7 @@ def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
     Raises `RunError` when the file is not a checkpoint of this model. It is data only: no code in it is run.
     """
     path = folder / FILE
+    distributed.share_file(path, device=next(model.parameters()).device)
     if not path.exists():
         return State()
     parameters = list(model.parameters())

@@ -2,22 +2,29 @@
 
     torchrun --nproc-per-node 2 -m satclr pretrain --profile sample --arm simclr --seed 0
 
-gloo on CPUs, nccl on GPUs. With a single process these functions have nothing to exchange.
+The processes may run on several nodes, each with a copy of the project and all with the same tile store; the other
+files are on process 0's node, and `share_file` hands them out. gloo on CPUs, nccl on GPUs. With a single process these
+functions have nothing to exchange.
 Every process computes the loss from all projections. `gather` therefore returns gradients without communication,
 and a step exchanges projections, `sum_gradients`, and BatchNorm's statistics.
 """
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from satclr import files
 
 TIMEOUT_S = 120.0  # of one exchange: then a process hangs (one that ends is noticed at once)
 
@@ -96,12 +103,45 @@ def sum_gradients(model: nn.Module) -> None:
             gradient.copy_(part.view(gradient.shape))
 
 
+def collect(rows: Tensor, count: int) -> list[Tensor]:
+    """On process 0 every process's rows (n,D), by rank; empty elsewhere. `count`: the most rows that one has."""
+    if processes() == 1:
+        return [rows]
+    sizes = _all(torch.tensor(len(rows), device=rows.device), "collecting rows").tolist()
+    padded = nn.functional.pad(rows, (0, 0, 0, count - len(rows)))
+    every = [torch.empty_like(padded) for _ in sizes] if rank() == 0 else None
+    with _peers("collecting rows"):
+        dist.gather(padded, every)
+    return [block[:size] for block, size in zip(every or [], sizes, strict=False)]
+
+
 def agree(word: bool, *, device: torch.device) -> bool:
     """What process 0 passed, on every process; waits for all of them."""
     if processes() == 1:
         return word
     flag = torch.tensor([int(word and rank() == 0)], device=device)
     return bool(_sum(flag, "waiting").item())
+
+
+def share_file(path: Path, *, device: torch.device) -> None:
+    """Give every node the file that process 0 has at `path`, or none if it has none."""
+    if processes() == 1:
+        return
+    raw = np.fromfile(path, np.uint8) if path.exists() else np.empty(0, np.uint8)
+    digest = torch.frombuffer(bytearray(hashlib.sha256(raw.tobytes()).digest()), dtype=torch.uint8).to(device)
+    sizes, digests = (_all(value, "sharing files") for value in (torch.tensor(len(raw), device=device), digest))
+    if not (digests == digests[0]).all():
+        whole = torch.zeros(int(sizes[0]), dtype=torch.uint8, device=device)
+        if rank() == 0:
+            whole.copy_(torch.from_numpy(raw))
+        with _peers("sharing files"):
+            dist.broadcast(whole, 0)
+        if rank() > 0 and os.environ["LOCAL_RANK"] == "0" and not torch.equal(digest, digests[0]):
+            path.unlink(missing_ok=True)
+            if len(whole):
+                with files.replacing(path) as part:
+                    whole.cpu().numpy().tofile(part)
+    agree(True, device=device)  # barrier: every node has the file
 
 
 def synchronize_batch_norm(model: nn.Module) -> None:
