@@ -155,7 +155,7 @@ def test_arms_that_ask_for_the_same_pretraining_share_it(root: Path, capsys: pyt
 def test_arms_select_among_the_kept_epochs_of_one_pretraining(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kept: dict[str | int, Run] = {
         select: make_run(root, pretrain={"epochs": 3, "keep_epochs": "all", "select": select})
-        for select in ("last", "best", "arbitrary", 1, 2)
+        for select in ("last", 1, 2, "best", "arbitrary")
     }
     found = {}
     for i, (select, run) in enumerate(kept.items()):
