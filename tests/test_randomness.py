@@ -15,8 +15,8 @@ def test_an_epoch_is_the_best_the_last_or_the_one_named(select: str | int, expec
 
 def test_an_arbitrary_epoch_is_one_that_shares_the_best_integer_part() -> None:
     drawn = [randomness.epoch("arbitrary", LOSSES, seed, "pretrain") for seed in range(400)]
-    assert set(drawn) == {2, 3, 4, 5}  # the losses 3.x
-    assert np.bincount(drawn)[2:].min() > 70
+    assert all(set(drawn[i : i + 4]) == {2, 3, 4, 5} for i in range(0, 400, 4))  # the losses 3.x
+    assert len({tuple(drawn[i : i + 4]) for i in range(0, 400, 4)}) > 12  # in many of their 24 orders
     assert drawn == [randomness.epoch("arbitrary", LOSSES, seed, "pretrain") for seed in range(400)]
     assert drawn != [randomness.epoch("arbitrary", LOSSES, seed, "probe") for seed in range(400)]
     mean_aps = [-0.563, -0.624, -0.695]  # the integer part of every mAP is 0

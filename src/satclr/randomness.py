@@ -44,7 +44,8 @@ def permutation(count: int, seed: int, *purpose: str | int) -> torch.Tensor:
 def epoch(select: str | int, losses: Sequence[float], seed: int, *purpose: str | int) -> int:
     """The selected epoch, from 1, given each epoch's loss; the earlier one on a tie.
 
-    `select` is best, last, an epoch, or arbitrary: drawn among the losses that share the lowest integer part.
+    `select` is best, last, an epoch, or arbitrary: drawn among the losses that share the lowest integer part, without
+    replacement by successive seeds, so that a few seeds do not all have the same.
     """
     if isinstance(select, int):
         return select
@@ -53,7 +54,8 @@ def epoch(select: str | int, losses: Sequence[float], seed: int, *purpose: str |
     values = np.nan_to_num(losses)  # nan: no validation tile has a label
     if select == "arbitrary":
         values = np.trunc(values)
-        return 1 + int(rng(seed, "epoch", *purpose).choice(np.flatnonzero(values == values.min())))
+        block, place = divmod(seed, len(tied := np.flatnonzero(values == values.min())))
+        return 1 + int(rng(block, "epoch", *purpose).permutation(tied)[place])
     return 1 + int(np.argmin(values))
 
 
