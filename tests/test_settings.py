@@ -41,6 +41,19 @@ def test_mlrsnet_is_the_paper_to_the_letter() -> None:
     assert (v.ratio, v.blur_kernel_px, v.blur_sigma) == ((1.0, 1.0), 23, (0.1, 2.0))
 
 
+@pytest.mark.parametrize(("arm", "text"), [("baseline_as_released", "baseline"), ("simclr_as_released", "simclr")])
+def test_as_released_is_the_paper_but_for_the_notebooks_departures(arm: str, text: str) -> None:
+    params = settings.load(ROOT / "params.yaml")
+    paper, released = (settings.resolve(params, "mlrsnet", name).flat() for name in (text, arm))
+    changed = {key: value for key, value in released.items() if paper[key] != value}
+    expected = {"views.interpolation": "bilinear", "pretrain.normalization": "released", "probe.batch_norm": "batch"}
+    expected |= {"probe.select": "arbitrary", "evaluate.undefined_ap": "zero"}
+    if text == "simclr":
+        expected |= {"pretrain.forward": "separate", "pretrain.select": "arbitrary"}
+        expected |= {"pretrain.projection.hidden": "512", "pretrain.projection.batch_norm": "False"}
+    assert changed == expected
+
+
 def test_an_arm_changes_only_what_it_names(tree: dict[str, Any], tmp_path: Path) -> None:
     tree["arms"]["warm"] = {"pretrain": {"objective": "nt_xent", "temperature": 0.1}, "views": {"blur_p": 0.5}}
     loaded = load(tree, tmp_path)
@@ -75,6 +88,11 @@ def test_an_arm_changes_only_what_it_names(tree: dict[str, Any], tmp_path: Path)
         ({"defaults": {"data": {"split": {"fractions": [0.7, "b", 0.1]}}}}, ["defaults.data.split.fractions.1 = 'b'"]),
         ({"arms": {"simclr": {"pretrain": {"a\nb": 1}}}}, ["arms.simclr.pretrain.a\\nb: unknown key"]),
         ({"seeds": ["x" * 10_000]}, ["seeds.0 = 'xxx", "..."]),
+        ({"arms": {"simclr": {"probe": {"select": "first"}}}}, ["simclr.probe.select = 'first'", "best, last, arb"]),
+        ({"arms": {"simclr": {"pretrain": {"select": 0}}}}, ["arms.simclr.pretrain.select = 0", "an epoch, from 1"]),
+        ({"arms": {"simclr": {"pretrain": {"select": 99}}}}, ["arms.simclr.pretrain.select 99", "at most epochs 12"]),
+        ({"defaults": {"probe": {"select": 99}}}, ["defaults.probe.select 99", "at most epochs 30"]),
+        ({"defaults": {"pretrain": {"keep_epochs": [0]}}}, ["defaults.pretrain.keep_epochs = [0]", "all or a list"]),
         ({"profiles": {"sample": {"probe": None}}}, ["profiles.sample.probe"]),
     ],
 )  # fmt: skip

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
+from pydantic_core import PydanticCustomError
 
 SECTIONS = ("data", "views", "pretrain", "embed", "probe", "evaluate", "robustness", "maps", "register")
 ARM_SECTIONS = ("views", "pretrain", "probe", "evaluate")
@@ -19,6 +20,23 @@ Count = Annotated[int, Field(ge=1, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 JitterRange = Annotated[float, Field(ge=0, le=1)]
 Pair = Annotated[tuple[float, float], Field(strict=False)]
+
+
+def _select(value: object) -> object:
+    if value in ("best", "last", "arbitrary") or (type(value) is int and value >= 1):
+        return value
+    raise PydanticCustomError("select", "should be best, last, arbitrary or an epoch, from 1")
+
+
+# Which epoch to use. best: by validation mAP, or in pretraining by the loss; arbitrary: one of those that share the
+# best one's integer part, drawn by the seed (the notebook compares integer parts, then takes the first file listed).
+Select = Annotated[str | int, PlainValidator(_select)]
+
+
+def _epochs(value: object) -> object:
+    if value == "all" or (isinstance(value, list) and all(type(epoch) is int and epoch >= 1 for epoch in value)):
+        return value
+    raise PydanticCustomError("epochs", "should be all or a list of epochs, from 1")
 
 
 class Model(BaseModel):
@@ -63,6 +81,7 @@ class Views(Model):
     """The augmentations (SimCLR, arXiv:2002.05709, appendix A); evaluation only resizes."""
 
     crop_px: Annotated[int, Field(ge=8, le=1024)]  # side of a view, in training and in evaluation
+    interpolation: Literal["bicubic", "bilinear"]  # in evaluation, antialiased; training's crops are bicubic
     scale: Pair  # area of the crop, as a fraction of the tile
     ratio: Pair  # width / height of the crop
     flip_p: Probability
@@ -123,6 +142,8 @@ class Pretrain(Model):
     forward: Literal["joint", "separate"]  # both views in one batch, or (notebook) one after the other
     adapt_batch_norm: bool  # re-estimate BatchNorm's running statistics on the training tiles
     epochs: Count
+    select: Select  # the epoch whose encoder is probed
+    keep_epochs: Annotated[str | list[int], PlainValidator(_epochs)]  # arms select among them without retraining
     batch_size: Annotated[int, Field(ge=2, lt=2**31)]  # tiles per step, over all processes; two views each
     micro_batch_size: Annotated[int, Field(ge=2, lt=2**31)] | None  # tiles in memory at once; null: all
     optimizer: Literal["adam", "adamw", "lars"]
@@ -136,6 +157,7 @@ class Pretrain(Model):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        _check_select(self.select, self.epochs)
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs} must be less than epochs {self.epochs}")
         if self.warmup_epochs and self.schedule == "constant":
@@ -163,7 +185,12 @@ class Probe(Model):
     batch_size: Annotated[int, Field(ge=2, lt=2**31)]
     learning_rate: Annotated[float, Field(gt=0)]
     near_duplicates: NearDuplicates  # in all that learns from labels: the sweep and k-NN too
-    select: Literal["best", "last", "first"]  # which epoch is tested; best: by validation mAP
+    select: Select  # the epoch that is tested
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _check_select(self.select, self.epochs)
+        return self
 
 
 class Sweep(Model):
@@ -248,6 +275,11 @@ class Params(Model):
     defaults: dict[str, Any]
     profiles: Annotated[dict[Name, dict[str, Any]], Field(min_length=1)]
     arms: Annotated[dict[Name, dict[str, Any]], Field(min_length=1)]
+
+
+def _check_select(select: str | int, epochs: int) -> None:
+    if isinstance(select, int) and select > epochs:
+        raise ValueError(f"select {select} must be at most epochs {epochs}")
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:

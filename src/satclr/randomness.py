@@ -6,7 +6,7 @@ A resumed run, a micro-batch and another process therefore draw the same numbers
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,24 @@ def permutation(count: int, seed: int, *purpose: str | int) -> torch.Tensor:
     import torch
 
     return torch.randperm(count, generator=generator(seed, *purpose))
+
+
+def epoch(select: str | int, losses: Sequence[float], seed: int, *purpose: str | int) -> int:
+    """The selected epoch, from 1, given each epoch's loss; the earlier one on a tie.
+
+    `select` is best, last, an epoch, or arbitrary: drawn among the losses that share the lowest integer part, without
+    replacement by successive seeds, so that a few seeds do not all have the same.
+    """
+    if isinstance(select, int):
+        return select
+    if select == "last":
+        return len(losses)
+    values = np.nan_to_num(losses)  # nan: no validation tile has a label
+    if select == "arbitrary":
+        values = np.trunc(values)
+        block, place = divmod(seed, len(tied := np.flatnonzero(values == values.min())))
+        return 1 + int(rng(block, "epoch", *purpose).permutation(tied)[place])
+    return 1 + int(np.argmin(values))
 
 
 @contextmanager

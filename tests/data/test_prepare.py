@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as nst
 from PIL import Image
 
+from satclr import randomness
 from satclr.data import prepare, tiles
 from tests.conftest import make_run
 
@@ -75,10 +76,27 @@ def test_released_statistics_are_the_notebooks() -> None:
     values = pixels.reshape(600, -1, 3)
     sums = np.stack([values.sum(axis=1), (values**2).sum(axis=1)], axis=1)
     found = prepare.released_statistics(sums, 5)
-    mean, std = notebook_statistics(pixels / 255)
+    order = randomness.rng(0, "released statistics").permutation(600)  # of sums in any order, one of the notebook's
+    mean, std = notebook_statistics(pixels[order] / 255)
     np.testing.assert_allclose(found["mean"], mean, rtol=1e-10)
     np.testing.assert_allclose(found["std"], std, rtol=1e-8)
     assert mean.min() > 60  # the defect itself: means of pixels in [0,1] far above 1
+
+
+def test_released_statistics_do_not_depend_on_the_order_of_categories() -> None:
+    rng, count = np.random.default_rng(0), 1285  # UC Merced's training tiles, with its last batch of five
+    level = rng.uniform(90, 150, 21).repeat(62)[:count, None, None, None]  # a brightness for each category
+    pixels = np.clip(level + rng.normal(0, 15, (count, 5, 5, 3)), 0, 255).astype(np.int64)
+    found = []
+    for order in [np.arange(count), *(rng.permutation(count) for _ in range(20))]:
+        values = pixels[order].reshape(count, -1, 3)
+        sums = np.stack([values.sum(axis=1), (values**2).sum(axis=1)], axis=1)
+        found.append(prepare.released_statistics(sums, 5))
+    for name in ("mean", "std"):
+        values = np.array([each[name] for each in found])
+        assert (values.std(axis=0) < 0.02 * values.mean(axis=0)).all()
+    _, std = notebook_statistics(pixels / 255)  # category by category
+    assert (std > 1.3 * np.array(found[0]["std"])).all()
 
 
 def test_the_same_data_give_the_same_bytes(data: Path) -> None:

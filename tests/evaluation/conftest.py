@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from satclr import files
+from satclr import files, randomness
 from satclr.data import tiles
+from satclr.pretrain import encoder
 from satclr.project import Run
 from tests.conftest import make_run
 
@@ -32,3 +33,12 @@ def run_of(store: tiles.TileStore, tmp_path: Path) -> MakeRun:
         return run
 
     return make
+
+
+def with_encoder(run: Run, arch: str = "shufflenet_v2_x0_5") -> Run:
+    """`run` with a random encoder."""
+    with randomness.seeded(0):
+        module, width = encoder.build(arch)
+    facts = {"mean": [0.5] * 3, "std": [0.2] * 3, "crop_px": 64, "tile_px": 40}
+    encoder.save(module, run.encoder, arch=arch, width=width, **facts)
+    return run

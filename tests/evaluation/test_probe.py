@@ -41,14 +41,18 @@ def test_training_is_torchs_fused_adam_bit_by_bit(run_of: MakeRun, store: tiles.
         assert measured["val_loss"] == pytest.approx(loss.item())
 
 
-@pytest.mark.parametrize("select", ["best", "first", "last"])
-def test_the_selected_epoch_is_saved_with_its_curve(run_of: MakeRun, select: str) -> None:
+@pytest.mark.parametrize("select", ["best", "last", 2, "arbitrary"])
+def test_the_selected_epoch_is_saved_with_its_curve(run_of: MakeRun, store: tiles.TileStore, select: str | int) -> None:
     run = run_of(probe={"epochs": 6, "learning_rate": 0.1, "select": select})
     logged: dict[int, dict[str, float]] = {}
     probe.run(run, lambda epoch, measured: logged.update({epoch: dict(measured)}))
     curve = [row["val_mAP"] for row in logged.values()]
-    expected = {"best": 1 + int(np.argmax(curve)), "first": 1, "last": 6}[select]
+    drawn = randomness.epoch("arbitrary", [0.0] * 6, run.seed, "probe")
+    expected = {"best": 1 + int(np.argmax(curve)), "last": 6, 2: 2, "arbitrary": drawn}[select]
     saved = LinearProbe.load(run.probe)
+    layer = probe.new_layer(8, len(store.labels), seed=0)
+    trained = [layer.weight.tolist() for _ in probe.train(layer, store, np.load(run.features), run=run)]
+    assert saved.weight.tolist() == trained[expected - 1]
     assert (saved.best_epoch, saved.val_mAP) == (expected, curve[expected - 1])
     assert (saved.encoder["crop_px"], saved.encoder["arch"]) == (32, "none")
     rows = files.read_csv(run.results / "probe.csv")

@@ -5,39 +5,25 @@ from __future__ import annotations
 import json
 from typing import get_args
 
-import numpy as np
 import pytest
-import torch
 
-from satclr import files, params, randomness
-from satclr.data import tiles
+from satclr import files, params
 from satclr.evaluation import corruptions, embed, evaluate, knn, probe, robustness
-from satclr.pretrain import encoder
-from satclr.project import Run
 
-from .conftest import MakeRun
-
-ARCH = "shufflenet_v2_x0_5"
+from .conftest import MakeRun, with_encoder
 
 
 def log(_step: int, _metrics: object) -> None:
     """The stages here have nothing to log."""
 
 
-def with_encoder(run: Run) -> Run:
-    with randomness.seeded(0):
-        module, width = encoder.build(ARCH)
-    facts = {"mean": [0.5] * 3, "std": [0.2] * 3, "crop_px": 64, "tile_px": 40}
-    encoder.save(module, run.encoder, arch=ARCH, width=width, **facts)
-    return run
-
-
+@pytest.mark.parametrize("batch_norm", ["frozen", "batch"])
 def test_untouched_tiles_score_as_in_evaluate_and_corrupted_ones_otherwise(
-    run_of: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    batch_norm: str, run_of: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(evaluate, "LABEL_FRACTIONS", ())
     monkeypatch.setattr(knn, "NEIGHBOURS", 3)
-    run = with_encoder(run_of("baseline", probe={"epochs": 20}))
+    run = with_encoder(run_of("baseline", probe={"epochs": 20, "batch_size": 4, "batch_norm": batch_norm}))
     for stage in (embed, probe, evaluate):
         stage.run(run, log)
     out = run.results / "robustness.json"
@@ -60,36 +46,6 @@ def test_untouched_tiles_score_as_in_evaluate_and_corrupted_ones_otherwise(
     run.probe.unlink()
     with pytest.raises(files.FileError, match="run `satclr probe` first"):
         robustness.run(run, log)
-
-
-def test_features_are_the_encoders_and_depend_on_the_batch_only_where_asked(
-    run_of: MakeRun, store: tiles.TileStore, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = with_encoder(run_of("baseline"))
-    embed.run(run, log)
-    features = np.load(run.features)
-    alone = encoder.Frozen(run.encoder)(torch.from_numpy(store.pixels[[0]]))
-    np.testing.assert_allclose(features[:1], alone, rtol=1e-4, atol=1e-5)
-    assert "embed: float32 (as set)" in capsys.readouterr().err
-    batch = with_encoder(run_of("baseline", probe={"batch_norm": "batch", "batch_size": 8}))
-    embed.run(batch, log)
-    rows = store.rows("test")[:8]
-    frozen = encoder.Frozen(batch.encoder, batch_norm="batch")
-    expected = frozen(torch.from_numpy(store.pixels[rows]))
-    np.testing.assert_allclose(np.load(batch.features)[rows], expected, rtol=1e-4, atol=1e-5)
-    assert not np.allclose(np.load(batch.features), features, atol=1e-2)
-    probe.run(batch, log)  # encodes each batch anew
-    assert batch.probe.is_file()
-
-
-def test_features_that_are_not_finite_are_refused(run_of: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = with_encoder(run_of("baseline"))
-    before = run.features.read_bytes()
-    monkeypatch.setattr(encoder.Frozen, "__call__", lambda self, batch: np.full((len(batch), self.width), np.nan))
-    with pytest.raises(encoder.EncoderError, match="not finite"):
-        embed.run(run, log)
-    assert run.features.read_bytes() == before
-    assert not files.part_of(run.features).exists()
 
 
 def test_no_corruptions_is_an_empty_file(run_of: MakeRun) -> None:

@@ -22,7 +22,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from satclr import settings
+from satclr import files, settings
 from satclr.data.tiles import TileStore
 from satclr.pretrain import caching, checkpoint, distributed, train
 from satclr.pretrain.loss import objective
@@ -37,6 +37,7 @@ TERMS = 2 * B * 36 + 216 + 2 * B  # longest sums: rows and pixels of a weight's 
 # learning rate whatever the gradient, make rounding visible. No blur: its sums depend on the chunk of views.
 CALM: dict[str, Any] = {"views": {"blur_p": 0.0}, "pretrain": {"arch": "squeezenet1_1"}}
 CALM["pretrain"] |= {"projection": {"batch_norm": False}, "optimizer": "lars", "learning_rate": 1.0, "epochs": 3}
+CALM["pretrain"] |= {"select": 2}
 CALM_TERMS = 16 * 15 * 15 + 9 * 64 + 512  # views and pixels of the first layer, longest convolution, projection
 
 SLOW = {"learning_rate": 0.1}  # at 1.0 rounding grows to other weights within three epochs
@@ -123,6 +124,7 @@ def test_two_processes_train_as_one(roots: tuple[Path, Path]) -> None:
     one, two = (losses(make_run(root, **CALM)) for root in roots)
     np.testing.assert_allclose(two, one, rtol=CALM_TERMS * 2**-23)
     assert abs(one[-1] - one[0]) > 1e-3  # the weights did move
+    assert [files.load_facts(make_run(root, **CALM).encoder)["epoch"] for root in roots] == ["2", "2"]
     assert sorted(path.name for path in roots[1].glob("log-*")) == ["log-0-1", "log-0-2", "log-0-3"]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from satclr import files, machine
+from satclr import files, machine, randomness
 from satclr.data import tiles
 from satclr.pretrain import caching, checkpoint, encoder, train
 from satclr.project import Run
@@ -70,6 +70,7 @@ def test_the_same_run_twice_is_bit_identical(root: Path) -> None:
         (3, {"optimizer": "adam"}),  # within an epoch of four steps
         (4, {"optimizer": "adamw", "micro_batch_size": 3}),  # its last
         (5, {"optimizer": "lars", "schedule": "cosine", "warmup_epochs": 1}),  # the first of the next
+        (6, {"select": "best"}),
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(
@@ -151,6 +152,28 @@ def test_arms_that_ask_for_the_same_pretraining_share_it(root: Path, capsys: pyt
     assert "reusing the encoder" in capsys.readouterr().err
 
 
+def test_arms_select_among_the_kept_epochs_of_one_pretraining(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept: dict[str | int, Run] = {
+        select: make_run(root, pretrain={"epochs": 3, "keep_epochs": "all", "select": select})
+        for select in ("last", 1, 2, "best", "arbitrary")
+    }
+    found = {}
+    for i, (select, run) in enumerate(kept.items()):
+        found[select] = pretrained(run)
+        assert ("reusing the encoder" in capsys.readouterr().err) == (i > 0)
+        facts = files.load_facts(run.encoder)
+        expected = randomness.epoch(select, losses(run), 0, "pretrain")
+        assert (facts["epoch"], len(losses(run))) == (str(expected), 3)
+        assert same(found[select], found["last" if expected == 3 else expected])
+    for epochs, select in ((1, 1), (2, 2), (3, "last")):  # what a pretraining of so many epochs ends with
+        assert same(pretrained(make_run(root, pretrain={"epochs": epochs})), found[select])
+    capsys.readouterr()
+    alone = make_run(root, pretrain={"epochs": 3, "select": 2})  # keeps this epoch only, so it is another pretraining
+    assert same(pretrained(alone), found[2])
+    assert "reusing" not in capsys.readouterr().err
+    assert {path.name for path in root.rglob("epochs/*")} == {f"00{i}.safetensors" for i in (1, 2, 3)}
+
+
 def test_a_fingerprint_covers_settings_seed_tiles_and_precision(
     root: Path, store: tiles.TileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,7 +190,12 @@ def test_a_fingerprint_covers_settings_seed_tiles_and_precision(
     with monkeypatch.context() as patch:
         patch.setattr(tiles, "open_store", lambda _: other_tiles)
         keys.add(train.fingerprint(make_run(root)))
-    assert len(keys - {key}) == 5
+    normalization = {**store.stats["normalization"], "train": store.stats["normalization"]["imagenet"]}
+    other_mean = dataclasses.replace(store, stats={**store.stats, "normalization": normalization})
+    with monkeypatch.context() as patch:
+        patch.setattr(tiles, "open_store", lambda _: other_mean)
+        keys.add(train.fingerprint(make_run(root)))
+    assert len(keys - {key}) == 6
     (root / "build" / "tiny").unlink()
     with pytest.raises(tiles.TileError, match="run `satclr prepare --profile tiny` first"):
         train.fingerprint(make_run(root))

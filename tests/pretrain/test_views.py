@@ -1,6 +1,7 @@
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -167,15 +168,18 @@ def test_threads_autocast_and_inference_mode_change_no_bit() -> None:
         assert torch.equal(rendered(tiles, p, 64), expected)
 
 
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize(("height", "width", "crop_px"), [(96, 96, 64), (60, 90, 64), (64, 64, 64), (31, 31, 50)])
-def test_evaluation_view_equals_torchvision(height: int, width: int, crop_px: int) -> None:
+def test_evaluation_view_equals_torchvision(height: int, width: int, crop_px: int, interpolation: str) -> None:
     tiles = torch.cat([noise(40, 96)[:, :height, :width], black_or_white(3, 96)[:, :height, :width]])
     x = tiles.permute(0, 3, 1, 2).float() / 255
-    x = F.resize(x, [crop_px, crop_px], interpolation=v2.InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
-    ours = views.evaluation_view(tiles, crop_px=crop_px, mean=MEAN, std=STD)
+    mode = v2.InterpolationMode(interpolation)
+    x = F.resize(x, [crop_px, crop_px], interpolation=mode, antialias=True).clamp(0, 1)
+    view = partial(views.evaluation_view, tiles, crop_px=crop_px, mean=MEAN, std=STD, interpolation=interpolation)
+    ours = view()
     assert (ours - F.normalize(x, list(MEAN), list(STD))).abs().max() < STEP / 10
     assert ours.is_contiguous(memory_format=torch.channels_last)
-    half = views.evaluation_view(tiles, crop_px=crop_px, mean=MEAN, std=STD, dtype=torch.bfloat16)
+    half = view(dtype=torch.bfloat16)
     assert torch.equal(half, ours.bfloat16())
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from satclr import files, machine, progress
+from satclr import files, machine, progress, randomness
 from satclr.data import tiles
 from satclr.evaluation import Log
 from satclr.pretrain import distributed
@@ -29,9 +29,8 @@ Rows = npt.NDArray[np.int64]
 def run(run: Run, _log: Log) -> None:
     """Write the features of all N tiles.
 
-    With `probe.batch_norm: frozen` a tile's features depend on that tile alone. With `batch` they depend on
-    its batch: each split is cut in index order into batches of `probe.batch_size`, as the notebook's
-    unshuffled loaders do. Under torchrun the processes share the batches; process 0 writes.
+    With `probe.batch_norm: frozen` a tile's features depend on that tile alone, with `batch` also on the others of
+    its batch (`split_batches`). Under torchrun the processes share the batches; process 0 writes.
     """
     computed, reason = machine.precision(run.settings.embed.precision)
     if distributed.rank() == 0:
@@ -63,9 +62,15 @@ def load_encoder(run: Run) -> Frozen:
 
 
 def split_batches(store: tiles.TileStore, split: str, run: Run) -> list[Rows]:
-    """The rows of each batch of a split, in index order."""
-    probe = run.settings.probe
-    return tiles.split_batches(store.rows(split), BATCH_SIZE if probe.batch_norm == "frozen" else probe.batch_size)
+    """The rows of each batch of a split: in index order, or in an order drawn by the seed where tiles share statistics.
+
+    The index is sorted by category, the notebook's tables are shuffled: with BatchNorm of the batch its unshuffled
+    loaders normalise by random mixtures, the index would by one category.
+    """
+    rows, probe = store.rows(split), run.settings.probe
+    if probe.batch_norm == "frozen":
+        return tiles.split_batches(rows, BATCH_SIZE)
+    return tiles.split_batches(randomness.rng(run.seed, "batch order", split).permutation(rows), probe.batch_size)
 
 
 def _encoded(

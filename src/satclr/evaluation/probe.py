@@ -41,14 +41,15 @@ def run(run: Run, log: Log) -> None:
     features = tiles.load_features(run.features, store)
     layer = new_layer(features.shape[1], len(store.labels), seed=run.seed)
     curve: list[dict[str, float]] = []
+    layers: list[list[npt.NDArray[np.float32]]] = []  # weight and bias after each epoch
     with progress.bar("probe", config.epochs, "epochs") as advance:
         for epoch, measured in enumerate(train(layer, store, features, run=run), 1):
             curve.append(measured)
+            layers.append([value.detach().numpy().copy() for value in (layer.weight, layer.bias)])
             log(epoch, measured)
-            if _selected(curve, config.select):
-                best_epoch = epoch
-                weight, bias = (value.detach().numpy().copy() for value in (layer.weight, layer.bias))
             advance(1)
+    best_epoch = randomness.epoch(config.select, [-row["val_mAP"] for row in curve], run.seed, "probe")
+    weight, bias = layers[best_epoch - 1]
     facts = {name: json.loads(text) for name, text in files.load_facts(run.encoder).items()}
     untuned, best = np.full(len(store.labels), NEVER), curve[best_epoch - 1]["val_mAP"]
     probe = LinearProbe(weight, bias, store.labels, untuned, 1.0, best_epoch, best, facts)
@@ -124,11 +125,3 @@ def fingerprint(run: Run) -> str:
     facts = [settings.probe.model_dump(mode="json"), settings.evaluate.undefined_ap, run.seed, encoder]
     facts.append(machine.precision(settings.embed.precision)[0])
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _selected(curve: list[dict[str, float]], select: str) -> bool:
-    """Whether the latest epoch is the one to keep so far (on a tie the earlier one stays)."""
-    *before, latest = [row["val_mAP"] for row in curve]
-    if select == "best":
-        return not before or latest > max(before)
-    return select == "last" or not before

@@ -52,12 +52,12 @@ def _mean_ap(
     run: Run, store: tiles.TileStore, encoder: Frozen, probe: LinearProbe, corruption: str = "", strength: int = 0
 ) -> float:
     """Macro mAP of the test tiles, corrupted or not."""
-    logits = []
-    for rows, batch in tiles.stream(store, embed.split_batches(store, "test", run), encoder.device):
+    logits, batches = [], embed.split_batches(store, "test", run)
+    for rows, batch in tiles.stream(store, batches, encoder.device):
         pixels = batch
         if corruption:
             names = [store.names[row] for row in rows]
             pixels = corruptions.corrupt(batch, corruption, strength=strength, keys=names)
         logits.append(probe.logits(encoder(pixels)))
-    ap = metrics.average_precision(np.concatenate(logits), store.targets[store.rows("test")])
+    ap = metrics.average_precision(np.concatenate(logits), store.targets[np.concatenate(batches)])
     return metrics.mean_average_precision(ap, undefined=run.settings.evaluate.undefined_ap)

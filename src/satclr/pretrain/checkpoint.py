@@ -1,4 +1,7 @@
-"""Checkpoints: progress, weights and the optimizer's moments in one file that is replaced as a whole."""
+"""Checkpoints: progress, weights and the optimizer's moments in one file that is replaced as a whole.
+
+Also the encoders of single epochs, and which of them a run selects.
+"""
 
 import json
 import math
@@ -13,11 +16,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from satclr import files, progress
+from satclr import files, progress, randomness
 from satclr.machine import Stop
+from satclr.params import Pretrain
 from satclr.pretrain import distributed
+from satclr.project import Run
 
 FILE = "checkpoint.safetensors"
+CURVE = "pretrain.csv"
 CHECKPOINT_AFTER_S = float(os.environ.get("SATCLR_CHECKPOINT_AFTER_S", "30"))
 COST_RATIO = 50  # train at least so many times as long as the last checkpoint took to write
 REMEDY = "Lower learning_rate or raise temperature; the last checkpoint is kept"
@@ -119,3 +125,27 @@ def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
     if distributed.rank() == 0:
         progress.say(f"resuming from the checkpoint {state}")
     return state
+
+
+def kept_epochs(config: Pretrain) -> list[int]:
+    """The epochs whose encoders are kept: those that `config` asks for, and those that may be selected."""
+    if config.objective == "none":
+        return []
+    if config.keep_epochs == "all" or config.select in ("best", "arbitrary"):
+        return list(range(1, config.epochs + 1))
+    return sorted({*config.keep_epochs, *([config.select] if isinstance(config.select, int) else [])})
+
+
+def epoch_file(folder: Path, epoch: int) -> Path:
+    """Where the encoder of a kept epoch is, in the folder of its pretraining."""
+    return folder / "epochs" / f"{epoch:03}.safetensors"
+
+
+def selected(run: Run, folder: Path) -> Path:
+    """The encoder of the epoch that the run selects, from a finished pretraining."""
+    select, losses = run.settings.pretrain.select, [float(row["loss"]) for row in files.read_csv(folder / CURVE)]
+    if not losses or select == "last":
+        return folder / run.encoder.name
+    epoch = randomness.epoch(select, losses, run.seed, "pretrain")
+    progress.say(f"selected epoch {epoch} of {len(losses)} (pretrain.select: {select})")
+    return epoch_file(folder, epoch)

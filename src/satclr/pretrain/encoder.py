@@ -6,6 +6,7 @@ In: an architecture's name and where its weights come from. Out: a module (B,3,S
 import json
 import zipfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,11 @@ def weights_file(arch: str, weights: str, *, root: Path) -> Path | None:
     return root / weights
 
 
-def adapt_batch_norm(encoder: nn.Module, store: tiles.TileStore, settings: Settings) -> None:
+def adapt_batch_norm(encoder: nn.Module, store: tiles.TileStore, settings: Settings, *, seed: int) -> None:
     """Re-estimate BatchNorm's running statistics on evaluation views of the training tiles (arXiv:1603.04779).
 
-    They become the mean over batches, in index order. The encoder is left in eval mode.
+    They become the mean over batches, in an order drawn by the seed: a batch of one category would have too small a
+    variance. The encoder is left in eval mode.
     """
     size, crop_px = settings.pretrain.batch_size, settings.views.crop_px
     mean, std = store.statistics(settings.pretrain.normalization)
@@ -95,12 +97,13 @@ def adapt_batch_norm(encoder: nn.Module, store: tiles.TileStore, settings: Setti
         norm.reset_running_stats()
         norm.momentum = None  # the plain average over batches
         norm.train()
-    batches = tiles.split_batches(store.rows("train"), size)
+    batches = tiles.split_batches(randomness.rng(seed, "batch order", "train").permutation(store.rows("train")), size)
     if len(batches) > 1 and len(batches[-1]) < size:
         batches = batches[:-1]  # a small rest would count as much as a whole batch
     with torch.inference_mode():
         for _, batch in tiles.stream(store, batches, next(encoder.parameters()).device):
-            encoder(views.evaluation_view(batch, crop_px=crop_px, mean=mean, std=std))
+            interpolation = settings.views.interpolation
+            encoder(views.evaluation_view(batch, crop_px=crop_px, mean=mean, std=std, interpolation=interpolation))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     encoder.eval()
@@ -161,7 +164,9 @@ class Frozen:
     def __init__(self, path: Path, *, precision: str = "float32", batch_norm: str = "frozen") -> None:
         model, self.width = load(path)
         facts = {name: json.loads(value) for name, value in files.load_facts(path).items()}
-        self.mean, self.std, self.crop_px = evaluation_facts(facts, path)
+        mean, std, crop_px = evaluation_facts(facts, path)
+        interpolation = str(facts.get("interpolation", "bicubic"))
+        self.view = partial(views.evaluation_view, crop_px=crop_px, mean=mean, std=std, interpolation=interpolation)
         self.precision, _ = machine.precision(precision)
         self.device = machine.device()
         if batch_norm == "batch":
@@ -172,8 +177,7 @@ class Frozen:
     @torch.inference_mode()
     def __call__(self, batch: torch.Tensor) -> npt.NDArray[np.float32]:
         """Features (B,D) of tiles (B,H,H,3) uint8."""
-        batch = batch.to(self.device)
-        x = views.evaluation_view(batch, crop_px=self.crop_px, mean=self.mean, std=self.std)
+        x = self.view(batch.to(self.device))
         with machine.autocast(self.device, self.precision):
             h: torch.Tensor = self.model(x)
         features: npt.NDArray[np.float32] = h.float().cpu().numpy()

@@ -7,7 +7,8 @@ each epoch in results/<profile>/<arm>-s<seed>/pretrain.csv.
     torchrun --nproc-per-node 2 -m satclr pretrain --profile sample --arm simclr --seed 0
 
 `objective: none` writes the initial encoder. An interrupted run resumes from its last checkpoint, with any number
-of processes, and ends with the weights of an uninterrupted one. Arms that ask for the same pretraining share it.
+of processes, and ends with the weights of an uninterrupted one. Arms that ask for the same pretraining share it, also
+where they select different epochs of those that it keeps.
 """
 
 import hashlib
@@ -39,6 +40,7 @@ from satclr.project import Run, code_digest
 LOSSES_AT_ONCE = 32  # on a GPU, where reading a loss waits for the device
 
 Log = Callable[[int, Mapping[str, float]], None]
+Save = Callable[..., None]  # of the encoder, to a path
 Forward = Callable[[Tensor], Tensor]  # (rows,3,S,S) → z (rows,D)
 Unread = list[tuple[Tensor, npt.NDArray[np.int64]]]  # losses on the device, and their tiles' rows
 
@@ -59,24 +61,30 @@ def run(run: Run, log: Log) -> None:
         if distributed.rank() == 0:
             if finished:
                 progress.say(f"reusing the encoder of an identical pretraining ({key[:12]})")
-            for target in (run.encoder, run.results / "pretrain.csv"):
+            curve = checkpoint.CURVE
+            for source, target in (
+                (checkpoint.selected(run, folder), run.encoder), (folder / curve, run.results / curve),
+            ):  # fmt: skip
                 with files.replacing(target) as part:
-                    shutil.copyfile(folder / target.name, part)
+                    shutil.copyfile(source, part)
         distributed.agree(True, device=device)  # barrier: process 0 has written the files
 
 
 def fingerprint(run: Run) -> str:
     """A digest of all that the encoder depends on: settings, seed, tiles, initial weights, code.
 
-    It does not cover the number of processes, which may change when a run resumes.
+    It does not cover the number of processes, which may change when a run resumes, nor which of the kept epochs is
+    selected.
     """
     config = run.settings.pretrain
     weights = encoders.weights_file(config.arch, config.weights, root=run.root)
+    store = tiles.open_store(run.store)
     facts = {
         "views": run.settings.views.model_dump(mode="json"),
-        "pretrain": config.model_dump(mode="json") | {"precision": machine.precision(config.precision)[0]},
+        "pretrain": config.model_dump(mode="json", exclude={"select"})
+        | {"precision": machine.precision(config.precision)[0], "keep_epochs": checkpoint.kept_epochs(config)},
         "seed": run.seed,
-        "store": tiles.open_store(run.store).digest,
+        "store": [store.digest, store.statistics(config.normalization)],
         "weights": files.sha256(weights) if weights else None,
         "code": code_digest(run.root, "pretrain"),
     }
@@ -94,35 +102,37 @@ def pretrain(run: Run, folder: Path, log: Log, *, fingerprint: str) -> None:
     encoder, width = encoders.initial(config.arch, config.weights, seed=seed, root=run.root)
     encoder.to(machine.device())
     if config.adapt_batch_norm:
-        encoders.adapt_batch_norm(encoder, store, run.settings)
+        encoders.adapt_batch_norm(encoder, store, run.settings, seed=run.seed)
+    facts = {"mean": mean, "std": std, "crop_px": run.settings.views.crop_px, "tile_px": store.stats["tile_px"]}
+    facts |= {"interpolation": run.settings.views.interpolation, "precision": computed, "fingerprint": fingerprint}
+    facts |= {"weights_sha256": files.sha256(weights) if weights else None}
+    save: Save = partial(encoders.save, encoder, arch=config.arch, width=width, **facts)
     curve: list[tuple[float, float]] = []
     if config.objective != "none":
         if distributed.rank() == 0:
             progress.say(f"pretraining in {computed}: {reason}")
-        curve = train(store, encoder, width, run=run, folder=folder, log=log)
+        curve = train(store, encoder, width, run=run, folder=folder, log=log, save=save)
     if distributed.rank() > 0:
         return
     rows = [(epoch, *row) for epoch, row in enumerate(curve, 1)]
-    files.write_csv(folder / "pretrain.csv", ["epoch", "loss", "learning_rate"], rows)
-    facts = {"mean": mean, "std": std, "crop_px": run.settings.views.crop_px, "tile_px": store.stats["tile_px"]}
-    facts |= {"precision": computed, "fingerprint": fingerprint}
-    facts |= {"weights_sha256": files.sha256(weights) if weights else None}
-    encoders.save(encoder, folder / "encoder.safetensors", arch=config.arch, width=width, **facts)
+    files.write_csv(folder / checkpoint.CURVE, ["epoch", "loss", "learning_rate"], rows)
+    save(folder / "encoder.safetensors", epoch=len(curve))
     (folder / checkpoint.FILE).unlink(missing_ok=True)
 
 
 def train(
-    store: tiles.TileStore, encoder: nn.Module, width: int, *, run: Run, folder: Path, log: Log
-) -> list[tuple[float, float]]:
+    store: tiles.TileStore, encoder: nn.Module, width: int, *,
+    run: Run, folder: Path, log: Log, save: Save = lambda *_, **__: None,
+) -> list[tuple[float, float]]:  # fmt: skip
     """Train `encoder` (features of `width`) on the training tiles; returns each epoch's (loss, learning rate).
 
-    Every process takes its share of each batch. The encoder is left in eval mode, on a CPU with faster
-    convolutions in place of some of its own.
+    Every process takes its share of each batch. `save(path, epoch=)` is called for each epoch to keep. The encoder is
+    left in eval mode, on a CPU with faster convolutions in place of some of its own.
     """
     config, device, rows = run.settings.pretrain, machine.device(), store.rows("train")
     size = min(config.batch_size, len(rows))  # B
     steps = len(rows) // size  # an epoch; the rest of its random order is left out
-    parts = caching.cut(size, config.micro_batch_size)
+    parts, kept = caching.cut(size, config.micro_batch_size), checkpoint.kept_epochs(config)
     model, forward = _model(encoder, width, run, parts)
     optimizer = build_optimizer(model, config)
     state = checkpoint.resume(folder, model, optimizer)
@@ -158,6 +168,9 @@ def train(
                 advance(1)
                 if last:
                     state.finish_epoch(rate)
+                    if state.epoch in kept and distributed.rank() == 0:  # before a checkpoint says that it is
+                        checkpoint.require_finite(encoder.state_dict(), state)
+                        save(checkpoint.epoch_file(folder, state.epoch), epoch=state.epoch)
                 if due:
                     checkpoints.write(stop)
             speed = (steps - first) * size / (time.monotonic() - started)

@@ -14,7 +14,7 @@ import numpy as np
 
 from satclr import files, progress
 from satclr.project import Project
-from satclr.study import contrasts
+from satclr.study import contrasts, factorial
 from satclr.study.contrasts import Arms
 from satclr.study.results import Results
 
@@ -46,6 +46,7 @@ def run(project: Project) -> dict[str, Any]:
     by_label = contrasts.by_label(arms, samples)
     report = {"profile": project.profile, **contrasts.numbers(arms, samples, by_label), "paper": PAPER}
     report["ladder"] = contrasts.ladder(report, project.params.ladder)
+    report["factorial"] = factorial.contributions(report, arms, samples)
     report["leakage"] = contrasts.leakage(report, arms)
     out = project.reports
     files.write_json(out / "compare.json", report, allow_nan=True)
@@ -56,7 +57,7 @@ def run(project: Project) -> dict[str, Any]:
     cells = [(n, *row) for n, table in by_label.items() for row in zip(labels, table.tolist(), strict=True)]
     rows = [[name, label, *("" if np.isnan(v) else v for v in values)] for name, label, values in cells]
     files.write_csv(out / "per_class_ap.csv", LABEL_COLUMNS, rows)
-    _print(arm_table(report), ladder_table(report), leakage_table(report))
+    _print(arm_table(report), ladder_table(report), *factorial_tables(report), leakage_table(report))
     return report
 
 
@@ -84,6 +85,19 @@ def ladder_table(report: Mapping[str, Any]) -> list[Row]:
         rows.append(row)
     rows += [(f"paper, {name} (MLRSNet)", f"{value:.4f}") for name, value in report["paper"].items()]
     return rows if report["ladder"] else []
+
+
+def factorial_tables(report: Mapping[str, Any]) -> list[list[Row]]:
+    """Each factorial as rows: what each departure contributes, and their sum, the difference of the two ends."""
+    tables: list[list[Row]] = []
+    for f in report["factorial"]:
+        rows: list[Row] = [("departure", "alone", "after the others", "Shapley value", "95% interval")]
+        for d in f["departures"]:
+            effects = (f"{d[key]:+.4f}" for key in ("alone", "last", "shapley"))
+            rows.append((d["departure"], *effects, _span(d["ci95"], "+")))
+        total = (f"{f['arm']} - {f['against']}", "", "", f"{f['delta_mAP']:+.4f}", _span(f["ci95"], "+"))
+        tables.append([*rows, total])
+    return tables
 
 
 def leakage_table(report: Mapping[str, Any]) -> list[Row]:

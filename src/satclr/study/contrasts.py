@@ -39,7 +39,7 @@ def resample(arms: Arms) -> Floats:
 
 def numbers(arms: Arms, samples: Floats, labels: Mapping[str, Floats]) -> dict[str, Any]:
     """Mean, spread and interval of each arm, and every contrast: later arm minus earlier arm; labels: of `by_label`."""
-    means = {name: _resampled_mean(seeds, samples[:, a]) for a, (name, seeds) in enumerate(arms.items())}
+    means = {name: resampled_mean(seeds, samples[:, a]) for a, (name, seeds) in enumerate(arms.items())}
     entries = {name: _arm(seeds, means[name]) | _optional(seeds) for name, seeds in arms.items()}
     contrasts: list[dict[str, Any]] = [
         {
@@ -58,7 +58,7 @@ def numbers(arms: Arms, samples: Floats, labels: Mapping[str, Floats]) -> dict[s
     return {"arms": entries, "contrasts": contrasts}
 
 
-def _resampled_mean(seeds: Sequence[Results], ap: Floats) -> Floats:
+def resampled_mean(seeds: Sequence[Results], ap: Floats) -> Floats:
     """Mean over labels on each resample, (R,), of ap (R,K)."""
     if seeds[0].run.settings.evaluate.undefined_ap == "zero":
         ap = np.where(seeds[0].scores("test").targets.any(axis=0), ap, 0)

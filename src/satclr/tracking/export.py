@@ -20,9 +20,9 @@ from satclr.tracking.store import TrackingError
 def export(project: Project, target: Path) -> Path:
     """Write the champion to `target` and return it.
 
-    The graph takes pixels of side S (metadata `crop_px`), any number N; resize other tiles first (bicubic).
-    Metadata: `labels`, `thresholds`, `crop_px`, `version`. Raises `TrackingError` without the optional packages
-    (group `onnx`) or without a champion.
+    The graph takes pixels of side S (metadata `crop_px`), any number N; resize other tiles first. Metadata: `labels`,
+    `thresholds`, `crop_px`, `interpolation` (of the resize), `version`. Raises `TrackingError` without the optional
+    packages (group `onnx`) or without a champion.
     """
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
@@ -33,7 +33,8 @@ def export(project: Project, target: Path) -> Path:
         probe = LinearProbe.load(probe_file)
         _write(encoder, probe, target)
     graph = onnx.load(target)
-    facts = {"crop_px": probe.encoder["crop_px"], "version": int(version.version)}
+    facts = {"crop_px": probe.encoder["crop_px"], "interpolation": probe.encoder.get("interpolation", "bicubic")}
+    facts |= {"version": int(version.version)}
     facts |= {"labels": probe.labels, "thresholds": probe.thresholds.tolist()}
     for key, value in facts.items():
         graph.metadata_props.add(key=key, value=json.dumps(value))

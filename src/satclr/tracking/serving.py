@@ -27,7 +27,7 @@ Tile = bytes | str | Path | npt.NDArray[np.uint8]
 
 
 class Tagger(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-    """A frozen encoder and its linear probe: K labels."""
+    """A frozen encoder and its linear probe: K labels. A tile's scores never depend on the others of a request."""
 
     def load_context(self, context: Any) -> None:
         """Load the artifacts, as MLflow asks for."""

@@ -50,8 +50,10 @@ class Bands:
             yield b, slice(row, row + self.height), slice(start, start + self.width)
 
 
-def resize_weights(start: Tensor, size: Tensor, flip: Tensor, out_px: int, bands: Bands) -> Tensor:
-    """Antialiased bicubic (a = -0.5) weights that resize in[start : start + size] to out_px.
+def resize_weights(
+    start: Tensor, size: Tensor, flip: Tensor, out_px: int, bands: Bands, interpolation: str = "bicubic"
+) -> Tensor:
+    """Antialiased bicubic (a = -0.5) or bilinear weights that resize in[start : start + size] to out_px.
 
     start, size, flip (n,); flip 1 reverses the output. Returns (n, b, i, j): blocks of (out_px, in_px).
     """
@@ -66,6 +68,9 @@ def resize_weights(start: Tensor, size: Tensor, flip: Tensor, out_px: int, bands
     centre = ((index + 0.5) * scale - 0.5 + start) / shrink
     inside = (source >= start) & (source < start + size)
     x = torch.where(inside, source / shrink, _FAR)[:, :, None, :] - centre[..., None]
+    if interpolation == "bilinear":
+        weights = torch.rsub(x.abs_(), 1).clamp_(min=0)
+        return weights.div_(weights.sum(3, keepdim=True))
     # Twice both cubics at once: t²(t-1) with t = 2-|x|, to which |x| < 1 adds 2u²(1-2u) with u = 1-|x|.
     t = torch.rsub(x.abs_(), 2).clamp_(min=0)
     weights = t - 1

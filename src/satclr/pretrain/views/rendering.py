@@ -47,9 +47,10 @@ def render(
 
 
 def evaluation_view(
-    tiles: Tensor, *, crop_px: int, mean: Triple, std: Triple, dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """Resize whole tiles (antialiased bicubic) to S = crop_px and normalise: uint8 (N,H,W,3) → (N,3,S,S).
+    tiles: Tensor, *, crop_px: int, mean: Triple, std: Triple,
+    dtype: torch.dtype = torch.float32, interpolation: str = "bicubic",
+) -> Tensor:  # fmt: skip
+    """Resize whole tiles (antialiased, bicubic or bilinear) to S = crop_px and normalise: uint8 (N,H,W,3) → (N,3,S,S).
 
     Channels-last memory, on the tiles' device; tiles already of side S are only normalised.
     """
@@ -59,8 +60,8 @@ def evaluation_view(
     chunk_floats = _CPU_CHUNK_FLOATS if device.type == "cpu" else _DEVICE_CHUNK_FLOATS
     step = max(1, chunk_floats // (3 * height * width))
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        vertical, up = _crop_weights(torch.tensor([height]), crop_px, device)
-        horizontal, across = _crop_weights(torch.tensor([width]), crop_px, device)
+        vertical, up = _crop_weights(torch.tensor([height]), crop_px, device, interpolation)
+        horizontal, across = _crop_weights(torch.tensor([width]), crop_px, device, interpolation)
         for start in range(0, count, step):
             pixels = tiles[start : start + step].float()
             if (height, width) == (crop_px, crop_px):
@@ -195,10 +196,12 @@ def _crops(tiles: Tensor, numbers: list[int], boxes: list[list[int]]) -> Tensor:
     return pixels
 
 
-def _crop_weights(sizes: Tensor, out_px: int, device: torch.device | None = None) -> tuple[Tensor, Bands]:
+def _crop_weights(
+    sizes: Tensor, out_px: int, device: torch.device | None = None, interpolation: str = "bicubic"
+) -> tuple[Tensor, Bands]:
     """Weights of crops that start at 0, each size computed once: a chunk of like crops has few."""
     unique, inverse = torch.unique(sizes, return_inverse=True)
     scales = (int(unique[0]) / out_px, int(unique[-1]) / out_px)
     bands = Bands.cover(out_px, int(unique[-1]), scales, 2 * max(1.0, scales[1]))
     zero = torch.zeros(len(unique))
-    return resize_weights(zero, unique, zero, out_px, bands)[inverse].to(device), bands
+    return resize_weights(zero, unique, zero, out_px, bands, interpolation)[inverse].to(device), bands
