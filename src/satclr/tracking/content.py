@@ -13,8 +13,7 @@ import yaml
 
 from satclr import files
 from satclr.project import Run
-from satclr.study import provenance
-from satclr.study.results import Results
+from satclr.study.results import Results, git_state
 from satclr.tracking.store import Number
 
 CARD_LENGTH = 5000  # characters that a registry keeps of a description
@@ -91,7 +90,7 @@ def metric_names(labels: Iterable[str]) -> dict[str, str]:
 def tags(results: Results, fingerprint: str) -> dict[str, str]:
     """The tags of an arm run, its description among them."""
     run, stage = results.run, f"evaluate@{results.run.profile}-{results.run.arm}-{results.run.seed}"
-    commit, dirty = provenance.commit(run.root)
+    commit, dirty = git_state(run.root)
     md5 = data_md5(run) or "unknown"
     facts = {"kind": "arm", "arm": run.arm, "seed": run.seed, "profile": run.profile, "fingerprint": fingerprint}
     facts |= {"files": results.digest, "dvc_stage": stage, "data_md5": md5, "git_dirty": str(dirty).lower()}
