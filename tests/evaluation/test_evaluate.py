@@ -12,14 +12,15 @@ from sklearn import metrics as reference
 
 from satclr import files
 from satclr.data import tiles
-from satclr.evaluation import evaluate, knn, logistic, metrics, probe
+from satclr.evaluation import evaluate, knn, logistic, probe
 from satclr.project import Run
 
 from .conftest import MakeRun
 
 AVERAGES = ("macro", "micro")
 METRICS = """
-profile arm seed test_mAP test_mAP_ci95 test_mAP_bias test_within_category_mAP test_micro_mAP val_mAP best_epoch train_tiles test_tiles labels
+profile arm seed test_mAP test_mAP_ci95 test_mAP_bias test_within_category_mAP test_micro_mAP
+val_mAP best_epoch train_tiles test_tiles labels
 labels_without_positives test_macro_F1 test_micro_F1 test_macro_precision test_micro_precision
 test_macro_recall test_micro_recall test_ECE test_ECE_scaled temperature test_LRAP test_one_error test_coverage
 test_knn_mAP test_knn_mAP_ci95 test_converged_mAP test_converged_mAP_ci95 val_converged_mAP converged_strength

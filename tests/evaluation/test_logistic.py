@@ -14,7 +14,8 @@ Targets = npt.NDArray[np.uint8]
 
 def data(rng: np.random.Generator, tiles: int = 90, width: int = 12, labels: int = 4) -> tuple[Floats, Targets]:
     """Features whose axes differ a hundredfold in spread, and labels of different frequency."""
-    x = rng.normal(size=(tiles, width)) * np.geomspace(3, 0.03, width) @ np.linalg.qr(rng.normal(size=(width, width)))[0]
+    axes = np.linalg.qr(rng.normal(size=(width, width)))[0]
+    x = rng.normal(size=(tiles, width)) * np.geomspace(3, 0.03, width) @ axes
     truth = rng.normal(size=(width, labels))
     y = x @ truth + rng.normal(size=(tiles, labels)) > np.linspace(0, 2, labels)
     y[:2] = [[0], [1]]  # both kinds of every label
@@ -32,7 +33,8 @@ def test_every_strength_is_scikit_learns_minimum(rng: np.random.Generator, tiles
     x, y = data(rng, tiles, width)
     for strength, weight, bias in logistic.fit(x, y, strengths=(1.0, 0.1, 0.01)):
         for k in range(y.shape[1]):
-            theirs = LogisticRegression(C=1 / (strength * tiles), tol=1e-10, max_iter=10_000).fit(x.astype(float), y[:, k])
+            theirs = LogisticRegression(C=1 / (strength * tiles), tol=1e-10, max_iter=10_000)
+            theirs.fit(x.astype(float), y[:, k])
             expected = np.append(theirs.coef_[0], theirs.intercept_[0])
             found = np.append(weight[k], bias[k])
             np.testing.assert_allclose(found, expected, atol=2e-3 * np.abs(expected).max())
@@ -42,9 +44,12 @@ def test_the_best_on_validation_is_chosen_and_scores_as_it_validated(rng: np.ran
     x, y = data(rng, tiles=200)
     train, val = (x[:120], y[:120]), (x[120:], y[120:])
     chosen = logistic.best(train, val)
-    each = [metrics.average_precision(val[0] @ w.T + b, val[1]).mean() for _, w, b in logistic.fit(*train, strengths=logistic.STRENGTHS)]
-    tried = next(i for i in range(len(each)) if i + logistic.PATIENCE + 1 == len(each) or max(each[i + 1 :][: logistic.PATIENCE]) <= max(each[: i + 1]))
-    assert chosen.val_mAP == pytest.approx(max(each[: tried + 1]), abs=1e-6)
+    fits = logistic.fit(*train, strengths=logistic.STRENGTHS)
+    each = [metrics.average_precision(val[0] @ w.T + b, val[1]).mean() for _, w, b in fits]
+    tried = 1
+    while tried < len(each) and tried - 1 - int(np.argmax(each[:tried])) < logistic.PATIENCE:
+        tried += 1
+    assert chosen.val_mAP == pytest.approx(max(each[:tried]), abs=1e-6)
     ap = metrics.average_precision(chosen.scores(val[0]), val[1])
     assert metrics.mean_average_precision(ap) == pytest.approx(chosen.val_mAP, abs=1e-6)
 

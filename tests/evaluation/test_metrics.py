@@ -88,7 +88,9 @@ def test_bootstrap_equals_resample_and_recompute(seed: int, shape: tuple[int, in
     other, _ = draw(seed + 1, shape, levels=levels)
     counts = metrics.draw_counts(shape[0], resamples=5, seed=seed)
     expected = [[repeated_map(s, targets, c) for s in (scores, other)] for c in counts.T]
-    ours = metrics.paired_bootstrap([scores, other], targets, resamples=5, seed=seed)
+    ours = metrics.nan_mean(
+        metrics.paired_bootstrap_average_precision([scores, other], targets, resamples=5, seed=seed)
+    )
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
 
 
@@ -135,8 +137,8 @@ def test_redrawn_seeds_spread_as_the_binomial_says() -> None:
     np.testing.assert_allclose(both_perfect, 1 / 4, atol=0.03)
     assert (values == 1).all(1).mean() == pytest.approx(1 / 16, abs=0.02)  # arms draw apart
     once = metrics.paired_bootstrap_over_seeds([arm[:1], arm[1:]], targets, resamples=50, seed=1)
-    expected = metrics.paired_bootstrap([perfect, constant], targets, resamples=50, seed=1)
-    np.testing.assert_array_equal(metrics.nan_mean(np.stack(once)), [expected, expected])
+    expected = metrics.paired_bootstrap_average_precision([perfect, constant], targets, resamples=50, seed=1)
+    np.testing.assert_array_equal(np.stack(once), [expected, expected])
 
 
 def slow_within(scores: Floats, targets: Bools, categories: list[str]) -> list[float]:
@@ -335,9 +337,9 @@ def test_wrong_input_is_refused() -> None:
     with pytest.raises(ValueError, match="1 of 12 scores are not finite"):
         metrics.micro_average_precision(scores, targets)
     with pytest.raises(ValueError, match="resamples is 0"):
-        metrics.paired_bootstrap([np.zeros((6, 2))], targets, resamples=0, seed=0)
+        metrics.paired_bootstrap_average_precision([np.zeros((6, 2))], targets, resamples=0, seed=0)
     with pytest.raises(ValueError, match="scores_by_arm is empty"):
-        metrics.paired_bootstrap([], targets, resamples=2, seed=0)
+        metrics.paired_bootstrap_average_precision([], targets, resamples=2, seed=0)
     with pytest.raises(ValueError, match=r"1 of .* not finite"):
         metrics.p_value([0.1, np.nan])
     with pytest.raises(ValueError, match=r"span -3 to 0.*sigmoid"):

@@ -36,7 +36,10 @@ ODD: dict[str, Callable[[], Any]] = {
 }
 ODD |= {
     "arms": partial(
-        figures.arms, {a: entry(0.55 + i * 1e-4, 1e-5) for i, a in enumerate(ARMS)}, PALETTE, references={"prior": entry(0.6, 0)}
+        figures.arms,
+        {a: entry(0.55 + i * 1e-4, 1e-5) for i, a in enumerate(ARMS)},
+        PALETTE,
+        references={"prior": entry(0.6, 0)},
     ),
     "one arm": partial(figures.arms, {ARMS[8]: entry(1.0, 0.0)}, PALETTE, references={}),
     "ladder": partial(figures.ladder, steps(0.0, 1.0, 0.5), PALETTE, paper=PAPER),

@@ -138,7 +138,7 @@ def _decisions(
 def _other_taggers(
     run: Run, store: tiles.TileStore, features: npt.NDArray[np.float32]
 ) -> tuple[dict[str, Any], dict[str, Scores]]:
-    """Nearest neighbours, converged probe and few labels on the same features; numbers, and test scores of the first two."""
+    """k-NN, converged probe and few labels on the same features: numbers, and test scores of the first two."""
     undefined = run.settings.evaluate.undefined_ap
     x = {split: np.asarray(features[store.rows(split)]) for split in tiles.SPLITS}
     y = {split: store.targets[store.rows(split)] for split in tiles.SPLITS}

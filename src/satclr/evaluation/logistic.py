@@ -66,11 +66,10 @@ def best(train: Split, val: Split, *, strengths: Sequence[float] = STRENGTHS) ->
 
 
 def fit(x: Floats, targets: Targets, *, strengths: Sequence[float]) -> Iterator[tuple[float, Floats, Floats]]:
-    """Yield the minimum for each strength, the strongest first, as (λ, weight (K,D), bias (K,)); each starts at the last.
+    """Yield λ, weight (K,D) and bias (K,) at the minimum for each strength, strongest first; each starts at the last.
 
-    The bias is not penalised. Features are turned to their principal axes, which changes neither losses nor penalty, and
-    each axis is scaled to have about the same curvature at every strength; L-BFGS then takes tens of iterations
-    instead of hundreds.
+    The bias is not penalised. Features are turned to their principal axes, which changes neither loss nor penalty, and
+    each axis is scaled to about the same curvature; L-BFGS then takes tens of iterations instead of hundreds.
     """
     from scipy.optimize import minimize
 

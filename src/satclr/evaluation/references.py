@@ -1,8 +1,8 @@
 """What a mAP is worth: the scores of predictors that look at no image, or at its colours alone.
 
 In: the tile store. Out: scores (M,K) of its test tiles, by name. They belong to a profile and its split, not to an arm:
-`compare` computes
-them once, `evaluate` repeats those that need no pixels. The reference of an encoder without training is the arm `random`.
+`compare` computes them once; `evaluate` repeats those that need no pixels, so that they stand beside each run's own
+numbers. The reference of an encoder without training is the arm `random`.
 
 | name | score of a tile for a label |
 | --- | --- |
@@ -39,9 +39,7 @@ def without_images(store: tiles.TileStore) -> dict[str, npt.NDArray[np.floating]
     return {"label_prevalence": np.tile(store.targets[train].mean(0), (len(test), 1)), "category_prior": prior}
 
 
-def category_prior(
-    categories: Sequence[str], targets: npt.NDArray[np.uint8], *, train: Rows, rows: Rows
-) -> Floats:
+def category_prior(categories: Sequence[str], targets: npt.NDArray[np.uint8], *, train: Rows, rows: Rows) -> Floats:
     """The share of the training tiles of each row's category that have a label: (M,K).
 
     categories (N); targets (N,K). Rows of a category without training tiles take the share of all training tiles.

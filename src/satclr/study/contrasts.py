@@ -131,17 +131,16 @@ def contrast(measures: Mapping[str, Measure], arm: str, against: str) -> dict[st
 def references(
     scores: Mapping[str, npt.NDArray[np.floating[Any]]], targets: npt.NDArray[np.uint8], categories: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """mAP of each reference, over all test tiles and within categories, with intervals over test tiles.
+    """Test mAP of each reference, over all test tiles and within categories, with intervals over test tiles.
 
     scores: of `evaluation.references.scores`, name → (N,K). A label without positives is left out.
     """
-    each = {name: s[None] for name, s in scores.items()}
-    rows: dict[str, dict[str, Any]] = {name: {} for name in each}
-    for key, within in (("mAP", None), ("within_category_mAP", categories)):
-        found = measured(each, targets, within)
-        for name, row in rows.items():
-            row |= _estimate(found, name, key, tiles=len(targets))
-    return rows
+    each, tiles = {name: s[None] for name, s in scores.items()}, len(targets)
+    whole, within = measured(each, targets, None), measured(each, targets, categories)
+    return {
+        name: _estimate(whole, name, "mAP", tiles=tiles) | _estimate(within, name, "within_category_mAP", tiles=tiles)
+        for name in each
+    }
 
 
 def _arm(seeds: Sequence[Results], measures: Mapping[str, Measure], *, tiles: int) -> dict[str, Any]:

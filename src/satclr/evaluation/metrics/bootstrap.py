@@ -26,15 +26,6 @@ JACKKNIFE_GROUPS = 20
 BLOCK = 64  # resamples at a time: the counts of 10,000 tiles then stay in a cache
 
 
-def paired_bootstrap(scores_by_arm: Sequence[ArrayLike], targets: ArrayLike, *, resamples: int, seed: int) -> Floats:
-    """Macro mAP of every arm on the same resamples: (resamples, arms); a contrast is a difference of columns.
-
-    Arguments and errors as `paired_bootstrap_average_precision`'s. A label that loses all its positives in a
-    resample is left out of that resample's mean.
-    """
-    return nan_mean(paired_bootstrap_average_precision(scores_by_arm, targets, resamples=resamples, seed=seed))
-
-
 def paired_bootstrap_average_precision(
     scores_by_arm: Sequence[ArrayLike],
     targets: ArrayLike,
@@ -75,9 +66,7 @@ def paired_bootstrap_over_seeds(
     Source: the pigeonhole bootstrap, Owen 2007, Annals of Applied Statistics 1(2).
     """
     runs = [scores for arm in scores_by_arm for scores in np.asarray(arm)]
-    values = paired_bootstrap_average_precision(
-        runs, targets, resamples=resamples, seed=seed, categories=categories
-    )
+    values = paired_bootstrap_average_precision(runs, targets, resamples=resamples, seed=seed, categories=categories)
     fixed, redrawn, first = [], [], 0
     for arm, scores in enumerate(scores_by_arm):
         seeds = len(np.asarray(scores))
@@ -168,7 +157,7 @@ def benjamini_hochberg(p_values: ArrayLike) -> Floats:
 
 
 def jackknife_bias(scores: ArrayLike, targets: ArrayLike, *, undefined: str = "exclude", seed: int = 0) -> float:
-    """How far the mAP of so few tiles lies above that of endlessly many: the jackknife's estimate, over 20 groups of tiles.
+    """How far the mAP of so few tiles lies above that of endlessly many: the jackknife's estimate over groups of tiles.
 
     AP of few positives is biased upwards. Arguments and errors as `average_precision`'s; undefined as
     `mean_average_precision`'s. The bootstrap's own estimate is lower and further off (docs/evaluation.md).
