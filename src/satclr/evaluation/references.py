@@ -48,7 +48,8 @@ def category_prior(categories: Sequence[str], targets: npt.NDArray[np.uint8], *,
     member = np.eye(len(names))[of[train]]  # (T,C)
     count = member.sum(0)[:, None]
     shares = member.T @ targets[train] / np.maximum(count, 1)
-    return np.where(count > 0, shares, targets[train].mean(0))[of[rows]]
+    known: Floats = np.where(count > 0, shares, targets[train].mean(0))
+    return known[of[rows]]
 
 
 def colour_statistics(pixels: tiles.Tiles) -> npt.NDArray[np.float32]:

@@ -104,8 +104,7 @@ def arm_table(report: Mapping[str, Any]) -> list[Row]:
     rows: list[Row] = [(*header, f"against\n{reference}", "95% interval", "p (Holm)")]
     for name, arm in report["arms"].items():
         sd = f" ± {arm['test_mAP_sd']:.4f}" if arm["test_mAP_sd"] is not None else ""
-        bias = "" if arm["test_mAP_bias"] is None else f"{arm['test_mAP_bias']:+.3f}"
-        row: Row = (name, f"{arm['test_mAP']:.4f}{sd}", _span(arm["test_mAP_ci95"]), bias)
+        row: Row = (name, f"{arm['test_mAP']:.4f}{sd}", _span(arm["test_mAP_ci95"]), f"{arm['test_mAP_bias']:+.3f}")
         row += (f"{arm['test_within_category_mAP']:.4f}", f"{arm['val_mAP']:.4f}")
         if c := against.get(name):
             row += (f"{c['delta_mAP']:+.4f}", _span(c["ci95"], "+"), f"{c['p_holm']:.3f}")

@@ -109,7 +109,8 @@ def _sure_labels(m: Measure, arm: str, against: str) -> Floats:
     delta = m.ap[arm].mean(0) - m.ap[against].mean(0)
     known = ~np.isnan(delta)
     p = [metrics.wald_p_value(d, column) for d, column in zip(delta[known], samples[:, known].T, strict=True)]
-    return delta[known][metrics.benjamini_hochberg(p) < LEVEL]
+    sure: Floats = delta[known][metrics.benjamini_hochberg(p) < LEVEL]
+    return sure
 
 
 def contrast(measures: Mapping[str, Measure], arm: str, against: str) -> dict[str, Any]:
@@ -147,10 +148,10 @@ def _arm(seeds: Sequence[Results], measures: Mapping[str, Measure], *, tiles: in
     entry: dict[str, Any] = {}
     for name, m in measures.items():
         entry |= _estimate(m, seeds[0].run.arm, name, tiles=tiles)
-    biases = [r.metrics.get("test_mAP_bias") for r in seeds]
+    biases = [r.metrics["test_mAP_bias"] for r in seeds]
     return entry | {
         "test_mAP_sd": _deviation(measures["mAP"].seeds(seeds[0].run.arm).tolist()),
-        "test_mAP_bias": None if None in biases else float(np.mean(biases)),
+        "test_mAP_bias": float(np.mean(biases)),
         "val_mAP": float(np.mean([r.metrics["val_mAP"] for r in seeds])),
         "label_efficiency": _label_efficiency(seeds),
         "seeds": {str(r.run.seed): {k: v for k, v in r.metrics.items() if k not in IDENTITY} for r in seeds},

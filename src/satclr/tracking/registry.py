@@ -296,6 +296,6 @@ def _write_champion(project: Project, decision: Decision, ranking: Sequence[Cand
     if champion is not None:
         arm, seed, val = (champion.tags[f"satclr.{key}"] for key in ("arm", "seed", "val_mAP"))
         named = {"arm": arm, "seed": int(seed), "val_mAP": float(val), "digest": champion.tags[FILES]}
-    tree = {"profile": project.profile, "model": decision.model, "champion": named, "candidate": rows[0]}
+    tree: dict[str, Any] = {"profile": project.profile, "model": decision.model, "champion": named, "candidate": rows[0]}
     tree |= {"decision": decision.decision, "reason": decision.reason, "ranking": rows}
     files.write_json(project.reports / "champion.json", tree)

@@ -20,8 +20,8 @@ from satclr.evaluation.metrics.ranking import (
 __all__ = [
     "TEMPERATURE_RANGE", "average_precision", "benjamini_hochberg", "coverage_error", "draw_counts",
     "expected_calibration_error", "fit_temperature", "holm", "interval", "jackknife_bias",
-    "label_ranking_average_precision", "mean_average_precision", "micro_average_precision", "nan_mean", "one_error", "p_value",
-    "paired_bootstrap_average_precision", "paired_bootstrap_over_seeds", "precision_recall_f1",
+    "label_ranking_average_precision", "mean_average_precision", "micro_average_precision", "nan_mean", "one_error",
+    "p_value", "paired_bootstrap_average_precision", "paired_bootstrap_over_seeds", "precision_recall_f1",
     "resampled_average_precision", "sigmoid", "standard_interval", "tune_thresholds", "wald_p_value",
     "within_category_average_precision",
 ]
