@@ -180,9 +180,9 @@ class _Registry:
     def create(self, candidate: Candidate) -> Any:
         """Make a version from the published run of the candidate's model."""
         results = candidate.model
-        profile, text = (results.run.profile, "Labels of overhead image tiles: a frozen encoder and a linear probe.")
         if not self.client.search_registered_models(f"name = '{self.name}'"):
-            self.client.create_registered_model(self.name, {"satclr.profile": profile}, text)
+            text = "Labels of overhead image tiles: a frozen encoder and a linear probe."
+            self.client.create_registered_model(self.name, {"satclr.profile": results.run.profile}, text)
         arm_run = self.published(results)
         model_id, told = arm_run.outputs.model_outputs[0].model_id, arm_run.data.tags
         tags = self.tags(candidate) | {key: told[key] for key in ("satclr.data_md5", "satclr.fingerprint")}
@@ -292,10 +292,9 @@ def _write_champion(project: Project, decision: Decision, ranking: Sequence[Cand
         | {"model": {"seed": one.model.run.seed, "val_mAP": one.model.metrics["val_mAP"], "digest": one.model.digest}}
         for one in ranking
     ]
-    named = None
+    tree: dict[str, Any] = {"profile": project.profile, "model": decision.model, "champion": None}
     if champion is not None:
         arm, seed, val = (champion.tags[f"satclr.{key}"] for key in ("arm", "seed", "val_mAP"))
-        named = {"arm": arm, "seed": int(seed), "val_mAP": float(val), "digest": champion.tags[FILES]}
-    tree: dict[str, Any] = {"profile": project.profile, "model": decision.model, "champion": named, "candidate": rows[0]}
-    tree |= {"decision": decision.decision, "reason": decision.reason, "ranking": rows}
+        tree["champion"] = {"arm": arm, "seed": int(seed), "val_mAP": float(val), "digest": champion.tags[FILES]}
+    tree |= {"candidate": rows[0], "decision": decision.decision, "reason": decision.reason, "ranking": rows}
     files.write_json(project.reports / "champion.json", tree)
