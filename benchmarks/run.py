@@ -34,7 +34,7 @@ MODULES = (
     "memory",
     "scale",
     "bootstrap",
-    "sweep",
+    "logistic",
     "tracking",
     "quality",
 )
@@ -51,7 +51,6 @@ TARGETS = {
     "pretraining resnet50 224 px, batch 48 against the paper's loop": 3.0,
     "whole ablation, 3 + 10 epochs": 4.0,
     "whole ablation, 10 + 10 epochs": 4.0,
-    "sweep of 10 probes against one at MLRSNet's size": 1 / 3,
     "MLflow's share of a pretraining epoch": 1.0,
     "resnet18 64 px, batch 128, 2 processes of 1 thread against 1 of 2": 0.9,
     "resnet18 64 px, batch 512, 2 processes of 1 thread against 1 of 2": 0.9,

@@ -44,7 +44,7 @@ SHRUNK: dict[str, Any] = {
     "pretrain": {"arch": "shufflenet_v2_x0_5", "weights": "none", "epochs": 6, "batch_size": 64},
     "embed": {},
     "probe": {"epochs": 3},
-    "evaluate": {"sweep": {"epochs": 2}, "labels": {"subsets": 2}},
+    "evaluate": {"labels": {"subsets": 2}},
     "robustness": {"corruptions": ["haze"], "strengths": [1]},
     "maps": {"projections": ["pca"]},
     "register": {},

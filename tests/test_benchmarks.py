@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,16 @@ def test_the_script_for_a_gpu_runs_without_one(tmp_path: Path) -> None:
     assert row["theirs"] > 0
     assert set(row["share"]) == {"gather", "views", "forward_backward", "optimizer"}
     assert all(row["share"][part] > 0 for part in ("views", "forward_backward", "optimizer"))
+
+
+def test_the_docs_show_the_committed_coverage() -> None:
+    """And a round of the simulation gives what its table needs."""
+    coverage = runpy.run_path(str(FOLDER / "coverage.py"))
+    committed = json.loads((FOLDER.parent / "docs" / "runs" / "coverage.json").read_text())
+    assert coverage["table"](committed["rows"]) in (FOLDER.parent / "docs" / "evaluation.md").read_text()
+    found = coverage["row"](120, 3, [coverage["round_of"](0, 120, 3)])
+    assert found.keys() == committed["rows"][0].keys()
+    assert found["coverage_over_tiles"].keys() == committed["rows"][0]["coverage_over_tiles"].keys()
 
 
 @pytest.mark.slow

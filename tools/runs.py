@@ -46,7 +46,7 @@ def run(folder: Path) -> None:
     from satclr.data import prepare
     from satclr.evaluation import embed, evaluate, probe
     from satclr.pretrain import train
-    from satclr.study import compare, provenance
+    from satclr.study import compare, results
 
     spec = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
     project = _project(ROOT / "build" / "runs" / folder.name, spec)
@@ -66,7 +66,7 @@ def run(folder: Path) -> None:
         sys.path.insert(0, str(ROOT / "benchmarks"))
         import common
 
-        facts = common.machine() | {"commit": provenance.commit(ROOT)[0], "runs": computed}
+        facts = common.machine() | {"commit": results.git_state(ROOT)[0], "runs": computed}
         facts["seconds"] = round(time.monotonic() - began)
         files.write_json(folder / "machine.json", facts)
 

@@ -184,7 +184,7 @@ class Probe(Model):
     epochs: Count
     batch_size: Annotated[int, Field(ge=2, lt=2**31)]
     learning_rate: Annotated[float, Field(gt=0)]
-    near_duplicates: NearDuplicates  # in all that learns from labels: the sweep and k-NN too
+    near_duplicates: NearDuplicates  # in all that learns from labels: the converged probe and k-NN too
     select: Select  # the epoch that is tested
 
     @model_validator(mode="after")
@@ -193,21 +193,14 @@ class Probe(Model):
         return self
 
 
-class Sweep(Model):
-    """Probes over a grid of learning rates and weight decays, trained together."""
-
-    epochs: Count  # cosine schedule
-
-
 class LabelFractions(Model):
-    """The sweep on random subsets of the training labels."""
+    """Probes to convergence on random subsets of the training labels."""
 
     subsets: Count  # per fraction
 
 
 class Evaluate(Model):
     undefined_ap: Literal["exclude", "zero"]  # AP of a label without positives (zero: notebook)
-    sweep: Sweep
     labels: LabelFractions
 
 

@@ -26,7 +26,7 @@ def run_of(store: tiles.TileStore, tmp_path: Path) -> MakeRun:
     facts = {"arch": "none", "mean": [0.5] * 3, "std": [0.2] * 3, "crop_px": 32, "tile_px": 40}
 
     def make(arm: str = "simclr", seed: int = 0, **changes: Any) -> Run:
-        run = make_run(tmp_path, arm, seed, **{"evaluate": {"sweep": {"epochs": 3}}} | changes)
+        run = make_run(tmp_path, arm, seed, **changes)
         run.models.mkdir(parents=True, exist_ok=True)
         np.save(run.features, mixed.astype(np.float32))
         files.save_tensors(run.encoder, {"x": np.zeros(1)}, **facts)

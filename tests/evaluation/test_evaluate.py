@@ -12,18 +12,21 @@ from sklearn import metrics as reference
 
 from satclr import files
 from satclr.data import tiles
-from satclr.evaluation import evaluate, knn, probe, sweep
+from satclr.evaluation import evaluate, knn, logistic, probe
 from satclr.project import Run
 
 from .conftest import MakeRun
 
 AVERAGES = ("macro", "micro")
 METRICS = """
-profile arm seed test_mAP test_mAP_ci95 test_micro_mAP val_mAP best_epoch train_tiles test_tiles labels
+profile arm seed test_mAP test_mAP_ci95 test_mAP_bias test_within_category_mAP test_micro_mAP
+val_mAP best_epoch train_tiles test_tiles labels
 labels_without_positives test_macro_F1 test_micro_F1 test_macro_precision test_micro_precision
 test_macro_recall test_micro_recall test_ECE test_ECE_scaled temperature test_LRAP test_one_error test_coverage
-test_knn_mAP test_knn_mAP_ci95 test_sweep_mAP test_sweep_mAP_ci95 val_sweep_mAP sweep label_efficiency
+test_knn_mAP test_knn_mAP_ci95 test_converged_mAP test_converged_mAP_ci95 val_converged_mAP converged_strength
+label_efficiency
 test_mAP_at_20_percent test_mAP_at_20_percent_sd test_mAP_at_50_percent test_mAP_at_50_percent_sd
+references
 """
 
 
@@ -55,7 +58,7 @@ def test_the_numbers_are_scikit_learns(
         "test_mAP": reference.average_precision_score(targets, scores, **macro),
         "test_micro_mAP": reference.average_precision_score(targets, scores, average="micro"),
         "test_knn_mAP": reference.average_precision_score(targets, saved["test_knn_scores"], **macro),
-        "test_sweep_mAP": reference.average_precision_score(targets, saved["test_sweep_scores"], **macro),
+        "test_converged_mAP": reference.average_precision_score(targets, saved["test_converged_scores"], **macro),
         "test_LRAP": reference.label_ranking_average_precision_score(targets, scores),
         "test_coverage": reference.coverage_error(targets, scores),
         **{f"test_{a}_F1": reference.f1_score(targets, said, average=a, zero_division=0) for a in AVERAGES},
@@ -67,7 +70,11 @@ def test_the_numbers_are_scikit_learns(
     }
     assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-6)
     low, high = found["test_mAP_ci95"]
-    assert 0 <= low < high <= 1
+    assert 0 <= low < found["test_mAP"] < high <= 1
+    prevalence = found["references"]["label_prevalence"]
+    assert prevalence["mAP"] == pytest.approx(targets.mean(0).mean())
+    assert found["references"]["category_prior"]["mAP"] > prevalence["mAP"]
+    assert found["references"]["category_prior"]["within_category_mAP"] == prevalence["within_category_mAP"]
     rows = files.read_csv(run.results / "per_class_ap.csv")
     each = reference.f1_score(targets, said, average=None, zero_division=0)
     assert tuple(rows[0]) == evaluate.PER_CLASS
@@ -100,17 +107,17 @@ def test_a_repeated_evaluation_is_bit_identical(run_of: MakeRun) -> None:
     assert everything() == everything()
 
 
-def test_few_labels_are_seeded_subsets_and_end_at_the_sweep(
+def test_few_labels_are_seeded_subsets_and_end_at_the_converged_probe(
     run_of: MakeRun, store: tiles.TileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, drawn = sweep.best, []
+    real, drawn = logistic.best, []
 
-    def best(train: Any, *rest: Any, **options: Any) -> sweep.Best:
+    def best(train: Any, *rest: Any, **options: Any) -> logistic.Best:
         drawn.append(train[0].tobytes())
         return real(train, *rest, **options)
 
-    monkeypatch.setattr(sweep, "best", best)
-    found = measure(run_of(evaluate={"sweep": {"epochs": 3}, "labels": {"subsets": 3}}))
+    monkeypatch.setattr(logistic, "best", best)
+    found = measure(run_of(evaluate={"labels": {"subsets": 3}}))
     train, rows = len(store.rows("train")), found["label_efficiency"]
     assert [row["tiles"] for row in rows] == [round(0.2 * train), round(0.5 * train), train]
     assert [len(row["subsets"]) for row in rows] == [3, 3, 1]
@@ -118,7 +125,7 @@ def test_few_labels_are_seeded_subsets_and_end_at_the_sweep(
     assert rows[0]["sd"] == pytest.approx(np.std(rows[0]["subsets"], ddof=1))
     assert len(drawn) == len(set(drawn)) == 1 + 2 * 3  # the whole, and three different subsets of each fraction
     assert found["test_mAP_at_20_percent"] == rows[0]["test_mAP"]
-    assert rows[-1]["test_mAP"] == found["test_sweep_mAP"]
+    assert rows[-1]["test_mAP"] == found["test_converged_mAP"]
 
 
 def test_a_label_without_test_positives_is_reported_and_left_out_or_zero(
@@ -130,13 +137,13 @@ def test_a_label_without_test_positives_is_reported_and_left_out_or_zero(
     monkeypatch.setattr(tiles, "open_store", lambda _folder: changed)
     excluded = measure(run_of())
     rows = files.read_csv(run_of().results / "per_class_ap.csv")
-    zero = measure(run_of(evaluate={"sweep": {"epochs": 3}, "undefined_ap": "zero"}))
+    zero = measure(run_of(evaluate={"undefined_ap": "zero"}))
     assert excluded["labels_without_positives"] == [store.labels[1]]
     assert (rows[1]["AP"], rows[1]["recall"], rows[1]["F1"]) == ("", "", "")
     defined = [float(row["AP"]) for row in rows if row["AP"]]
     assert excluded["test_mAP"] == pytest.approx(np.mean(defined))
     assert zero["test_mAP"] == pytest.approx(sum(defined) / 3)
-    assert zero["test_mAP_ci95"][1] <= 2 / 3
+    assert sum(zero["test_mAP_ci95"]) == pytest.approx(2 * zero["test_mAP"])  # about the estimate, also with zeros
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import sklearn.metrics as sk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy import stats
 
 from satclr.evaluation import metrics
 from satclr.evaluation.metrics.bootstrap import _draw_seeds
@@ -87,7 +88,9 @@ def test_bootstrap_equals_resample_and_recompute(seed: int, shape: tuple[int, in
     other, _ = draw(seed + 1, shape, levels=levels)
     counts = metrics.draw_counts(shape[0], resamples=5, seed=seed)
     expected = [[repeated_map(s, targets, c) for s in (scores, other)] for c in counts.T]
-    ours = metrics.paired_bootstrap([scores, other], targets, resamples=5, seed=seed)
+    ours = metrics.nan_mean(
+        metrics.paired_bootstrap_average_precision([scores, other], targets, resamples=5, seed=seed)
+    )
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
 
 
@@ -113,28 +116,112 @@ def test_many_resamples_cross_their_blocks_unchanged() -> None:
 def test_redrawn_seeds_equal_a_loop_over_drawn_seeds_and_repeated_tiles() -> None:
     arms = [np.stack([draw(10 * a + s, (25, 4), levels=9)[0] for s in range(n)]) for a, n in enumerate((3, 2))]
     _, targets = draw(4, (25, 4))
-    each = metrics.paired_bootstrap_over_seeds(arms, targets, resamples=30, seed=5)
-    assert each.shape == (30, 2, 4)
-    ours = metrics.nan_mean(each)
+    fixed, redrawn = metrics.paired_bootstrap_over_seeds(arms, targets, resamples=30, seed=5)
+    assert fixed.shape == redrawn.shape == (30, 2, 4)
     counts = metrics.draw_counts(25, resamples=30, seed=5)
     for a, arm in enumerate(arms):
         picked = _draw_seeds(len(arm), resamples=30, seed=5, arm=a)
         for r in range(30):
-            expected = np.mean([repeated_map(arm[s], targets, counts[:, r]) for s in picked[r]])
-            assert ours[r, a] == pytest.approx(expected, abs=1e-12)
+            each = [repeated_map(scores, targets, counts[:, r]) for scores in arm]
+            assert metrics.nan_mean(fixed)[r, a] == pytest.approx(np.mean(each), abs=1e-12)
+            expected = np.mean([each[s] for s in picked[r]])
+            assert metrics.nan_mean(redrawn)[r, a] == pytest.approx(expected, abs=1e-12)
 
 
 def test_redrawn_seeds_spread_as_the_binomial_says() -> None:
     targets = np.arange(40)[:, None] % 2 == [[0, 1]]
     perfect, constant = targets * 1.0, np.full((40, 2), 0.5)
     arm = np.stack([perfect, constant])
-    values = metrics.nan_mean(metrics.paired_bootstrap_over_seeds([arm, arm], targets, resamples=4000, seed=0))
+    values = metrics.nan_mean(metrics.paired_bootstrap_over_seeds([arm, arm], targets, resamples=4000, seed=0)[1])
     both_perfect = (values == 1).mean(0)
     np.testing.assert_allclose(both_perfect, 1 / 4, atol=0.03)
     assert (values == 1).all(1).mean() == pytest.approx(1 / 16, abs=0.02)  # arms draw apart
     once = metrics.paired_bootstrap_over_seeds([arm[:1], arm[1:]], targets, resamples=50, seed=1)
-    expected = metrics.paired_bootstrap([perfect, constant], targets, resamples=50, seed=1)
-    np.testing.assert_array_equal(metrics.nan_mean(once), expected)
+    expected = metrics.paired_bootstrap_average_precision([perfect, constant], targets, resamples=50, seed=1)
+    np.testing.assert_array_equal(np.stack(once), [expected, expected])
+
+
+def slow_within(scores: Floats, targets: Bools, categories: list[str]) -> list[float]:
+    """AP within categories by a double loop and scikit-learn."""
+    result = []
+    for k in range(scores.shape[1]):
+        aps = []
+        for name in sorted(set(categories)):
+            rows = [i for i, other in enumerate(categories) if other == name]
+            if 0 < targets[rows, k].sum() < len(rows):
+                aps.append(sk.average_precision_score(targets[rows, k], scores[rows, k]))
+        result.append(np.mean(aps) if aps else np.nan)
+    return result
+
+
+@given(seeds, shapes, levels)
+@settings(deadline=None, max_examples=40)
+def test_within_categories_equals_a_double_loop_and_so_do_its_resamples(
+    seed: int, shape: tuple[int, int], levels: int
+) -> None:
+    scores, targets = draw(seed, shape, levels=levels)
+    categories = np.random.default_rng(seed).choice(["quay", "road", "wood"], shape[0]).tolist()
+    ours = metrics.within_category_average_precision(scores, targets, categories)
+    np.testing.assert_allclose(ours, slow_within(scores, targets, categories), rtol=0, atol=1e-12)
+    sampled = metrics.paired_bootstrap_average_precision([scores], targets, resamples=3, seed=1, categories=categories)
+    for r, counts in enumerate(metrics.draw_counts(shape[0], resamples=3, seed=1).T):
+        rows = np.repeat(np.arange(shape[0]), counts)
+        expected = slow_within(scores[rows], targets[rows], [categories[i] for i in rows])
+        np.testing.assert_allclose(sampled[r, 0], expected, rtol=0, atol=1e-12)
+
+
+def test_standard_interval_is_t_and_adds_the_spread_of_seeds() -> None:
+    samples = np.random.default_rng(0).normal(0.5, 0.02, 100_000)
+    reach = stats.t.ppf(0.975, 119) * 0.02
+    assert metrics.standard_interval(0.5, samples, tiles=120) == pytest.approx((0.5 - reach, 0.5 + reach), abs=5e-4)
+    values = [0.46, 0.5, 0.54]  # s²/S = 0.04²/3
+    variance = 0.02**2 + 0.04**2 / 3
+    free = variance**2 / (0.02**4 / 119 + (0.04**2 / 3) ** 2 / 2)
+    reach = stats.t.ppf(0.975, free) * np.sqrt(variance)
+    found = metrics.standard_interval(0.5, samples, tiles=120, seeds=values)
+    assert found == pytest.approx((0.5 - reach, 0.5 + reach), abs=5e-4)
+    assert metrics.standard_interval(0.99, samples, tiles=120)[1] == 1
+    assert metrics.standard_interval(1.0, np.full(9, np.nan), tiles=9) == (1, 1)
+    few = np.append(samples[:50], np.nan)
+    assert metrics.standard_interval(0.5, few, tiles=9) == metrics.standard_interval(0.5, samples[:50], tiles=9)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+@settings(deadline=None)
+def test_adjusted_p_values_are_scipys_and_holms_step_down(p: list[float]) -> None:
+    np.testing.assert_allclose(metrics.benjamini_hochberg(p), stats.false_discovery_control(p), atol=1e-12)
+    level, rejected = 0.05, set()
+    for step, i in enumerate(sorted(range(len(p)), key=p.__getitem__)):
+        if p[i] * (len(p) - step) > level:
+            break
+        rejected.add(i)
+    assert set(np.flatnonzero(metrics.holm(p) <= level).tolist()) == rejected
+
+
+def test_wald_p_value_is_the_normal_tail_and_has_no_floor() -> None:
+    samples = np.random.default_rng(0).normal(0.1, 0.05, 100_000)
+    assert metrics.wald_p_value(0.1, samples) == pytest.approx(2 * stats.norm.sf(2), rel=0.03)
+    assert 0 < metrics.wald_p_value(0.5, samples) < 1e-15
+    assert metrics.wald_p_value(0.0, np.zeros(9)) == 1
+
+
+def test_the_jackknife_estimates_most_of_the_bias_of_few_tiles() -> None:
+    """Against the truth: mAP of 120 tiles on average, less that of 50,000."""
+    rng = np.random.default_rng(0)
+
+    def test_of(tiles: int) -> tuple[Floats, Bools]:
+        targets = rng.random((tiles, 20)) < 0.1
+        return 1.5 * targets + rng.normal(size=targets.shape), targets
+
+    def mean(scores: Floats, targets: Bools) -> float:
+        return metrics.mean_average_precision(metrics.average_precision(scores, targets))
+
+    tests = [test_of(120) for _ in range(60)]
+    bias = np.mean([mean(*test) for test in tests]) - mean(*test_of(50_000))
+    found = np.mean([metrics.jackknife_bias(*test, seed=i) for i, test in enumerate(tests)])
+    assert 0.02 < bias < 0.06
+    assert found == pytest.approx(bias, rel=0.35)
+    assert metrics.jackknife_bias(*tests[0], seed=3) == metrics.jackknife_bias(*tests[0], seed=3)
 
 
 def test_interval_cuts_off_equal_tails() -> None:
@@ -250,9 +337,9 @@ def test_wrong_input_is_refused() -> None:
     with pytest.raises(ValueError, match="1 of 12 scores are not finite"):
         metrics.micro_average_precision(scores, targets)
     with pytest.raises(ValueError, match="resamples is 0"):
-        metrics.paired_bootstrap([np.zeros((6, 2))], targets, resamples=0, seed=0)
+        metrics.paired_bootstrap_average_precision([np.zeros((6, 2))], targets, resamples=0, seed=0)
     with pytest.raises(ValueError, match="scores_by_arm is empty"):
-        metrics.paired_bootstrap([], targets, resamples=2, seed=0)
+        metrics.paired_bootstrap_average_precision([], targets, resamples=2, seed=0)
     with pytest.raises(ValueError, match=r"1 of .* not finite"):
         metrics.p_value([0.1, np.nan])
     with pytest.raises(ValueError, match=r"span -3 to 0.*sigmoid"):

@@ -19,6 +19,7 @@ LABELS = ["grass", "road", "water", "never seen"]
 SKILLS = {"baseline": 0.3, "simclr": 1.0, "baseline_by_group": 0.2}
 TILES = {"train": 40, "val": 30, "test": 60}
 TILE_PX = 24
+CONVERGED = 0.5  # by which a probe to convergence separates positives further
 
 
 def project(root: Path, skills: Mapping[str, float] = SKILLS, seeds: Sequence[int] = (0,), **more: Any) -> Project:
@@ -66,13 +67,15 @@ def write_results(run: Run, skill: float, *, tiles: int = TILES["test"]) -> None
         names, targets = truth(split, count)
         scores = (skill * targets + rng.random(targets.shape)).astype(np.float32) / np.float32(1 + skill)
         arrays |= {f"{split}_tiles": np.array(names), f"{split}_scores": scores, f"{split}_targets": targets}
+    converged = (arrays["test_scores"] + arrays["test_targets"] * CONVERGED).astype(np.float32)
     run.results.mkdir(parents=True)
+    arrays["test_converged_scores"] = converged
     np.savez(run.results / "scores.npz", **arrays)
     ap = metrics.average_precision(arrays["test_scores"], arrays["test_targets"])
     test_mAP = metrics.mean_average_precision(ap)
     few = [{"fraction": f, "tiles": int(40 * f), "subsets": [test_mAP * f, test_mAP]} for f in (0.1, 1.0)]
     values = {"test_mAP": test_mAP, "val_mAP": skill / 2, "test_knn_mAP": skill / 3, "label_efficiency": few}
-    values |= {"train_tiles": 40 - 4 * run.arm.endswith("by_group")}
+    values |= {"test_mAP_bias": 0.01, "converged_strength": 0.1, "train_tiles": 40 - 4 * run.arm.endswith("by_group")}
     files.write_json(run.results / "metrics.json", {"arm": run.arm, "seed": run.seed, **values})
     rows = [
         [label, n, n / tiles, *([a, a, a] if n else ["", "", ""])]

@@ -33,6 +33,11 @@ def test_contrasts_are_later_minus_earlier_with_paired_intervals(tmp_path: Path)
     assert 0 < won["ci95"][0] < won["delta_mAP"] < won["ci95"][1]
     assert won["p_value"] < 0.03  # 100 resamples give no less than 0.02
     assert (won["labels_better"], won["labels_worse"]) == (3, 0)
+    assert pairs["random", "baseline"]["labels_better"] == 0
+    assert won["p_holm"] < 0.001 < pairs["random", "baseline"]["p_holm"] < 0.1
+    assert won["depends_on_probe"]  # since the probe to convergence brings the arms together
+    assert won["delta_mAP"] - won["delta_converged_mAP"] > won["delta_by_probe_ci95"][0] > 0
+    assert "simclr against baseline depends on the probe: +" in compare.probe_note(report)
     seeds = [entry["test_mAP"] for entry in arms["simclr"]["seeds"].values()]
     assert arms["simclr"]["test_mAP"] == pytest.approx(np.mean(seeds))
     assert arms["simclr"]["test_mAP_sd"] == pytest.approx(np.std(seeds, ddof=1))
@@ -48,7 +53,8 @@ def test_the_ladder_climbs_in_the_order_of_params(tmp_path: Path, capsys: pytest
         assert step["against"] == below["arm"]
         assert step["delta_mAP"] == pytest.approx(step["test_mAP"] - below["test_mAP"])
         assert step["delta_ci95"][0] < step["delta_mAP"] < step["delta_ci95"][1]
-    assert "paper, baseline (MLRSNet)" in capsys.readouterr().out
+    assert not [row for row in compare.ladder_table({"ladder": steps, "paper": {}}) if "paper" in row[0]]
+    assert "0.6361" not in capsys.readouterr().out  # the paper's, on other data
 
 
 def test_leakage_compares_an_arm_with_itself_without_near_duplicates(tmp_path: Path) -> None:
@@ -70,9 +76,12 @@ def test_an_undefined_ap_counts_as_zero_only_where_asked(tmp_path: Path) -> None
         evaluate = run.settings.evaluate.model_copy(update={"undefined_ap": undefined_ap})
         settings = run.settings.model_copy(update={"evaluate": evaluate})
         arms = {"baseline": [Results(replace(run, settings=settings))]}
-        entry = contrasts.numbers(arms, contrasts.resample(arms), {})["arms"]["baseline"]
+        measures = contrasts.measure(arms, ["scene"] * measured.TILES["test"])
+        entry = contrasts.numbers(arms, measures)["arms"]["baseline"]
+        assert entry["test_mAP"] == pytest.approx(arms["baseline"][0].metrics["test_mAP"] * share)
         low, high = entry["test_mAP_ci95"]
-        assert low < entry["test_mAP"] * share < high
+        assert low < entry["test_mAP"] < high
+        assert entry["test_within_category_mAP"] == pytest.approx(arms["baseline"][0].metrics["test_mAP"])
 
 
 def test_results_on_other_tiles_or_missing_are_not_compared(tmp_path: Path) -> None:

@@ -35,9 +35,15 @@ ODD: dict[str, Callable[[], Any]] = {
     name: partial(figures.curves, dict.fromkeys(ARMS, seeds), PALETTE, ylabel="loss") for name, seeds in CURVES.items()
 }
 ODD |= {
-    "arms": partial(figures.arms, {a: entry(0.55 + i * 1e-4, 1e-5) for i, a in enumerate(ARMS)}, PALETTE),
-    "one arm": partial(figures.arms, {ARMS[8]: entry(1.0, 0.0)}, PALETTE),
+    "arms": partial(
+        figures.arms,
+        {a: entry(0.55 + i * 1e-4, 1e-5) for i, a in enumerate(ARMS)},
+        PALETTE,
+        references={"prior": entry(0.6, 0)},
+    ),
+    "one arm": partial(figures.arms, {ARMS[8]: entry(1.0, 0.0)}, PALETTE, references={}),
     "ladder": partial(figures.ladder, steps(0.0, 1.0, 0.5), PALETTE, paper=PAPER),
+    "ladder of other data": partial(figures.ladder, steps(0.3, 0.5), PALETTE, paper={}),
     "narrow ladder": partial(figures.ladder, steps(*[0.6361] * 9), PALETTE, paper=PAPER),
     "60 labels": partial(figures.dots, LABELS, dict.fromkeys(ARMS, np.eye(60, 3)), PALETTE, xlabel="test AP"),
     "differences": partial(figures.dots, LABELS[:2], {ARMS[0]: -1e-4 * np.eye(2, 3)}, PALETTE, xlabel="gain"),

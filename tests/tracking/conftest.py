@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,9 @@ def copy_store(empty: Path, root: Path) -> None:
         )
 
 
-def make_project(root: Path, *arms: str, minimum: float = 0.0) -> Project:
+def make_project(root: Path, *arms: str, minimum: float = 0.0, seeds: Sequence[int] = (0,)) -> Project:
     """A project of the tiny profile that runs `arms`."""
-    tree = tiny_params() | {"run": list(arms)}
+    tree = tiny_params() | {"run": list(arms), "seeds": list(seeds)}
     tree["profiles"]["tiny"]["register"] = {"minimum_val_mAP": minimum}
     root.mkdir(parents=True, exist_ok=True)
     (root / "params.yaml").write_text(yaml.safe_dump(tree))

@@ -62,8 +62,8 @@ def test_a_worse_candidate_becomes_challenger(make: Make) -> None:
     (project.run("baseline").results / "metrics.json").write_text(json.dumps(metrics))
     decision = registry.run(project)
     assert (decision.arm, decision.decision) == ("baseline", "challenger")
-    assert decision.delta_mAP is not None
-    assert -0.2 < decision.delta_mAP < -0.05
+    assert decision.delta_val_mAP is not None
+    assert -0.2 < decision.delta_val_mAP < -0.05
     assert "short by" in decision.reason
     assert aliases(project) == {"champion": "1", "challenger": "2"}
     assert registry.run(project).decision == "challenger"
@@ -82,13 +82,13 @@ def test_below_the_minimum_nothing_is_registered(make: Make) -> None:
         registry.rollback(project)
 
 
-def test_other_test_tiles_are_not_compared(make: Make) -> None:
+def test_other_validation_tiles_are_not_compared(make: Make) -> None:
     project = make("baseline")
     write(project.run("baseline"))
     registry.run(project)
     write(project.run("baseline"), skill=3, split=1)
     decision = registry.run(project)
-    assert (decision.decision, decision.delta_mAP) == ("challenger", None)
+    assert (decision.decision, decision.delta_val_mAP) == ("challenger", None)
     assert "other tiles" in decision.reason
 
 
@@ -118,18 +118,44 @@ def test_a_version_shows_its_origin(make: Make) -> None:
     assert len(version.description) < 5000
 
 
+def test_arms_compete_by_their_mean_over_seeds_and_test_decides_nothing(make: Make) -> None:
+    project = make_project(make("simclr").root, "simclr", "baseline", seeds=(0, 1))
+    skills = {"simclr": (0.1, 2.4), "baseline": (1.5, 1.5)}  # one lucky seed
+    val = {arm: [write(project.run(arm, s), skill=skills[arm][s])["val_mAP"] for s in (0, 1)] for arm in skills}
+    assert max(val["simclr"]) > max(val["baseline"])
+    first = registry.run(project)
+    assert (first.decision, first.arm, first.seed) == ("champion", "baseline", int(np.argmax(val["baseline"])))
+
+    project = make_project(project.root, "baseline", "random", seeds=(0, 1))
+    for seed in (0, 1):  # better on validation, and on test the worst there is
+        values, folder = write(project.run("random", seed), skill=4), project.run("random", seed).results
+        (folder / "metrics.json").write_text(json.dumps(values | {"test_mAP": 0.1}))
+        arrays = dict(np.load(folder / "scores.npz"))
+        np.savez(folder / "scores.npz", **arrays | {"test_scores": -arrays["test_scores"]})
+    decision = registry.run(project)
+    assert (decision.decision, decision.arm, decision.test_mAP) == ("champion", "random", 0.1)
+    assert "over validation tiles and seeds" in decision.reason
+    tree = json.loads((project.reports / "champion.json").read_text())
+    means = [row["val_mAP"] for row in tree["ranking"]]
+    assert means[1] == pytest.approx(np.mean(val["baseline"]))
+    assert decision.delta_val_mAP == pytest.approx(means[0] - means[1], abs=1e-6)
+    assert [row["model"]["seed"] for row in tree["ranking"]] == [decision.seed, first.seed]
+
+
 def test_the_gate_sees_a_true_difference_and_none_in_equal_scores() -> None:
     rng = np.random.default_rng(0)
     targets = (rng.random((300, 6)) < 0.3).astype(np.uint8)
-    noise = rng.normal(size=(2, *targets.shape))
+    noise = rng.normal(size=(2, 2, *targets.shape))
     names = tuple("abcdef"), tuple(f"{number}.jpg" for number in range(300))
     good, weak = (
-        Scores((skill * targets + noise[i]).astype(np.float32), targets, *names) for i, skill in enumerate((2.0, 1.0))
+        [Scores((skill * targets + one).astype(np.float32), targets, *names) for one in noise[i]]
+        for i, skill in enumerate((2.0, 1.0))
     )
     assert registry.gap(good, weak)[1] > 0 > registry.gap(weak, good)[1]
-    assert registry.gap(good, good) == (0, 0, 0)
+    assert registry.gap(good[:1], good[:1]) == (0, 0, 0)
+    assert registry.gap(good, good)[0] == 0
     plain = [
-        np.mean([average_precision_score(*pair) for pair in zip(targets.T, x.scores.T, strict=True)])
-        for x in (good, weak)
+        np.mean([average_precision_score(*pair) for x in seeds for pair in zip(targets.T, x.scores.T, strict=True)])
+        for seeds in (good, weak)
     ]
     assert registry.gap(good, weak)[0] == pytest.approx(plain[0] - plain[1], abs=1e-12)

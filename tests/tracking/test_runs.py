@@ -88,9 +88,11 @@ def test_an_interrupted_publication_is_repeated(make: Make, monkeypatch: pytest.
 
 def test_a_report_is_published_once(make: Make) -> None:
     project = make("simclr")
-    contrast = {"arm": "simclr", "against": "baseline", "delta_mAP": 0.2, "ci95": [0.1, 0.3], "p_value": 0.01}
-    arm = {"test_mAP": 0.5, "test_mAP_ci95": [0.4, 0.6], "val_mAP": 0.5, "seeds": {}, "maps": {"knn": {"a": 1.0}}}
+    contrast = {"arm": "simclr", "against": "baseline", "delta_mAP": 0.2, "ci95": [0.1, 0.3], "p_holm": 0.02}
+    prior = {"test_mAP": 0.5, "test_mAP_ci95": [0.4, 0.6], "test_within_category_mAP": 0.2}
+    arm = prior | {"val_mAP": 0.5, "seeds": {}, "maps": {"knn": {"a": 1.0}}}
     report = {"profile": "tiny", "arms": {"simclr": arm}, "contrasts": [contrast]}
+    report["references"] = {"category_prior": prior}
     files.write_json(project.reports / "compare.json", report)
     files.write_text(project.reports / "figures" / "ladder.png", "a picture")
     run_id = runs.publish_report(project)
@@ -98,6 +100,8 @@ def test_a_report_is_published_once(make: Make) -> None:
     (run,) = stored(project)
     assert run.data.metrics["delta_mAP/simclr - baseline"] == 0.2
     assert run.data.metrics["maps_knn/simclr/a"] == 1
+    assert run.data.metrics["test_mAP_hi/category_prior"] == 0.6
+    assert run.data.metrics["test_within_category_mAP/category_prior"] == 0.2
     assert "+0.2000 | +0.1000 to +0.3000" in run.data.tags["mlflow.note.content"]
     client = store.open_store(project.root, "tiny").client
     figures = [file.path for file in client.list_artifacts(run_id, "report/figures")]

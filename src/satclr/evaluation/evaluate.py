@@ -4,13 +4,14 @@ Out, in results/<profile>/<arm>-s<seed>/: metrics.json, per_class_ap.csv, scores
 
     satclr evaluate --profile sample --arm simclr --seed 0
 
-The headline, test_mAP, is the paper's probe. Beside it on the same features: a sweep of probes, nearest
-neighbours, and probes on few labels. Thresholds, temperature and the sweep's choice come from validation tiles.
+The headline, test_mAP, is the paper's probe. Beside it on the same features: a probe trained to convergence, nearest
+neighbours, and probes on few labels. Thresholds, temperature and regularisation are chosen on validation tiles.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,12 @@ import numpy.typing as npt
 
 from satclr import files, randomness
 from satclr.data import tiles
-from satclr.evaluation import Log, knn, metrics, sweep
+from satclr.evaluation import Log, knn, logistic, metrics, references
 from satclr.evaluation.linear import LinearProbe
 from satclr.project import Run
 
 BOOTSTRAP_RESAMPLES = 1000
-LABEL_FRACTIONS = (0.01, 0.1)  # of the training tiles, for the sweep on few labels
+LABEL_FRACTIONS = (0.01, 0.1)  # of the training tiles, for probes on few labels
 
 Floats = npt.NDArray[np.float64]
 Scores = npt.NDArray[np.floating[Any]]  # (N,K)
@@ -45,6 +46,7 @@ def run(run: Run, _log: Log) -> None:
     val, test = store.rows("val"), store.rows("test")
     logits, targets = probe.logits(features[test]), store.targets[test]
     scores = metrics.sigmoid(logits).astype(np.float32)
+    categories = [store.categories[row] for row in test]
     headline, samples = _mean_ap(scores, targets, undefined)
     yes = scores >= probe.thresholds
     others, other_scores = _other_taggers(run, store, features)
@@ -54,6 +56,8 @@ def run(run: Run, _log: Log) -> None:
         "seed": run.seed,
         "test_mAP": headline["mAP"],
         "test_mAP_ci95": headline["mAP_ci95"],
+        "test_mAP_bias": metrics.jackknife_bias(scores, targets, undefined=undefined),
+        "test_within_category_mAP": _within(scores, targets, categories),
         "test_micro_mAP": metrics.micro_average_precision(scores, targets),
         "val_mAP": probe.val_mAP,
         "best_epoch": probe.best_epoch,
@@ -63,6 +67,10 @@ def run(run: Run, _log: Log) -> None:
         "labels_without_positives": [store.labels[k] for k in np.flatnonzero(~targets.any(0))],
         **_decisions(logits, scores, targets, yes, probe.temperature),
         **others,
+        "references": {
+            name: {"mAP": _mean(s, targets, undefined), "within_category_mAP": _within(s, targets, categories)}
+            for name, s in references.without_images(store).items()
+        },
     }
     rows = _per_class(targets, samples, probe, yes, metrics.average_precision(scores, targets))
     files.write_csv(run.results / "per_class_ap.csv", PER_CLASS, rows)
@@ -93,8 +101,17 @@ def _mean_ap(scores: Scores, targets: Targets, undefined: str) -> tuple[dict[str
     )[:, 0]
     # `zero` is for the means only: the label's own AP stays undefined
     counted = np.where(np.isnan(ap), 0, samples) if undefined == "zero" else samples
-    interval = list(metrics.interval(metrics.nan_mean(counted)))
-    return {"mAP": metrics.mean_average_precision(ap, undefined=undefined), "mAP_ci95": interval}, samples
+    mean = metrics.mean_average_precision(ap, undefined=undefined)
+    interval = metrics.standard_interval(mean, metrics.nan_mean(counted), tiles=len(targets))
+    return {"mAP": mean, "mAP_ci95": list(interval)}, samples
+
+
+def _mean(scores: Scores, targets: Targets, undefined: str) -> float:
+    return metrics.mean_average_precision(metrics.average_precision(scores, targets), undefined=undefined)
+
+
+def _within(scores: Scores, targets: Targets, categories: Sequence[str]) -> float:
+    return metrics.mean_average_precision(metrics.within_category_average_precision(scores, targets, categories))
 
 
 def _decisions(
@@ -121,39 +138,32 @@ def _decisions(
 def _other_taggers(
     run: Run, store: tiles.TileStore, features: npt.NDArray[np.float32]
 ) -> tuple[dict[str, Any], dict[str, Scores]]:
-    """Nearest neighbours, sweep and few labels on the same features; numbers, and test scores of the first two."""
+    """k-NN, converged probe and few labels on the same features: numbers, and test scores of the first two."""
     undefined = run.settings.evaluate.undefined_ap
     x = {split: np.asarray(features[store.rows(split)]) for split in tiles.SPLITS}
     y = {split: store.targets[store.rows(split)] for split in tiles.SPLITS}
     near = knn.scores(x["test"], x["train"], y["train"], k=knn.NEIGHBOURS, temperature=knn.TEMPERATURE)
-    x = dict(zip(x, sweep.standardize(*x.values()), strict=True))  # train comes first
-    count, batch_size = len(x["train"]), run.settings.probe.batch_size
-    steps = run.settings.evaluate.sweep.epochs * math.ceil(count / batch_size)  # however few the rows
-
-    def best(rows: npt.NDArray[np.int64], subset: int) -> sweep.Best:
-        seed, train = randomness.derive(run.seed, "sweep", subset), (x["train"][rows], y["train"][rows])
-        return sweep.best(train, (x["val"], y["val"]), steps=steps, batch_size=batch_size, seed=seed)
-
-    chosen = best(np.arange(count), 0)
-    scores: dict[str, Scores] = {"knn": near, "sweep": chosen.scores(x["test"])}
+    x = dict(zip(x, logistic.standardize(*x.values()), strict=True))  # train comes first
+    chosen = logistic.best((x["train"], y["train"]), (x["val"], y["val"]))
+    scores: dict[str, Scores] = {"knn": near, "converged": chosen.scores(x["test"])}
     result: dict[str, Any] = {}
     for name, found in scores.items():
         numbers, _ = _mean_ap(found, y["test"], undefined)
         result |= {f"test_{name}_{key}": value for key, value in numbers.items()}
-    result["val_sweep_mAP"] = chosen.val_mAP
-    result["sweep"] = {"learning_rate": chosen.learning_rate, "weight_decay": chosen.weight_decay}
+    result |= {"val_converged_mAP": chosen.val_mAP, "converged_strength": chosen.strength}
     result["label_efficiency"] = rows = []
+    count = len(x["train"])
     for fraction in LABEL_FRACTIONS:  # of the training tiles, drawn by the seed: the same for all arms
         size, values = max(1, round(fraction * count)), []
         for subset in range(run.settings.evaluate.labels.subsets):
             drawn = randomness.rng(run.seed, "few labels", subset).permutation(count)[:size]
-            ap = metrics.average_precision(best(drawn, subset).scores(x["test"]), y["test"])
-            values.append(metrics.mean_average_precision(ap, undefined=undefined))
+            few = logistic.best((x["train"][drawn], y["train"][drawn]), (x["val"], y["val"]))
+            values.append(_mean(few.scores(x["test"]), y["test"], undefined))
         mean, sd = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
         rows.append({"fraction": fraction, "tiles": size, "test_mAP": mean, "sd": sd, "subsets": values})
         name = f"test_mAP_at_{100 * fraction:g}_percent"
         result |= {name: mean, f"{name}_sd": sd}
-    whole = result["test_sweep_mAP"]
+    whole = result["test_converged_mAP"]
     rows.append({"fraction": 1.0, "tiles": count, "test_mAP": whole, "sd": None, "subsets": [whole]})
     return result, scores
 
@@ -169,7 +179,7 @@ def _per_class(
         ranked: list[Any] = ["", "", ""]
         found: list[Any] = ["", ""]
         if count:
-            ranked = [float(ap[k]), *metrics.interval(samples[:, k][~np.isnan(samples[:, k])])]
+            ranked = [float(ap[k]), *metrics.standard_interval(ap[k], samples[:, k], tiles=len(targets))]
             found = [float(recall[k]), float(f1[k])]
         at_threshold = [float(probe.thresholds[k]), float(precision[k])]
         rows.append([label, count, count / len(targets), *ranked, *at_threshold, *found])

@@ -1,12 +1,14 @@
-"""The numbers of compare.json: every arm, every difference between two arms, the ladder, and leakage.
+"""The numbers of compare.json: every arm, every difference between two arms, references, the ladder, and leakage.
 
-Intervals are over test tiles and seeds: each resample draws the test tiles once, for all arms, and each arm's
-seeds with replacement (`metrics.paired_bootstrap_over_seeds`). R resamples, A arms, K labels.
+Each resample draws the test tiles once, for all arms and references. One arm's interval is its estimate ± t · standard
+error, over tiles and, where there are several, seeds (`metrics.standard_interval`); a difference's is the paired
+bootstrap's, with each arm's seeds drawn too. R resamples, A arms, K labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -22,59 +24,146 @@ Floats = npt.NDArray[np.float64]
 Arms = Mapping[str, Sequence[Results]]  # arm → its seeds
 
 RESAMPLES = 1000
+LEVEL = 0.05  # of adjusted p-values
 IDENTITY = ("profile", "arm", "seed")
+MEASURES = {"mAP": "test", "converged_mAP": "test_converged", "within_category_mAP": "test"}  # → whose scores
 OPTIONAL = {  # what compare.json takes from the files of stages that may be left out
     "robustness": ("clean_mAP", "mean_corruption_mAP", "relative_drop", "corruptions"),
     "maps": ("knn_label_overlap", "trustworthiness", "distance_rank_correlation"),
 }
 
 
-def resample(arms: Arms) -> Floats:
-    """AP of each arm and label, a mean over seeds, on each resample of test tiles and seeds: (R,A,K)."""
-    scores = [np.stack([r.scores("test").scores for r in seeds]) for seeds in arms.values()]
-    targets = next(iter(arms.values()))[0].scores("test").targets
+@dataclass(frozen=True)
+class Measure:
+    """One measure of every arm: AP of each seed and label, and on resamples."""
+
+    ap: Mapping[str, Floats]  # arm → (S,K)
+    tiles: Floats  # (R,A,K), means over seeds, tiles redrawn
+    tiles_and_seeds: Floats  # (R,A,K), seeds redrawn too
+    zero: Collection[str] = ()  # arms in whose means a label without AP counts as zero
+
+    def seeds(self, arm: str) -> Floats:
+        """The mean over labels of each seed, (S,)."""
+        return self._mean(self.ap[arm], arm)
+
+    def resampled(self, arm: str, *, seeds: bool) -> Floats:
+        """The mean over labels on each resample, (R,)."""
+        return self._mean((self.tiles_and_seeds if seeds else self.tiles)[:, list(self.ap).index(arm)], arm)
+
+    def _mean(self, ap: Floats, arm: str) -> Floats:
+        undefined = np.isnan(self.ap[arm]).all(0) & (arm in self.zero)
+        return metrics.nan_mean(np.where(undefined, 0, ap))
+
+
+def measure(arms: Arms, categories: Sequence[str]) -> dict[str, Measure]:
+    """Every measure of the arms that all of them have; categories: of the test tiles."""
+    runs = [r for seeds in arms.values() for r in seeds]
+    zero = [r.run.arm for r in runs if r.run.settings.evaluate.undefined_ap == "zero"]
+    found = {}
+    for name, which in MEASURES.items():
+        if all(f"{which}_scores" in r.arrays for r in runs):
+            scores = {arm: np.stack([r.arrays[f"{which}_scores"] for r in seeds]) for arm, seeds in arms.items()}
+            within = categories if name.startswith("within") else None
+            found[name] = measured(scores, runs[0].scores("test").targets, within, zero=[] if within else zero)
+    return found
+
+
+def measured(
+    scores: Mapping[str, npt.NDArray[np.floating[Any]]],
+    targets: npt.NDArray[np.uint8],
+    categories: Sequence[str] | None,
+    *,
+    zero: Collection[str] = (),
+) -> Measure:
+    """A measure of scores, arm → (S,N,K), on targets (N,K); with the tiles' categories, AP is within them."""
     seed = randomness.derive(0, "bootstrap") % 2**32
-    return metrics.paired_bootstrap_over_seeds(scores, targets, resamples=RESAMPLES, seed=seed)
+    samples = metrics.paired_bootstrap_over_seeds(
+        list(scores.values()), targets, resamples=RESAMPLES, seed=seed, categories=categories
+    )
+
+    def ap(one: npt.NDArray[np.floating[Any]]) -> Floats:
+        if categories is None:
+            return metrics.average_precision(one, targets)
+        return metrics.within_category_average_precision(one, targets, categories)
+
+    return Measure({name: np.stack([ap(one) for one in each]) for name, each in scores.items()}, *samples, zero)
 
 
-def numbers(arms: Arms, samples: Floats, labels: Mapping[str, Floats]) -> dict[str, Any]:
-    """Mean, spread and interval of each arm, and every contrast: later arm minus earlier arm; labels: of `by_label`."""
-    means = {name: resampled_mean(seeds, samples[:, a]) for a, (name, seeds) in enumerate(arms.items())}
-    entries = {name: _arm(seeds, means[name]) | _optional(seeds) for name, seeds in arms.items()}
-    contrasts: list[dict[str, Any]] = [
-        {
-            "arm": later,
-            "against": earlier,
-            "delta_mAP": entries[later]["test_mAP"] - entries[earlier]["test_mAP"],
-            "ci95": list(metrics.interval(means[later] - means[earlier])),
-            "p_value": metrics.p_value(means[later] - means[earlier]),
-        }
-        for earlier, later in combinations(arms, 2)
-    ]
-    for c in contrasts:
+def numbers(arms: Arms, measures: Mapping[str, Measure]) -> dict[str, Any]:
+    """Mean, spread and interval of each arm, and every contrast: later arm minus earlier arm."""
+    count = len(next(iter(arms.values()))[0].scores("test").tiles)
+    entries = {name: _arm(seeds, measures, tiles=count) | _optional(seeds) for name, seeds in arms.items()}
+    contrasts = [contrast(measures, later, earlier) for earlier, later in combinations(arms, 2)]
+    for c, adjusted in zip(contrasts, metrics.holm([c["p_holm"] for c in contrasts]), strict=True):
+        c["p_holm"] = float(adjusted)
         if c["against"] == next(iter(arms)):
-            low, high = labels[c["arm"]][:, 4:].T
-            c |= {"labels_better": int((low > 0).sum()), "labels_worse": int((high < 0).sum())}
+            sure = _sure_labels(measures["mAP"], c["arm"], c["against"])
+            c |= {"labels_better": int((sure > 0).sum()), "labels_worse": int((sure < 0).sum())}
     return {"arms": entries, "contrasts": contrasts}
 
 
-def resampled_mean(seeds: Sequence[Results], ap: Floats) -> Floats:
-    """Mean over labels on each resample, (R,), of ap (R,K)."""
-    if seeds[0].run.settings.evaluate.undefined_ap == "zero":
-        ap = np.where(seeds[0].scores("test").targets.any(axis=0), ap, 0)
-    return metrics.nan_mean(ap)
+def _sure_labels(m: Measure, arm: str, against: str) -> Floats:
+    """The differences in AP that are significant with 5% false ones expected among them (Benjamini & Hochberg)."""
+    names = list(m.ap)
+    samples = m.tiles_and_seeds[:, names.index(arm)] - m.tiles_and_seeds[:, names.index(against)]
+    delta = m.ap[arm].mean(0) - m.ap[against].mean(0)
+    known = ~np.isnan(delta)
+    p = [metrics.wald_p_value(d, column) for d, column in zip(delta[known], samples[:, known].T, strict=True)]
+    sure: Floats = delta[known][metrics.benjamini_hochberg(p) < LEVEL]
+    return sure
 
 
-def _arm(seeds: Sequence[Results], samples: Floats) -> dict[str, Any]:
-    scores = [r.metrics["test_mAP"] for r in seeds]
+def contrast(measures: Mapping[str, Measure], arm: str, against: str) -> dict[str, Any]:
+    """The difference in every measure with its paired interval, and how far it depends on the probe."""
+    result: dict[str, Any] = {"arm": arm, "against": against}
+    samples = {}
+    for name, m in measures.items():
+        result[f"delta_{name}"] = float(m.seeds(arm).mean() - m.seeds(against).mean())
+        samples[name] = m.resampled(arm, seeds=True) - m.resampled(against, seeds=True)
+        result["ci95" if name == "mAP" else f"delta_{name}_ci95"] = list(metrics.interval(samples[name]))
+    result["p_value"] = metrics.p_value(samples["mAP"])
+    result["p_holm"] = metrics.wald_p_value(result["delta_mAP"], samples["mAP"])  # `numbers` adjusts it
+    if "converged_mAP" in samples:
+        low, high = metrics.interval(samples["mAP"] - samples["converged_mAP"])
+        result |= {"delta_by_probe_ci95": [low, high], "depends_on_probe": bool(low > 0 or high < 0)}
+    return result
+
+
+def references(
+    scores: Mapping[str, npt.NDArray[np.floating[Any]]], targets: npt.NDArray[np.uint8], categories: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Test mAP of each reference, over all test tiles and within categories, with intervals over test tiles.
+
+    scores: of `evaluation.references.scores`, name → (N,K). A label without positives is left out.
+    """
+    each, tiles = {name: s[None] for name, s in scores.items()}, len(targets)
+    whole, within = measured(each, targets, None), measured(each, targets, categories)
     return {
-        "test_mAP": float(np.mean(scores)),
-        "test_mAP_ci95": list(metrics.interval(samples)),
-        "test_mAP_sd": _deviation(scores),
+        name: _estimate(whole, name, "mAP", tiles=tiles) | _estimate(within, name, "within_category_mAP", tiles=tiles)
+        for name in each
+    }
+
+
+def _arm(seeds: Sequence[Results], measures: Mapping[str, Measure], *, tiles: int) -> dict[str, Any]:
+    entry: dict[str, Any] = {}
+    for name, m in measures.items():
+        entry |= _estimate(m, seeds[0].run.arm, name, tiles=tiles)
+    biases = [r.metrics["test_mAP_bias"] for r in seeds]
+    return entry | {
+        "test_mAP_sd": _deviation(measures["mAP"].seeds(seeds[0].run.arm).tolist()),
+        "test_mAP_bias": float(np.mean(biases)),
         "val_mAP": float(np.mean([r.metrics["val_mAP"] for r in seeds])),
         "label_efficiency": _label_efficiency(seeds),
         "seeds": {str(r.run.seed): {k: v for k, v in r.metrics.items() if k not in IDENTITY} for r in seeds},
     }
+
+
+def _estimate(m: Measure, arm: str, name: str, *, tiles: int) -> dict[str, Any]:
+    """One arm's mean over seeds, and its interval over test tiles and seeds."""
+    each = m.seeds(arm)
+    mean = float(each.mean())
+    interval = metrics.standard_interval(mean, m.resampled(arm, seeds=False), tiles=tiles, seeds=each)
+    return {f"test_{name}": mean, f"test_{name}_ci95": list(interval)}
 
 
 def _label_efficiency(seeds: Sequence[Results]) -> list[dict[str, Any]]:
@@ -109,26 +198,25 @@ def _mean_tree(trees: Sequence[Any]) -> Any:
     return float(np.mean(trees))
 
 
-def by_label(arms: Arms, samples: Floats) -> dict[str, Floats]:
+def by_label(measure: Measure, *, tiles: int) -> dict[str, Floats]:
     """Each arm's labels as (K,6): AP, low, high; AP minus the first arm's, low, high (paired 95% intervals).
 
-    samples: (R,A,K). AP is a mean over seeds; nan for a label without positives, and in the first arm's differences.
+    AP is a mean over seeds; nan for a label without positives, and in the first arm's differences.
     """
+    first = next(iter(measure.ap))
     tables: dict[str, Floats] = {}
-    for a, (name, seeds) in enumerate(arms.items()):
-        tests = [r.scores("test") for r in seeds]
-        ap = np.mean([metrics.average_precision(test.scores, test.targets) for test in tests], axis=0)
-        reference = tables[next(iter(arms))][:, 0] if tables else np.full_like(ap, np.nan)
-        own, paired = _intervals(samples[:, a]), _intervals(samples[:, a] - samples[:, 0])
-        paired[np.isnan(reference)] = np.nan
-        tables[name] = np.column_stack([ap, own, ap - reference, paired])
+    for a, (name, each) in enumerate(measure.ap.items()):
+        table = np.full((each.shape[1], 6), np.nan)
+        for k in np.flatnonzero(~np.isnan(each).any(0)):
+            table[k, 0] = each[:, k].mean()
+            own = measure.tiles[:, a, k]
+            table[k, 1:3] = metrics.standard_interval(table[k, 0], own, tiles=tiles, seeds=each[:, k])
+            if name != first:
+                table[k, 3] = table[k, 0] - tables[first][k, 0]
+                samples = measure.tiles_and_seeds[:, a, k] - measure.tiles_and_seeds[:, 0, k]
+                table[k, 4:] = metrics.interval(samples[~np.isnan(samples)])
+        tables[name] = table
     return tables
-
-
-def _intervals(samples: Floats) -> Floats:
-    """The 95% interval of each label, (K,2), from its resamples (R,K) that hold a positive; nan without any."""
-    columns = [column[~np.isnan(column)] for column in samples.T]
-    return np.array([metrics.interval(column) if len(column) else (np.nan, np.nan) for column in columns])
 
 
 def ladder(report: Mapping[str, Any], rungs: Sequence[str]) -> list[dict[str, Any]]:

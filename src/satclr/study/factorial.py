@@ -12,13 +12,8 @@ from itertools import chain, combinations
 from math import factorial
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from satclr.evaluation import metrics
-from satclr.study.contrasts import Arms, resampled_mean
-
-Floats = npt.NDArray[np.float64]
+from satclr.study.contrasts import Arms, Measure
 
 DEPARTURES = {  # section, setting, and its value as released
     "statistics": ("pretrain", "normalization", "released"),
@@ -27,20 +22,19 @@ DEPARTURES = {  # section, setting, and its value as released
 }
 
 
-def contributions(report: Mapping[str, Any], arms: Arms, samples: Floats) -> list[dict[str, Any]]:
+def contributions(report: Mapping[str, Any], arms: Arms, measure: Measure) -> list[dict[str, Any]]:
     """Each complete factorial among the arms: its cells, and each departure's part in the difference of its ends.
 
     An arm begins one where the compared arms have its settings with each subset of DEPARTURES. `alone` is a departure's
-    effect without the others, `last` with all others. samples (R,A,K) are those of every other contrast, over test
-    tiles and seeds; intervals are 95%.
+    effect without the others, `last` with all others. `measure` is test mAP; intervals are 95%, over
+    test tiles and seeds.
     """
-    order = list(arms)
     found = []
-    for start in order:
+    for start in arms:
         cells = _cells(start, arms)
         if not cells:
             continue
-        means = {s: resampled_mean(arms[arm], samples[:, order.index(arm)]) for s, arm in cells.items()}
+        means = {s: measure.resampled(arm, seeds=True) for s, arm in cells.items()}
         values = {s: float(report["arms"][arm]["test_mAP"]) for s, arm in cells.items()}
         none, full = frozenset[str](), frozenset(DEPARTURES)
         entry: dict[str, Any] = {"arm": cells[full], "against": start, "delta_mAP": values[full] - values[none]}

@@ -37,7 +37,7 @@ class Palette:
         self._place = {arm: i for i, arm in enumerate(arms)}
 
     def colour(self, arm: str) -> str:
-        return COLOURS[self._place[arm] % len(COLOURS)]
+        return COLOURS[self._place[arm] % len(COLOURS)] if arm in self._place else INK  # a reference
 
     def style(self, arm: str) -> Any:
         return STYLES[self._place[arm] // len(COLOURS) % len(STYLES)]
@@ -59,8 +59,11 @@ def curves(values: Mapping[str, Sequence[Sequence[float]]], palette: Palette, *,
     return fig
 
 
-def arms(entries: Mapping[str, Mapping[str, Any]], palette: Palette) -> Any:
-    """Test mAP of each arm with its 95% interval."""
+def arms(
+    entries: Mapping[str, Mapping[str, Any]], palette: Palette, *, references: Mapping[str, Mapping[str, Any]]
+) -> Any:
+    """Test mAP of each arm with its 95% interval, and below the arms that of each reference."""
+    entries = {**entries, **references}
     fig, ax = _figure(0.6 + 0.32 * len(entries))
     rows = [(name, entry["test_mAP"], *entry["test_mAP_ci95"]) for name, entry in entries.items()]
     _panel(ax, rows, palette, xlabel="test mAP")
@@ -70,16 +73,15 @@ def arms(entries: Mapping[str, Mapping[str, Any]], palette: Palette) -> Any:
 def ladder(steps: Sequence[Mapping[str, Any]], palette: Palette, *, paper: Mapping[str, float]) -> Any:
     """The rungs from top to bottom: test mAP above, the change from the rung before below.
 
-    paper: the paper's own mAPs, drawn as dotted lines.
+    paper: the paper's own mAPs, drawn as dotted lines; none on the axis of other data.
     """
     fig, (level, change) = _figure(1.5 + 0.64 * len(steps), axes=2)
     rows = [(step["arm"], step["test_mAP"], *step["ci95"]) for step in steps]
     _panel(level, rows, palette, xlabel="test mAP", include=paper.values())
-    for value in paper.values():
-        line = level.axvline(value, color=INK, linestyle=":", linewidth=1)
-    fig.legend(
-        [line], ["the paper, on MLRSNet"], loc="outside upper left", frameon=False, fontsize=FONT_PT, labelcolor=INK
-    )
+    if paper:
+        lines = [level.axvline(value, color=INK, linestyle=":", linewidth=1) for value in paper.values()]
+        at = {"loc": "outside upper left", "frameon": False, "fontsize": FONT_PT, "labelcolor": INK}
+        fig.legend(lines[:1], ["the paper"], **at)
     rows = [(step["arm"], step["delta_mAP"], *step["delta_ci95"]) for step in steps[1:]]
     _panel(change, rows, palette, xlabel="change from the rung above", sign="+", include=[0])
     change.axvline(0, color=INK, linewidth=0.8)

@@ -1,4 +1,4 @@
-"""What one run left in results/ and models/, read lazily, each file by one reader.
+"""What one run left in results/ and models/, read lazily, each file by one reader; the commit and versions behind it.
 
 compare, report, tracking and the registry use it; nobody else parses those files.
 """
@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
+import subprocess
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ import numpy.typing as npt
 
 from satclr import files
 from satclr.project import ProjectError, Run
+
+PACKAGES = ("satclr", "torch", "torchvision", "numpy", "scikit-learn", "umap-learn", "mlflow", "dvc")
 
 
 @dataclass(frozen=True)
@@ -116,3 +121,27 @@ def existing(path: Path, root: Path) -> Path:
     if not path.is_file():
         raise ProjectError(f"{path.relative_to(root)} does not exist; run `dvc repro`, or `dvc pull`")
     return path
+
+
+def git_state(root: Path) -> tuple[str | None, bool]:
+    """The commit checked out in `root`, and whether tracked files differ from it; (None, False) outside git.
+
+    dvc.lock is ignored: it changes while DVC runs.
+    """
+    head = _git(root, "rev-parse", "HEAD")
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
+    return head or None, bool(changes)
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the installed packages that numbers depend on."""
+    installed = {package.name: package.version for package in metadata.distributions()}
+    return {"python": platform.python_version()} | {n: installed[n] for n in PACKAGES if n in installed}
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    except OSError:  # git is not installed
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

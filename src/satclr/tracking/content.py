@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,7 @@ import yaml
 
 from satclr import files
 from satclr.project import Run
-from satclr.study import provenance
-from satclr.study.results import Results
+from satclr.study.results import Results, git_state
 from satclr.tracking.store import Number
 
 CARD_LENGTH = 5000  # characters that a registry keeps of a description
@@ -42,20 +41,22 @@ def report_metrics(report: Mapping[str, Any], per_class: Path) -> list[Number]:
     """The numbers of compare.json, `<what>/<arm>` and `<what>/<arm> - <against>`, and of compare's AP table."""
     rows: list[tuple[str, Any]] = []
     for arm, entry in report["arms"].items():
-        low, high = entry["test_mAP_ci95"]
-        rows += [(f"{key}/{arm}", entry.get(key)) for key in ("test_mAP", "test_mAP_sd", "val_mAP")]
-        rows += [(f"test_mAP_lo/{arm}", low), (f"test_mAP_hi/{arm}", high)]
+        rows += [(f"{key}/{arm}", entry.get(key)) for key in ("test_mAP_sd", "test_mAP_bias", "val_mAP")]
         for row in entry.get("label_efficiency", []):
             name = f"{arm}/{100 * row['fraction']:g}_percent"
             rows += [(f"label_efficiency_mAP/{name}", row["test_mAP"]), (f"label_efficiency_sd/{name}", row["sd"])]
         for stage in ("robustness", "maps"):
             for key, value in entry.get(stage, {}).items():
                 rows += _leaves(value, "/", f"{stage}_{key}/{arm}")
+    for name, entry in {**report["arms"], **report["references"]}.items():
+        for key in ("test_mAP", "test_converged_mAP", "test_within_category_mAP"):
+            rows += [(f"{key}/{name}", entry.get(key)), *_ends(key, name, entry.get(f"{key}_ci95"))]
     for contrast in report["contrasts"]:
         name = f"{contrast['arm']} - {contrast['against']}"
-        low, high = contrast["ci95"]
-        rows += [(f"delta_mAP_lo/{name}", low), (f"delta_mAP_hi/{name}", high)]
-        for key in ("delta_mAP", "p_value", "labels_better", "labels_worse"):
+        rows += _ends("delta_mAP", name, contrast["ci95"])
+        for key in ("delta_converged_mAP", "delta_within_category_mAP"):
+            rows += [(f"{key}/{name}", contrast.get(key)), *_ends(key, name, contrast.get(f"{key}_ci95"))]
+        for key in ("delta_mAP", "p_value", "p_holm", "labels_better", "labels_worse"):
             rows.append((f"{key}/{name}", contrast.get(key)))
     known = [row for row in files.read_csv(per_class) if row["delta_AP"]] if per_class.is_file() else []
     names = metric_names(dict.fromkeys(row["label"] for row in known))
@@ -65,12 +66,19 @@ def report_metrics(report: Mapping[str, Any], per_class: Path) -> list[Number]:
     return [(key, float(value), 0) for key, value in rows if value is not None]
 
 
+def _ends(key: str, name: str, interval: Sequence[float] | None) -> list[tuple[str, Any]]:
+    return [(f"{key}{end}/{name}", value) for end, value in zip(("_lo", "_hi"), interval or (), strict=False)]
+
+
 def report_note(report: Mapping[str, Any]) -> str:
-    """The contrasts as a Markdown table."""
-    lines = ["| arm | against | Δ test mAP | 95% interval | p |", "| --- | --- | --- | --- | --- |"]
+    """Contrasts and references as Markdown tables."""
+    lines = ["| arm | against | Δ test mAP | 95% interval | p (Holm) |", "| --- | --- | --- | --- | --- |"]
     for c in report["contrasts"]:
         interval = f"{c['ci95'][0]:+.4f} to {c['ci95'][1]:+.4f}"
-        lines.append(f"| {c['arm']} | {c['against']} | {c['delta_mAP']:+.4f} | {interval} | {c['p_value']:.4g} |")
+        lines.append(f"| {c['arm']} | {c['against']} | {c['delta_mAP']:+.4f} | {interval} | {c['p_holm']:.4g} |")
+    lines += ["", "| | test mAP | within category |", "| --- | --- | --- |"]
+    for name, entry in {**report["arms"], **report["references"]}.items():
+        lines.append(f"| {name} | {entry['test_mAP']:.4f} | {entry['test_within_category_mAP']:.4f} |")
     return "\n".join(lines)
 
 
@@ -91,7 +99,7 @@ def metric_names(labels: Iterable[str]) -> dict[str, str]:
 def tags(results: Results, fingerprint: str) -> dict[str, str]:
     """The tags of an arm run, its description among them."""
     run, stage = results.run, f"evaluate@{results.run.profile}-{results.run.arm}-{results.run.seed}"
-    commit, dirty = provenance.commit(run.root)
+    commit, dirty = git_state(run.root)
     md5 = data_md5(run) or "unknown"
     facts = {"kind": "arm", "arm": run.arm, "seed": run.seed, "profile": run.profile, "fingerprint": fingerprint}
     facts |= {"files": results.digest, "dvc_stage": stage, "data_md5": md5, "git_dirty": str(dirty).lower()}
@@ -121,8 +129,8 @@ def headline(results: Results) -> str:
     m = results.metrics
     low, high = m["test_mAP_ci95"]
     return (
-        f"**{results.run.key}: test mAP {m['test_mAP']:.4f}** (95% interval {low:.4f} to {high:.4f},"
-        f" {m['test_tiles']} tiles, {m['labels']} labels);"
+        f"**{results.run.key}: test mAP {m['test_mAP']:.4f}** (95% interval {low:.4f} to {high:.4f}, over test tiles"
+        f" only; {m['test_tiles']} tiles, {m['labels']} labels);"
         f" validation mAP {m['val_mAP']:.4f} at epoch {m['best_epoch']}"
     )
 

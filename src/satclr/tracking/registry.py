@@ -31,6 +31,7 @@ from satclr.tracking.store import TrackingError, open_store, tag
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 OVER, ROLLED_BACK, FILES = "satclr.promoted_over", "satclr.rolled_back", "satclr.files"
+SEEDS = "satclr.seed_runs"  # the MLflow runs of all seeds of a version's arm
 RESAMPLES = 1000
 Outcome = Literal["champion", "challenger", "kept", "rejected", "promoted", "rolled back", "restored"]
 
@@ -46,25 +47,44 @@ class Decision:
     arm: str
     seed: int
     val_mAP: float  # noqa: N815 - the field's spelling
-    test_mAP: float  # noqa: N815
+    test_mAP: float  # noqa: N815 - decides nothing
     against: str  # the former champion's version
-    delta_mAP: float | None  # noqa: N815 - of test mAP, with its interval
+    delta_val_mAP: float | None  # noqa: N815 - to the champion's arm, with its interval
     delta_lo: float | None
     delta_hi: float | None
     reason: str
 
 
-def run(project: Project) -> Decision:
-    """Gate the candidate, the run with the best validation mAP, write champion.json and print the reason.
+@dataclass(frozen=True)
+class Candidate:
+    """An arm with its seeds."""
 
-    Without a champion, or if it is better than the champion by paired bootstrap on the same test tiles (95%
-    interval above zero), the candidate becomes `champion` and the former one `previous`; otherwise `challenger`.
-    Below `register.minimum_val_mAP` it becomes no version. A decision that changes nothing is not recorded again,
-    and a version that was rolled back stays so. Raises `TrackingError` without a candidate.
+    seeds: Sequence[Results]
+
+    @property
+    def model(self) -> Results:
+        """The seed with the best validation mAP, the first on a tie."""
+        return max(self.seeds, key=lambda results: float(results.metrics["val_mAP"]))
+
+    def mean(self, key: str) -> float:
+        return float(np.mean([results.metrics[key] for results in self.seeds]))
+
+
+def run(project: Project) -> Decision:
+    """Gate the candidate, write champion.json and print the reason.
+
+    The candidate is the arm with the best validation mAP, a mean over its seeds; its model is that of the seed which
+    validates best. Without a champion, or if its arm is better than the champion's by paired bootstrap over the same
+    validation tiles and over seeds (95% interval above zero), it becomes `champion` and the former one `previous`;
+    otherwise `challenger`. Below `register.minimum_val_mAP` it becomes no version. Test tiles decide nothing.
+
+    A decision that changes nothing is not recorded again, and a version that was rolled back stays so. Raises
+    `TrackingError` without a candidate.
     """
     # The score of a probe on batch statistics depends on the other tiles of the batch: it cannot be served.
-    frozen = [run for seeds in project.arms() for run in seeds if run.settings.probe.batch_norm == "frozen"]
-    ranking = sorted(map(Results, frozen), key=lambda results: -float(results.metrics["val_mAP"]))
+    frozen = [seeds for seeds in project.arms() if seeds[0].settings.probe.batch_norm == "frozen"]
+    candidates = [Candidate([Results(run) for run in seeds]) for seeds in frozen]
+    ranking = sorted(candidates, key=lambda candidate: -candidate.mean("val_mAP"))
     if not ranking:
         raise TrackingError("no arm of `run` has probe.batch_norm: frozen; only such a probe can be registered")
     runs.publish_all(project)
@@ -116,23 +136,25 @@ def restore(project: Project) -> Decision | None:
     named = json.loads(path.read_text(encoding="utf-8"))["champion"] if path.is_file() else None
     if named is None or registry.by_alias(CHAMPION) is not None:
         return None
-    results = Results(project.run(named["arm"], int(named["seed"])))
+    candidate = Candidate([Results(project.run(named["arm"], seed)) for seed in project.params.seeds])
+    results = candidate.model
     if results.digest != named["digest"]:
         raise TrackingError(
             f"{path.relative_to(project.root)} names {results.run.key}, whose files have changed; run `satclr register`"
         )
-    version = registry.of(results) or registry.create(results)
+    version = registry.of(results) or registry.create(candidate)
     registry.set_champion(version, None)
     return registry.record("restored", version, None, "from champion.json")
 
 
-def gap(candidate: Scores, champion: Scores) -> tuple[float, float, float]:
-    """Difference in mAP on the same tiles, and its 95% interval by paired bootstrap over tiles."""
-    both = [candidate.scores, champion.scores]
-    means = [metrics.mean_average_precision(metrics.average_precision(s, candidate.targets)) for s in both]
-    samples = metrics.paired_bootstrap(both, candidate.targets, resamples=RESAMPLES, seed=0)
-    low, high = np.nanpercentile(samples[:, 0] - samples[:, 1], [2.5, 97.5])
-    return means[0] - means[1], float(low), float(high)
+def gap(candidate: Sequence[Scores], champion: Sequence[Scores]) -> tuple[float, float, float]:
+    """Difference in mAP on the same tiles, means over seeds, and its 95% interval by paired bootstrap over both."""
+    arms, targets = [np.stack([one.scores for one in seeds]) for seeds in (candidate, champion)], candidate[0].targets
+    ours, theirs = ([metrics.nan_mean(metrics.average_precision(s, targets)) for s in seeds] for seeds in arms)
+    _, samples = metrics.paired_bootstrap_over_seeds(arms, targets, resamples=RESAMPLES, seed=0)
+    mean = metrics.nan_mean(samples)
+    low, high = np.nanpercentile(mean[:, 0] - mean[:, 1], [2.5, 97.5])
+    return float(np.mean(ours) - np.mean(theirs)), float(low), float(high)
 
 
 class _Registry:
@@ -155,14 +177,15 @@ class _Registry:
         """The version made from these files."""
         return next((v for v in self.versions().values() if v.tags[FILES] == results.digest), None)
 
-    def create(self, results: Results) -> Any:
-        """Make a version from a published run."""
-        profile, text = (results.run.profile, "Labels of overhead image tiles: a frozen encoder and a linear probe.")
+    def create(self, candidate: Candidate) -> Any:
+        """Make a version from the published run of the candidate's model."""
+        results = candidate.model
         if not self.client.search_registered_models(f"name = '{self.name}'"):
-            self.client.create_registered_model(self.name, {"satclr.profile": profile}, text)
-        arm_run = self.store.search(tag("files", results.digest), runs.FINISHED)[0]
+            text = "Labels of overhead image tiles: a frozen encoder and a linear probe."
+            self.client.create_registered_model(self.name, {"satclr.profile": results.run.profile}, text)
+        arm_run = self.published(results)
         model_id, told = arm_run.outputs.model_outputs[0].model_id, arm_run.data.tags
-        tags = _tags(results) | {key: told[key] for key in ("satclr.data_md5", "satclr.fingerprint")}
+        tags = self.tags(candidate) | {key: told[key] for key in ("satclr.data_md5", "satclr.fingerprint")}
         return self.client.create_model_version(
             self.name,
             source=f"models:/{model_id}",
@@ -171,6 +194,17 @@ class _Registry:
             description=content.card(results, told),
             tags=tags | {"satclr.commit": told.get("mlflow.source.git.commit", "none")},
         )
+
+    def published(self, results: Results) -> Any:
+        return self.store.search(tag("files", results.digest), runs.FINISHED)[0]
+
+    def tags(self, candidate: Candidate) -> dict[str, str]:
+        model, m = candidate.model, candidate.model.metrics
+        low, high = m["test_mAP_ci95"]
+        facts = {"arm": model.run.arm, "seed": model.run.seed, "profile": model.run.profile, "files": model.digest}
+        facts |= {"val_mAP": f"{m['val_mAP']:.6f}", "test_mAP": f"{m['test_mAP']:.6f} [{low:.6f}, {high:.6f}]"}
+        facts["seed_runs"] = ",".join(self.published(results).info.run_id for results in candidate.seeds)
+        return {f"satclr.{key}": str(value) for key, value in facts.items()}
 
     def set_champion(self, version: Any, former: Any | None) -> None:
         client, name, challenger = self.client, self.name, self.by_alias(CHALLENGER)
@@ -181,18 +215,19 @@ class _Registry:
         if challenger is not None and challenger.version == version.version:
             client.delete_registered_model_alias(name, CHALLENGER)
 
-    def decide(self, candidate: Results) -> Decision:
+    def decide(self, candidate: Candidate) -> Decision:
         """Compare the candidate with the champion, and act on it."""
-        val_mAP, minimum = candidate.metrics["val_mAP"], self.project.settings.register_.minimum_val_mAP
-        champion, version = self.by_alias(CHAMPION), self.of(candidate)
+        val_mAP, minimum = candidate.mean("val_mAP"), self.project.settings.register_.minimum_val_mAP
+        champion, version, tags = self.by_alias(CHAMPION), self.of(candidate.model), self.tags(candidate)
         if version is None and val_mAP < minimum:
             reason = f"validation mAP {val_mAP:.4f} is below register.minimum_val_mAP {minimum}"
-            return self.decision("rejected", "", _tags(candidate), champion, reason)
+            return self.decision("rejected", "", tags, champion, reason)
         version = version or self.create(candidate)
+        self.client.set_model_version_tag(self.name, version.version, SEEDS, tags[SEEDS])  # seeds may have been added
         if champion is None:
             self.set_champion(version, None)
             return self.record("champion", version, None, "the first version")
-        known = (version.version, version.tags, champion)
+        known = (version.version, tags, champion)
         if champion.version == version.version:
             return self.decision("kept", *known, "it is the champion already")
         better, reason, *found = self.gate(candidate, champion)
@@ -206,17 +241,20 @@ class _Registry:
         self.client.set_registered_model_alias(self.name, CHALLENGER, version.version)
         return self.record("challenger", version, champion, reason, *found)
 
-    def gate(self, candidate: Results, champion: Any) -> tuple[Any, ...]:
+    def gate(self, candidate: Candidate, champion: Any) -> tuple[Any, ...]:
         """Whether the candidate is better, a reason, and the difference with its interval."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = self.client.download_artifacts(champion.run_id, "results/scores.npz", folder)
-            ours, theirs = candidate.scores("test"), scores(files.load_npz(Path(path)), "test")
+        ours, theirs = [results.scores("val") for results in candidate.seeds], []
+        for run_id in champion.tags.get(SEEDS, champion.run_id).split(","):
+            with tempfile.TemporaryDirectory() as folder:
+                path = self.client.download_artifacts(run_id, "results/scores.npz", folder)
+                theirs.append(scores(files.load_npz(Path(path)), "val"))
         arm, seed = (champion.tags[f"satclr.{key}"] for key in ("arm", "seed"))
         who = f"champion version {champion.version} ({arm}-s{seed})"
-        if not ours.same_tiles(theirs):
-            return False, f"{who} was tested on other tiles or labels; compare them and use `satclr promote`"
+        if not all(one.same_tiles(ours[0]) for one in ours + theirs):
+            return False, f"{who} was validated on other tiles or labels; compare them and use `satclr promote`"
         delta, low, high = gap(ours, theirs)
-        interval = f"{who}: Δ test mAP {delta:+.4f} [{low:+.4f}, {high:+.4f}]"
+        over = "validation tiles" + (" and seeds" if len(ours + theirs) > 2 else "")
+        interval = f"{who}: Δ validation mAP {delta:+.4f} [{low:+.4f}, {high:+.4f}] over {over}"
         short = f"not shown to be better than {interval}, short by {-low:.4f}"
         return low > 0, f"better than {interval}" if low > 0 else short, delta, low, high
 
@@ -246,27 +284,17 @@ class _Registry:
         return line
 
 
-def _tags(results: Results) -> dict[str, str]:
-    m, run = results.metrics, results.run
-    low, high = m["test_mAP_ci95"]
-    facts = {"arm": run.arm, "seed": run.seed, "profile": run.profile, "val_mAP": f"{m['val_mAP']:.6f}"}
-    facts |= {"files": results.digest, "test_mAP": f"{m['test_mAP']:.6f} [{low:.6f}, {high:.6f}]"}
-    return {f"satclr.{key}": str(value) for key, value in facts.items()}
-
-
-def _write_champion(project: Project, decision: Decision, ranking: Sequence[Results], champion: Any) -> None:
+def _write_champion(project: Project, decision: Decision, ranking: Sequence[Candidate], champion: Any) -> None:
     """Write champion.json: the champion, the decision, and the candidates by validation mAP."""
-    keys, named = ("val_mAP", "test_mAP", "test_mAP_ci95"), None
-    numbers = [{key: results.metrics[key] for key in keys} | {"digest": results.digest} for results in ranking]
-    rows = [{"arm": r.run.arm, "seed": r.run.seed} | row for r, row in zip(ranking, numbers, strict=True)]
+    rows = [
+        {"arm": one.model.run.arm, "seeds": [r.run.seed for r in one.seeds]}
+        | {key: one.mean(key) for key in ("val_mAP", "test_mAP")}
+        | {"model": {"seed": one.model.run.seed, "val_mAP": one.model.metrics["val_mAP"], "digest": one.model.digest}}
+        for one in ranking
+    ]
+    tree: dict[str, Any] = {"profile": project.profile, "model": decision.model, "champion": None}
     if champion is not None:
         arm, seed, val = (champion.tags[f"satclr.{key}"] for key in ("arm", "seed", "val_mAP"))
-        named = {"arm": arm, "seed": int(seed), "val_mAP": float(val), "digest": champion.tags[FILES]}
-    tree: dict[str, Any] = {
-        "profile": project.profile,
-        "model": decision.model,
-        "champion": named,
-        "candidate": rows[0],
-    }
-    tree |= {"decision": decision.decision, "reason": decision.reason, "ranking": rows}
+        tree["champion"] = {"arm": arm, "seed": int(seed), "val_mAP": float(val), "digest": champion.tags[FILES]}
+    tree |= {"candidate": rows[0], "decision": decision.decision, "reason": decision.reason, "ranking": rows}
     files.write_json(project.reports / "champion.json", tree)

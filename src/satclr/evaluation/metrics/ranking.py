@@ -3,6 +3,8 @@
 scikit-learn has most of these too and the tests compare them; importing it takes longer than a whole evaluation.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -28,6 +30,23 @@ def mean_average_precision(ap: ArrayLike, *, undefined: str = "exclude") -> floa
     """
     values = np.asarray(ap, dtype=np.float64)
     return float(nan_mean(np.nan_to_num(values) if undefined == "zero" else values))
+
+
+def within_category_average_precision(scores: ArrayLike, targets: ArrayLike, categories: Sequence[str]) -> Floats:
+    """AP of each label among tiles of one scene category, averaged over the categories where the label varies: (K,).
+
+    Arguments and errors as `average_precision`'s, and the tiles' categories (N). nan where a label varies in none.
+    Knowing a tile's category is of no use: scores that are constant in each category have the AP of chance, the
+    label's share there.
+    """
+    s, t = checked(scores, targets)
+    names = np.asarray(categories)
+    each = []
+    for name in np.unique(names):
+        rows = names == name
+        ap = average_precision(s[rows], t[rows])
+        each.append(np.where(t[rows].all(0), np.nan, ap))
+    return nan_mean(np.transpose(each))
 
 
 def micro_average_precision(scores: ArrayLike, targets: ArrayLike) -> float:

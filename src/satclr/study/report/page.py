@@ -17,9 +17,9 @@ import numpy as np
 from satclr import files
 from satclr.data import tiles
 from satclr.project import Project
-from satclr.study import compare, figures, provenance
+from satclr.study import compare, figures
 from satclr.study.report import sections
-from satclr.study.results import Results, existing, read_json
+from satclr.study.results import Results, existing, git_state, read_json, versions
 
 
 class ReportError(ValueError):
@@ -81,7 +81,7 @@ def _render(
     robust = all("robustness" in entry for entry in entries.values())
     tested = entries[best]["robustness"]["corruptions"] if robust else {}
     palette, flat = (figures.Palette(list(project.params.arms)), [r.run.settings.flat() for r in first.values()])
-    commit, dirty = provenance.commit(project.root)
+    commit, dirty = git_state(project.root)
     drawn = _charts(arms, report, labels, audit["label_counts"], palette)
     html = environment.get_template("template.html").render(
         report,
@@ -99,7 +99,7 @@ def _render(
         audit=audit,
         store=store,
         settings={key: [f[key] for f in flat] for key in flat[0]},
-        versions=provenance.versions(),
+        versions=versions(),
         commit=f"{commit} with changes" if dirty else commit,
     )
     return html, drawn
@@ -115,7 +115,7 @@ def _charts(
     """Every figure of the page, by name."""
     entries, names = report["arms"], [row["label"] for row in labels]
     drawn = _training_curves(arms, palette)
-    drawn["arms"] = figures.arms(entries, palette)
+    drawn["arms"] = figures.arms(entries, palette, references=report["references"])
     drawn["labels"] = figures.dots(names, sections.intervals(labels, "AP"), palette, xlabel="test AP")
     if len(entries) > 1:
         values, xlabel = (sections.intervals(labels, "delta_AP"), f"difference in test AP to {next(iter(entries))}")

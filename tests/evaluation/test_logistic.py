@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from satclr.evaluation import logistic, metrics
+
+Floats = npt.NDArray[np.float32]
+Targets = npt.NDArray[np.uint8]
+
+
+def data(rng: np.random.Generator, tiles: int = 90, width: int = 12, labels: int = 4) -> tuple[Floats, Targets]:
+    """Features whose axes differ a hundredfold in spread, and labels of different frequency."""
+    axes = np.linalg.qr(rng.normal(size=(width, width)))[0]
+    x = rng.normal(size=(tiles, width)) * np.geomspace(3, 0.03, width) @ axes
+    truth = rng.normal(size=(width, labels))
+    y = x @ truth + rng.normal(size=(tiles, labels)) > np.linspace(0, 2, labels)
+    y[:2] = [[0], [1]]  # both kinds of every label
+    return x.astype(np.float32), y.astype(np.uint8)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng()
+
+
+@pytest.mark.parametrize(("tiles", "width"), [(90, 12), (20, 40)])
+def test_every_strength_is_scikit_learns_minimum(rng: np.random.Generator, tiles: int, width: int) -> None:
+    """Also with more features than tiles, and although each strength starts where the one before ended."""
+    x, y = data(rng, tiles, width)
+    for strength, weight, bias in logistic.fit(x, y, strengths=(1.0, 0.1, 0.01)):
+        for k in range(y.shape[1]):
+            theirs = LogisticRegression(C=1 / (strength * tiles), tol=1e-10, max_iter=10_000)
+            theirs.fit(x.astype(float), y[:, k])
+            expected = np.append(theirs.coef_[0], theirs.intercept_[0])
+            found = np.append(weight[k], bias[k])
+            np.testing.assert_allclose(found, expected, atol=2e-3 * np.abs(expected).max())
+
+
+def test_the_best_on_validation_is_chosen_and_scores_as_it_validated(rng: np.random.Generator) -> None:
+    x, y = data(rng, tiles=200)
+    train, val = (x[:120], y[:120]), (x[120:], y[120:])
+    chosen = logistic.best(train, val)
+    fits = logistic.fit(*train, strengths=logistic.STRENGTHS)
+    each = [metrics.average_precision(val[0] @ w.T + b, val[1]).mean() for _, w, b in fits]
+    tried = 1
+    while tried < len(each) and tried - 1 - int(np.argmax(each[:tried])) < logistic.PATIENCE:
+        tried += 1
+    assert chosen.val_mAP == pytest.approx(max(each[:tried]), abs=1e-6)
+    ap = metrics.average_precision(chosen.scores(val[0]), val[1])
+    assert metrics.mean_average_precision(ap) == pytest.approx(chosen.val_mAP, abs=1e-6)
+
+
+def test_one_tile_and_labels_of_one_kind_train(rng: np.random.Generator) -> None:
+    x, y = data(rng, tiles=20)
+    y[:, 1], y[:, 2] = 0, 1
+    for count in (1, 19):
+        found = logistic.best((1e4 * x[:count], y[:count]), (1e4 * x, y))
+        assert np.isfinite(found.scores(x)).all()
+        assert np.isfinite(found.val_mAP)
+    constant = logistic.best((0 * x, y), (0 * x, y))
+    np.testing.assert_allclose(constant.scores(x).std(0), 0, atol=1e-5)
+
+
+def test_standardize_is_scikit_learns_fitted_on_train_only(rng: np.random.Generator) -> None:
+    x = rng.normal(3, rng.uniform(0.1, 9, size=7), size=(60, 7))
+    x[:, 2] = 5.0
+    scaler = StandardScaler().fit(x[:40])
+    train, rest = logistic.standardize(x[:40], x[40:])
+    np.testing.assert_allclose(train, scaler.transform(x[:40]), atol=1e-9)
+    np.testing.assert_allclose(rest, scaler.transform(x[40:]), atol=1e-9)
