@@ -114,7 +114,8 @@ class Pretrain(Model):
 
     arch: str  # a torchvision classification model
     weights: str  # IMAGENET1K_V2 and the like, none, or the path of a safetensors or state-dict file
-    normalization: Literal["train", "imagenet", "released"]  # mean and std of the encoder's input
+    normalization: Literal["train", "imagenet", "released"]  # mean and std of the input; train: of the split `train`
+    tiles: Literal["train", "unlabelled", "both"]  # what it learns from; unlabelled tiles are negatives to labelled ones
     objective: Objective
     near_duplicates: NearDuplicates
     nt_xent_weight: Probability  # w in w·NT-Xent + (1 - w)·objective, for an objective that uses labels
@@ -144,6 +145,8 @@ class Pretrain(Model):
             raise ValueError(
                 f"nt_xent_weight {self.nt_xent_weight} requires an objective that uses labels, not {self.objective}"
             )
+        if self.tiles == "unlabelled" and self.objective not in {"none", "nt_xent"}:
+            raise ValueError(f"objective {self.objective} learns from labels, which tiles: unlabelled do not have")
         if self.micro_batch_size is not None and self.forward == "separate":
             raise ValueError(f"micro_batch_size {self.micro_batch_size} requires forward: joint")
         return self

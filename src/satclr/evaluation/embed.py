@@ -1,4 +1,4 @@
-"""One pass of the frozen encoder: the tile store → features of every tile.
+"""One pass of the frozen encoder: the tile store → features of every labelled tile.
 
 In: build/<profile>, the run's encoder.safetensors. Out: features.npy (N,D) float32, in index order.
 
@@ -26,7 +26,7 @@ BATCH_SIZE = 256
 
 
 def run(run: Run, _log: Log) -> None:
-    """Write the features of all N tiles.
+    """Write the features of all N labelled tiles.
 
     With `probe.batch_norm: frozen` a tile's features depend on that tile alone. With `batch` they depend on
     its batch: each split is cut in index order into batches of `probe.batch_size`, as the notebook's
@@ -65,7 +65,7 @@ def _fill(
     """Write this process's batches into the file that all share; returns all features (N,D)."""
     first = distributed.rank() == 0
     if first:
-        shape = (len(store.names), encoder.width)
+        shape = (store.labelled, encoder.width)
         np.lib.format.open_memmap(part, "w+", np.float32, shape).flush()
         files.reserve(part)
     distributed.agree(True, device=encoder.device)  # barrier: rank 0 has made the file

@@ -87,7 +87,7 @@ def pretrain(run: Run, folder: Path, log: Log, *, fingerprint: str) -> None:
     """Train, or resume from the checkpoint in `folder`, and write encoder and loss curve there."""
     config = run.settings.pretrain
     computed, reason = machine.precision(config.precision)
-    store = tiles.open_store(run.store).learning(config.near_duplicates)
+    store = tiles.open_store(run.store).learning(config.near_duplicates, tiles=config.tiles)
     mean, std = store.statistics(config.normalization)
     weights = encoders.weights_file(config.arch, config.weights, root=run.root)
     seed = randomness.derive(run.seed, "encoder")
