@@ -115,7 +115,7 @@ class Pretrain(Model):
     arch: str  # a torchvision classification model
     weights: str  # IMAGENET1K_V2 and the like, none, or the path of a safetensors or state-dict file
     normalization: Literal["train", "imagenet", "released"]  # mean and std of the input; train: of the split `train`
-    tiles: Literal["train", "unlabelled", "both"]  # what it learns from; unlabelled tiles are negatives to labelled ones
+    tiles: Literal["train", "unlabelled", "both"]  # to learn from; labels see unlabelled ones as negatives
     objective: Objective
     near_duplicates: NearDuplicates
     nt_xent_weight: Probability  # w in w·NT-Xent + (1 - w)·objective, for an objective that uses labels

@@ -213,7 +213,7 @@ def test_unlabelled_tiles_change_nothing_but_what_pretraining_may_see(
     assert "1 of 5 unlabelled tiles are near-duplicates" in " ".join(capsys.readouterr().err.split())
     copy = store.names.index(names[0])
     for kept, chosen in (("keep", range(count, count + 5)), ("leave_out", sorted({*range(count, count + 5)} - {copy}))):
-        own = [row for row in before.learning(kept).rows("train")]
+        own = before.learning(kept).rows("train").tolist()
         for which, expected in (("train", own), ("unlabelled", [*chosen]), ("both", [*own, *chosen])):
             learned = store.learning(kept, tiles=which)
             assert learned.rows("train").tolist() == expected

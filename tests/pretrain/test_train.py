@@ -236,6 +236,25 @@ def test_supervised_objectives_use_the_labels_of_training_tiles_alone(
         assert same(pretrained(run), weights) == expected
 
 
+@pytest.mark.parametrize(("which", "objective"), [("both", "nt_xent"), ("unlabelled", "nt_xent"), ("both", "jaccard")])
+def test_unlabelled_tiles_are_learned_from_like_training_tiles_without_labels(
+    which: str, objective: str, store: tiles.TileStore, monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    own, plain = (make_run(root, pretrain={"objective": objective, "tiles": t}) for t in (which, "train"))
+    half = np.flatnonzero(store.splits == "train")[::2]
+    splits, targets = store.splits.astype("U10"), store.targets.copy()
+    splits[half], targets[half] = "unlabelled", 0
+    as_training = np.where(splits == "unlabelled", "train", "" if which == "unlabelled" else splits)
+    as_training = np.where(np.isin(splits, ("val", "test")), splits, as_training)
+    monkeypatch.setattr(tiles, "open_store", lambda _: dataclasses.replace(store, splits=splits, targets=targets))
+    weights = pretrained(own)
+    ordinary = pretrained(plain)
+    monkeypatch.setattr(tiles, "open_store", lambda _: dataclasses.replace(store, splits=as_training, targets=targets))
+    fresh(plain)
+    assert same(pretrained(plain), weights)
+    assert not same(ordinary, weights)
+
+
 def test_micro_batches_take_both_views_of_their_tiles_and_the_draws_of_the_whole_batch(root: Path) -> None:
     changes = {"arch": "squeezenet1_1", "projection": {"batch_norm": False}, "epochs": 2}  # no BatchNorm
     run = make_run(root, pretrain=changes)

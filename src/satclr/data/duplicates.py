@@ -81,10 +81,11 @@ def follow(edges: Rows, group: Rows, count: int, tested: Rows) -> Rows:
     that pairs connect it to, however indirectly, or else of the first row.
     """
     first = connected(edges, count)
-    leader = np.concatenate((group, np.arange(len(group), count)))[first]
-    of_tested = dict(zip(first[tested].tolist()[::-1], group[tested].tolist()[::-1], strict=True))
-    others = [of_tested.get(row, own) for row, own in zip(first[len(group) :].tolist(), leader[len(group) :].tolist())]
-    return np.concatenate((group, np.array(others, group.dtype)))
+    own = np.concatenate((group, np.arange(len(group), count)))[first]
+    of_tested = np.full(count, -1)
+    of_tested[first[tested[::-1]]] = group[tested[::-1]]
+    joined = np.where(of_tested[first] < 0, own, of_tested[first])
+    return np.concatenate((group, joined[len(group) :]))
 
 
 def hashes(pixels: Tiles) -> tuple[Hashes, Hashes]:

@@ -1,7 +1,7 @@
 """Decode every tile once: data/<profile> → build/<profile>.
 
-In: `Images/<category>/*.jpg` and `Labels/<category>.csv`, and images without labels anywhere in `Unlabelled`. Out: `tiles.npy` (N,H,H,3 uint8), `index.csv`, `stats.json`,
-`audit.json`.
+In: `Images/<category>/*.jpg`, `Labels/<category>.csv`, and images without labels anywhere below `Unlabelled`. Out:
+`tiles.npy` (N,H,H,3 uint8; the labelled tiles first), `index.csv`, `stats.json`, `audit.json`.
 
     satclr prepare --profile sample
 """

@@ -44,9 +44,9 @@ def plan(
     """Recognise a data set by its images, among `members`, and its tables, among `label_members`.
 
     labels_from: `folders` passes the tables over; `tables` accepts that most rows or images have no partner. Without
-    either, a tile's only label is its folder where no file could be a table. unlabelled: keep images without a row, however
-    many, as unlabelled tiles. Raises `SourceError` without images, and
-    where neither tables nor folders label them.
+    either, a tile's only label is its folder where no file could be a table. unlabelled: keep images without a
+    row, however many, as unlabelled tiles. Raises `SourceError` without images, and where neither tables nor folders
+    label them.
     """
     found = [member for member in members if member.path.suffix.lower() in tiles.SUFFIXES]
     if not found:
@@ -71,7 +71,8 @@ def plan(
         notes.append(f"{reason}: each tile's only label is its folder")
     without = [i for i in range(len(paths)) if i not in labelled]
     if labels_from is None:
-        _require_partners(absent, [] if unlabelled else without, images, sum(len(reading.sheet.body) for reading in readings))
+        rows = sum(len(reading.sheet.body) for reading in readings)
+        _require_partners(absent, [] if unlabelled else without, images, rows)
     return Plan(
         tiles=[_tile(found[i], categories[i], images.names[i]) for i in sorted(labelled)],
         tables=_tables(labelled, images),
