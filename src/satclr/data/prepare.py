@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +32,7 @@ UNLABELLED: Final = "Unlabelled"  # images without a table, for pretraining alon
 SHOWN: Final = 10
 
 Sums = npt.NDArray[np.int64]  # (N,2,3): sum and sum of squares of a tile's pixel values, per channel
+Rows = list[tuple[int, Path | str]]  # of the label tables, then of unlabelled images, and their files
 Problems = list[dict[str, str]]  # path, relative to the data folder, and reason
 
 
@@ -57,8 +58,7 @@ def write_store(data: Path, out: Path, settings: Data) -> None:
     table = labels.read(data / "Labels")
     found = audit.audit(table, data / "Labels")
     paths, problems = _match(data, table)
-    others, more = _unlabelled(data)
-    problems += more
+    others = _unlabelled(data, problems)
     record: dict[str, Any] = {**found.to_dict(), "on_problem": settings.labels.on_problem}
     out.mkdir(parents=True, exist_ok=True)
     try:
@@ -67,7 +67,7 @@ def write_store(data: Path, out: Path, settings: Data) -> None:
         strict = settings.on_unreadable == "fail"
         if strict:
             _check_problems(data, problems, out)
-        rows = [(row, path) for row, path in sorted(paths.items()) if row not in flagged]
+        rows: Rows = [(row, path) for row, path in sorted(paths.items()) if row not in flagged]
         rows += enumerate(others, len(table.tiles))
         with _parts(out) as parts:
             kept, sums, digest = _pack(data, parts["tiles.npy"], rows, settings.tile_px, problems)
@@ -76,7 +76,7 @@ def write_store(data: Path, out: Path, settings: Data) -> None:
             if not kept or kept[0] >= len(table.tiles):
                 raise PrepareError(f"{data} has no usable tile with labels")
             unlabelled = [others[row - len(table.tiles)] for row in kept if row >= len(table.tiles)]
-            names = [str(path.relative_to(data)).encode(errors="backslashreplace").decode() for path in unlabelled]
+            names = [os.path.relpath(path, data).encode(errors="backslashreplace").decode() for path in unlabelled]
             _finish(data, parts, settings, table, kept[: len(kept) - len(names)], names, sums, digest, record)
     finally:
         files.write_json(out / "audit.json", record, allow_nan=True)
@@ -148,19 +148,19 @@ def _match(data: Path, table: labels.Labels) -> tuple[dict[int, Path], Problems]
     return paths, [{"path": f"Images/{name}", "reason": reason} for name, reason in reasons.items()]
 
 
-def _unlabelled(data: Path) -> tuple[list[Path], Problems]:
-    """The images below data/Unlabelled, at any depth, in the order of their paths, and what is no image there."""
-    found: list[Path] = []
-    problems: Problems = []
-    for path in sorted((data / UNLABELLED).rglob("*")):
-        parts = path.relative_to(data).parts
-        if any(part.startswith(".") for part in parts) or (path.is_dir() and not path.is_symlink()):
-            continue
-        if reason := _unusable(path, data):
-            problems.append({"path": path.relative_to(data).as_posix(), "reason": reason})
-        else:
-            found.append(path)
-    return found, problems
+def _unlabelled(data: Path, problems: Problems) -> list[str]:
+    """The images below data/Unlabelled, at any depth, as text: there may be millions. Adds to `problems`."""
+    found: list[str] = []
+    for folder, folders, names in os.walk(data / UNLABELLED):
+        links = [name for name in folders if (Path(folder) / name).is_symlink()]  # os.walk does not enter them
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(name for name in [*names, *links] if not name.startswith(".")):
+            path = Path(folder) / name
+            if reason := _unusable(path, data):
+                problems.append({"path": path.relative_to(data).as_posix(), "reason": reason})
+            else:
+                found.append(str(path))
+    return found
 
 
 def _unusable(path: Path, data: Path) -> str | None:
@@ -202,9 +202,7 @@ def _parts(out: Path) -> Iterator[dict[str, Path]]:
         (out / "stats.json").unlink(missing_ok=True)
 
 
-def _pack(
-    data: Path, part: Path, rows: Sequence[tuple[int, Path]], tile_px: int, problems: Problems
-) -> tuple[list[int], Sums, bytes]:
+def _pack(data: Path, part: Path, rows: Rows, tile_px: int, problems: Problems) -> tuple[list[int], Sums, bytes]:
     """Decode in parallel, append in order: the rows kept, their sums, a digest of the pixels."""
 
     def read(path: Path) -> tuple[bytes, Sums] | str:
@@ -225,7 +223,7 @@ def _pack(
     ):
         _header(file, len(rows), tile_px)
         for start in range(0, len(rows), CHUNK):
-            chunk = rows[start : start + CHUNK]
+            chunk = [(row, Path(path)) for row, path in rows[start : start + CHUNK]]
             for (row, path), result in zip(chunk, pool.map(read, [p for _, p in chunk]), strict=True):
                 if isinstance(result, str):
                     problems.append({"path": str(path.relative_to(data)), "reason": result})
