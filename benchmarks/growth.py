@@ -11,6 +11,7 @@ a process of its own and prints seconds and its peak of resident memory, in whic
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -120,7 +121,7 @@ def sample(folder: Path, count: int, *, labelled: int | None = None) -> dict[str
         rows = store.rows("train")
         order = rows[randomness.permutation(len(rows), 0, "order", 0).numpy()]
         batches = tiles.split_batches(order, BATCH)
-        for _ in tiles.stream(store, batches[: int(SHARE * len(batches))], torch.device("cpu")):
+        for _ in tiles.stream(store, batches[: math.ceil(SHARE * len(batches))], torch.device("cpu")):
             pass
 
     return timed(work)

@@ -122,12 +122,16 @@ def candidates(found: Hashes, distance_bits: int) -> Iterator[tuple[Rows, Rows]]
 
 
 def _hash_chunk(pixels: Tiles, start: int) -> tuple[Hashes, Hashes]:
-    import imagehash
     from PIL import Image
+    from scipy.fft import dct
 
     tiles = pixels[start : start + CHUNK]
     exact = b"".join(hashlib.blake2b(tile.tobytes(), digest_size=8).digest() for tile in tiles)
-    bits = np.array([imagehash.phash(Image.fromarray(tile)).hash.ravel() for tile in tiles])
+    size = (THUMBNAIL_PX, THUMBNAIL_PX)
+    small = (Image.fromarray(tile).convert("L").resize(size, Image.Resampling.LANCZOS) for tile in tiles)
+    gray = np.array([np.asarray(tile) for tile in small])
+    low = dct(dct(gray, axis=1), axis=2)[:, :8, :8].reshape(len(gray), HASH_BITS)
+    bits = low > np.median(low, axis=1, keepdims=True)
     return np.frombuffer(exact, np.uint64), np.packbits(bits, axis=1).view(np.uint64).ravel()
 
 
