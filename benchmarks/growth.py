@@ -3,8 +3,8 @@
     python benchmarks/scale.py growth                   all sizes, into docs/runs/scale.json
     python benchmarks/growth.py search 100000           one stage at one size
 
-The store is made: its tiles.npy is a hole in a file (12 GB at a million tiles, hardly any disk), its index is written as
-`prepare` writes it, with 60 labels. For near-duplicates tiles are noise that is made as it is read. Each stage runs in
+The store is made: its tiles.npy is a hole in a file (12 GB at a million tiles, hardly any disk), its index is what
+`prepare` writes, with 60 labels. For near-duplicates tiles are noise that is made as it is read. Each stage runs in
 a process of its own and prints seconds and its peak of resident memory, in which pages of the store count too.
 """
 

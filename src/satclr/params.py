@@ -109,6 +109,14 @@ class Projection(Model):
     batch_norm: bool  # SimCLR's own code has it, the paper's notebook (2048, 512, 128) does not
 
 
+class Finetune(Model):
+    """Training of encoder and a linear head on labels, after pretraining: a ceiling for frozen probes."""
+
+    epochs: Annotated[int, Field(ge=0, lt=2**31)]  # at most; 0: the encoder stays as pretrained
+    learning_rate: Annotated[float, Field(gt=0)]  # of Adam
+    patience: Count  # epochs without a lower validation loss before it stops
+
+
 class Pretrain(Model):
     """From the initial encoder to the one that is probed."""
 
@@ -131,6 +139,7 @@ class Pretrain(Model):
     weight_decay: Annotated[float, Field(ge=0)]
     schedule: Literal["constant", "cosine"]
     warmup_epochs: Annotated[int, Field(ge=0, lt=2**31)]  # linear, before the cosine
+    finetune: Finetune
     precision: Precision  # of the encoder's arithmetic; the loss is float32
     matmul_convolutions: bool  # on a CPU, compute 3x3 convolutions of small maps as matrix products
     compile: bool  # torch.compile, with one process

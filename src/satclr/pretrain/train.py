@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from satclr import files, machine, progress, randomness
 from satclr.data import tiles
 from satclr.params import Pretrain
-from satclr.pretrain import caching, checkpoint, distributed, views
+from satclr.pretrain import caching, checkpoint, distributed, finetune, views
 from satclr.pretrain import encoder as encoders
 from satclr.pretrain import loss as losses
 from satclr.pretrain.checkpoint import RunError
@@ -72,9 +72,11 @@ def fingerprint(run: Run) -> str:
     """
     config = run.settings.pretrain
     weights = encoders.weights_file(config.arch, config.weights, root=run.root)
+    unused = set() if config.finetune.epochs else {"finetune"}
     facts = {
         "views": run.settings.views.model_dump(mode="json"),
-        "pretrain": config.model_dump(mode="json") | {"precision": machine.precision(config.precision)[0]},
+        "pretrain": config.model_dump(mode="json", exclude=unused)
+        | {"precision": machine.precision(config.precision)[0]},
         "seed": run.seed,
         "store": tiles.open_store(run.store).digest,
         "weights": files.sha256(weights) if weights else None,
@@ -86,6 +88,9 @@ def fingerprint(run: Run) -> str:
 def pretrain(run: Run, folder: Path, log: Log, *, fingerprint: str) -> None:
     """Train, or resume from the checkpoint in `folder`, and write encoder and loss curve there."""
     config = run.settings.pretrain
+    if config.finetune.epochs:
+        _finetune(run, folder, log, fingerprint)
+        return
     computed, reason = machine.precision(config.precision)
     store = tiles.open_store(run.store).learning(config.near_duplicates, tiles=config.tiles)
     mean, std = store.statistics(config.normalization)
@@ -109,6 +114,15 @@ def pretrain(run: Run, folder: Path, log: Log, *, fingerprint: str) -> None:
     facts |= {"weights_sha256": files.sha256(weights) if weights else None}
     encoders.save(encoder, folder / "encoder.safetensors", arch=config.arch, width=width, **facts)
     (folder / checkpoint.FILE).unlink(missing_ok=True)
+
+
+def _finetune(run: Run, folder: Path, log: Log, key: str) -> None:
+    """Fine-tune the encoder of the same run without fine-tuning, which is pretrained first unless it has been."""
+    frozen = finetune.without(run)
+    source = folder.with_name(fingerprint(frozen))
+    if not (source / "encoder.safetensors").exists():
+        pretrain(frozen, source, log, fingerprint=source.name)
+    finetune.run(run, source, folder, log, fingerprint=key)
 
 
 def train(
