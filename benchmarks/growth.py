@@ -83,7 +83,8 @@ def timed(work: Callable[[], object]) -> dict[str, float]:
     work()
     seconds = time.perf_counter() - started
     peak = memory_kib()
-    return {"s": round(seconds, 3), "MiB": round(peak["VmHWM"] / 1024), "MiB_before": round(before / 1024)}
+    sizes = {"MiB": peak["VmHWM"], "MiB_before": before, "MiB_without_files": peak["RssAnon"]}
+    return {"s": round(seconds, 3), **{name: round(kib / 1024) for name, kib in sizes.items()}}
 
 
 def write(folder: Path, count: int) -> dict[str, float]:

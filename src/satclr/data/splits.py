@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -105,8 +106,9 @@ def stratified(units: Sequence[Sequence[int]], targets: Targets, fractions: Frac
 
     Returns the index of each unit's split. targets: (N,K); a unit counts as many times as it has rows.
     """
-    counts = np.array([targets[list(unit)].sum(0, dtype=np.int64) for unit in units])  # (U,K)
     sizes = np.array([len(unit) for unit in units])
+    rows = np.fromiter(chain.from_iterable(units), np.intp)
+    counts = np.add.reduceat(targets[rows], np.cumsum(sizes) - sizes, dtype=np.int32)  # (U,K)
     shares = np.array(fractions)
     lacks = shares[:, None] * counts.sum(0)  # (3,K): how much of each label each split still needs
     lacks_tiles = shares * sizes.sum()
