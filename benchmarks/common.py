@@ -102,10 +102,10 @@ def made_store(pixels: Tiles) -> TileStore:
         names=[f"tile{i}" for i in range(count)],
         categories=["tile"] * count,
         splits=np.full(count, "train"),
-        groups=[],
+        groups=np.arange(count),
         labels=[],
         targets=np.zeros((count, 0), np.uint8),
-        stats={"tile_px": tile_px, "digest": "bench", "normalization": {"train": statistics}},
+        stats={"tile_px": tile_px, "tiles": {}, "digest": "bench", "normalization": {"train": statistics}},
     )
 
 

@@ -1,6 +1,7 @@
-"""What sharing a batch among processes costs, and what memory micro-batches save.
+"""What sharing a batch among processes costs, what memory micro-batches save, and how the stages grow with tiles.
 
     python benchmarks/scale.py [--quick]
+    python benchmarks/scale.py growth [10000 100000 1000000]            into docs/runs/scale.json (see growth.py)
     python benchmarks/scale.py 2 resnet18 64 128 0      one measurement: processes, encoder, crop, batch, micro-batch
 
 Speed: 2 gloo processes of 1 thread against 1 process of 2 (with GPUs: 2 of nccl against 1), in turns. Memory: the
@@ -17,6 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import growth
 import numpy as np
 import torch
 from common import PRECISION, ROOT, Row, made_store, memory_kib, rate_row, run
@@ -105,6 +107,8 @@ def worker(arch: str, crop_px: int, batch_size: int, micro_batch_size: int | Non
 
 if __name__ == "__main__":
     match sys.argv[1:]:
+        case ["growth", *counts]:
+            growth.main([int(count) for count in counts] or [10_000, 100_000, 1_000_000])
         case ["worker", arch, *numbers]:
             side, batch, micro = map(int, numbers)
             worker(arch, side, batch, micro or None)

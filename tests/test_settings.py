@@ -83,6 +83,7 @@ def test_an_arm_changes_only_what_it_names(tree: dict[str, Any], tmp_path: Path)
         ({"defaults": {"data": {"split": {"fractions": [0.5, 0.2, 0.1]}}}}, ["data.split.fractions", "sum to 1"]),
         ({"profiles": {"ucmerced": {"data": {"split": {"by": "group"}}}}}, ["by: group", "set file: null"]),
         ({"defaults": {"pretrain": {"warmup_epochs": 99}}}, ["defaults.pretrain.warmup_epochs 99"]),
+        ({"arms": {"jaccard": {"pretrain": {"tiles": "unlabelled"}}}}, ["arms.jaccard", "objective jaccard"]),
         ({"arms": {"simclr": {"pretrain": {"adapt_batch_norm": True}}}}, ["arms.simclr.pretrain.adapt_batch_norm"]),
         ({"arms": {"simclr": {"pretrain": {"temperature": None}}}}, ["arms.simclr.pretrain.temperature = None"]),
         ({"defaults": {"data": {"split": {"fractions": [0.7, "b", 0.1]}}}}, ["defaults.data.split.fractions.1 = 'b'"]),

@@ -11,7 +11,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -161,9 +161,8 @@ def import_(
     source: Annotated[Path, typer.Argument(help="The downloaded archive or folder.")],
     name: Annotated[str, typer.Argument(help="The data set's name; it becomes data/NAME.")],
     labels: Annotated[Path | None, typer.Option(help="The label table or tables, if apart from the images.")] = None,
-    labels_from: Annotated[
-        LabelsFrom | None, typer.Option(help="Take labels from folders only, or tables only.")
-    ] = None,
+    labels_from: Annotated[LabelsFrom | None, typer.Option(help="Labels from folders only, or tables only.")] = None,
+    unlabelled: Annotated[bool, typer.Option("--unlabelled", help="Keep images without a row.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be imported; write nothing.")] = False,
 ) -> None:
     """Convert a downloaded data set to the layout that `prepare` reads: data/NAME."""
@@ -174,13 +173,14 @@ def import_(
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise typer.BadParameter(f"{name!r}: use lower-case letters, digits and _, as for a profile")
     chosen = _project()
+    given: dict[str, Any] = {"labels_source": labels, "labels_from": labels_from, "unlabelled": unlabelled}
     if dry_run:
-        typer.echo(str(importing.look(source, labels_source=labels, labels_from=labels_from)))
+        typer.echo(str(importing.look(source, **given)))
         return
     ask = (lambda plan: typer.confirm(f"{plan}\nimport this?")) if sys.stdin.isatty() else None
     target = chosen.root / "data" / name
     with runner.lock(chosen.root, f"import-{name}"):
-        typer.echo(str(importing.run(source, target, labels_source=labels, labels_from=labels_from, confirm=ask)))
+        typer.echo(str(importing.run(source, target, **given, confirm=ask)))
     profile = "" if name in chosen.params.profiles else f"add a profile {name!r} to params.yaml, then "
     typer.echo(f"next: `dvc add data`, then {profile}`dvc exp run -S profile={name}`")
 

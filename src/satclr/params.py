@@ -128,12 +128,21 @@ class Projection(Model):
     batch_norm: bool  # SimCLR's own code has it, the paper's notebook (2048, 512, 128) does not
 
 
+class Finetune(Model):
+    """Training of encoder and a linear head on labels, after pretraining: a ceiling for frozen probes."""
+
+    epochs: Annotated[int, Field(ge=0, lt=2**31)]  # at most; 0: the encoder stays as pretrained
+    learning_rate: Annotated[float, Field(gt=0)]  # of Adam
+    patience: Count  # epochs without a lower validation loss before it stops
+
+
 class Pretrain(Model):
     """From the initial encoder to the one that is probed."""
 
     arch: str  # a torchvision classification model
     weights: str  # IMAGENET1K_V2 and the like, none, or the path of a safetensors or state-dict file
-    normalization: Literal["train", "imagenet", "released"]  # mean and std of the encoder's input
+    normalization: Literal["train", "imagenet", "released"]  # mean and std of the input; train: of the split `train`
+    tiles: Literal["train", "unlabelled", "both"]  # to learn from; labels see unlabelled ones as negatives
     objective: Objective
     near_duplicates: NearDuplicates
     nt_xent_weight: Probability  # w in w·NT-Xent + (1 - w)·objective, for an objective that uses labels
@@ -151,6 +160,7 @@ class Pretrain(Model):
     weight_decay: Annotated[float, Field(ge=0)]
     schedule: Literal["constant", "cosine"]
     warmup_epochs: Annotated[int, Field(ge=0, lt=2**31)]  # linear, before the cosine
+    finetune: Finetune
     precision: Precision  # of the encoder's arithmetic; the loss is float32
     matmul_convolutions: bool  # on a CPU, compute 3x3 convolutions of small maps as matrix products
     compile: bool  # torch.compile, with one process
@@ -166,6 +176,8 @@ class Pretrain(Model):
             raise ValueError(
                 f"nt_xent_weight {self.nt_xent_weight} requires an objective that uses labels, not {self.objective}"
             )
+        if self.tiles == "unlabelled" and self.objective not in {"none", "nt_xent"}:
+            raise ValueError(f"objective {self.objective} learns from labels, which tiles: unlabelled do not have")
         if self.micro_batch_size is not None and self.forward == "separate":
             raise ValueError(f"micro_batch_size {self.micro_batch_size} requires forward: joint")
         return self

@@ -63,7 +63,8 @@ def arm_stage(
 
 
 def _trains(run: Run, name: str) -> bool:
-    idle = name == "pretrain" and run.settings.pretrain.objective == "none"
+    config = run.settings.pretrain
+    idle = name == "pretrain" and config.objective == "none" and not config.finetune.epochs
     return not idle and os.environ.get("RANK", "0") == "0"
 
 

@@ -53,6 +53,7 @@ def test_blocks_do_not_lose_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     whole = pairs()
     monkeypatch.setattr(duplicates, "PAIRS_AT_ONCE", 37)
+    monkeypatch.setattr(duplicates, "HASHES_AT_ONCE", 29)
     assert pairs() == whole
 
 

@@ -164,6 +164,16 @@ def test_what_does_not_match_is_skipped_and_listed(tmp_path: Path) -> None:
     assert len(labels.read(tmp_path / "mine" / "Labels").tiles) == len(images) - 1
     assert not (tmp_path / "mine" / "Images" / "beach" / "extra.jpg").exists()
     assert "images without row: 1" in str(report)
+    files |= {f"Images/sea/sea_{i}.jpg": files["Images/beach/extra.jpg"] for i in range(20)}  # most have no row
+    source = folder_of(tmp_path / "unlabelled", files)
+    with pytest.raises(archives.SourceError, match="images have no row"):
+        importing.run(source, tmp_path / "more")
+    report = importing.run(source, tmp_path / "more", unlabelled=True)
+    assert (report.unlabelled, report.images_without_row) == (21, [])
+    kept = tree(tmp_path / "more" / "Unlabelled")
+    assert kept.keys() == {"beach/extra.jpg", *(f"sea/sea_{i}.jpg" for i in range(20))}
+    assert set(kept.values()) == {files["Images/beach/extra.jpg"]}
+    assert tree(tmp_path / "more" / "Images") == tree(tmp_path / "mine" / "Images")
 
 
 def test_a_full_disk_is_noticed_before_and_while_it_fills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

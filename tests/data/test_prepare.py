@@ -16,7 +16,7 @@ from PIL import Image
 
 from satclr import randomness
 from satclr.data import prepare, tiles
-from tests.conftest import make_run
+from tests.conftest import make_run, write_tile
 
 
 @pytest.fixture
@@ -199,6 +199,49 @@ def test_groups_of_the_data_set_are_on_one_side_with_their_near_duplicates(data:
         assert (audit["groups_across_splits"] > 0) == leaks
     assert sides[scenes["water_00000.jpg"]] == sides[scenes["water_00015.jpg"]]
     assert audit["near_duplicates"]["groups_across_splits"] == 0
+
+
+@pytest.mark.parametrize("by", ["tile", "group"])
+def test_unlabelled_tiles_change_nothing_but_what_pretraining_may_see(
+    data: Path, capsys: pytest.CaptureFixture[str], by: str
+) -> None:
+    before = run(data, split={"by": by})
+    stats = dict(before.stats)
+    test, train = (before.rows(split)[0] for split in ("test", "train"))
+    paths = {row: data / "Images" / before.categories[row] / before.names[row] for row in (test, train)}
+    deep = data / "Unlabelled" / "by year" / "2024"
+    deep.mkdir(parents=True)
+    shutil.copy(paths[test], deep / "copy.jpg")
+    shutil.copy(paths[train], data / "Unlabelled" / before.names[train])  # a labelled tile's name again
+    rng = np.random.default_rng(5)
+    for i in range(3):
+        write_tile(deep / f"new_{i}.png", rng, (0, 0, 0))
+    store = run(data, split={"by": by})
+    names = [f"Unlabelled/by year/2024/{n}" for n in ("copy.jpg", "new_0.png", "new_1.png", "new_2.png")]
+    assert store.names == [*before.names, f"Unlabelled/{before.names[train]}", *names]
+    count = len(before.names)
+    for name in ("splits", "targets", "groups", "pixels"):
+        np.testing.assert_array_equal(getattr(store, name)[:count], getattr(before, name))
+    assert store.stats["normalization"] == stats["normalization"]
+    assert store.labelled == count
+    assert store.rows("unlabelled").tolist() == list(range(count, count + 5))
+    assert not store.targets[count:].any()
+    audit = json.loads((store.folder / "audit.json").read_text())
+    assert audit["unlabelled"] == {"tiles": 5, "near_duplicates_of_tested": 1}
+    assert "1 of 5 unlabelled tiles are near-duplicates" in " ".join(capsys.readouterr().err.split())
+    copy = store.names.index(names[0])
+    for kept, chosen in (("keep", range(count, count + 5)), ("leave_out", sorted({*range(count, count + 5)} - {copy}))):
+        own = before.learning(kept).rows("train").tolist()
+        for which, expected in (("train", own), ("unlabelled", [*chosen]), ("both", [*own, *chosen])):
+            learned = store.learning(kept, tiles=which)
+            assert learned.rows("train").tolist() == expected
+            for split in ("val", "test"):
+                assert learned.rows(split).tolist() == before.rows(split).tolist()
+    with pytest.raises(tiles.TileError, match="Unlabelled"):
+        before.learning("keep", tiles="unlabelled")
+    (deep / "notes.txt").write_text("hm")
+    with pytest.raises(prepare.PrepareError, match=r"notes\.txt: not named"):
+        run(data)
 
 
 def test_splits_are_shown_with_their_prevalence_and_leakage(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

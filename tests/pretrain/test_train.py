@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import math
 import os
 import signal
@@ -15,7 +16,7 @@ import torch
 
 from satclr import files, machine, randomness
 from satclr.data import tiles
-from satclr.pretrain import caching, checkpoint, encoder, train
+from satclr.pretrain import caching, checkpoint, encoder, finetune, train
 from satclr.project import Run
 from tests.conftest import ROOT, make_run
 from tests.pretrain.conftest import fresh, losses, make_root, pretrained, same
@@ -218,6 +219,40 @@ def test_weights_may_be_an_encoder_of_ours(root: Path) -> None:
         train.fingerprint(warm)
 
 
+def test_fine_tuning_starts_from_the_pretrained_encoder_and_keeps_its_best_epoch(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, logged = pretrained(make_run(root)), []
+    curve, calls = losses(make_run(root)), pretrain_calls(monkeypatch)
+    changes = {"finetune": {"epochs": 12, "learning_rate": 1e-3, "patience": 2}}
+    run = make_run(root, pretrain=changes)
+    weights = pretrained(run, lambda epoch, measured: logged.append((epoch, dict(measured))))
+    assert calls == [], "the pretraining of the same arm is used"
+    assert losses(run) == curve
+    assert not same(weights, start)
+    found = [measured["finetune_val_loss"] for _, measured in logged]
+    best = 1 + int(np.argmin(found))
+    assert [epoch for epoch, _ in logged] == list(range(1, len(found) + 1))
+    assert len(found) == min(12, best + 2)
+    assert logged[-1][1]["finetune_loss"] < logged[0][1]["finetune_loss"]
+    facts = {name: json.loads(text) for name, text in files.load_facts(run.encoder).items()}
+    assert facts["finetuned"] == {"epoch": best, "val_loss": min(found)}
+    assert facts["fingerprint"] == train.fingerprint(run) != train.fingerprint(make_run(root))
+    fresh(run)
+    short = make_run(root, pretrain={"finetune": changes["finetune"] | {"epochs": best}})
+    assert same(pretrained(short), weights)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(checkpoint.RunError, match=r"pretrain\.finetune requires one process, not 2"):
+        finetune.without(run)
+
+
+def pretrain_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows with each step of contrastive pretraining."""
+    calls: list[int] = []
+    monkeypatch.setattr(caching, "backward", at_step(1, lambda _: calls.append(1)))
+    return calls
+
+
 def poison(model: torch.nn.Module) -> None:
     with torch.no_grad():
         next(model.parameters()).mul_(torch.inf)
@@ -262,6 +297,25 @@ def test_supervised_objectives_use_the_labels_of_training_tiles_alone(
         other = dataclasses.replace(store, targets=targets)
         monkeypatch.setattr(tiles, "open_store", lambda _, other=other: other)
         assert same(pretrained(run), weights) == expected
+
+
+@pytest.mark.parametrize(("which", "objective"), [("both", "nt_xent"), ("unlabelled", "nt_xent"), ("both", "jaccard")])
+def test_unlabelled_tiles_are_learned_from_like_training_tiles_without_labels(
+    which: str, objective: str, store: tiles.TileStore, monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    own, plain = (make_run(root, pretrain={"objective": objective, "tiles": t}) for t in (which, "train"))
+    half = np.flatnonzero(store.splits == "train")[::2]
+    splits, targets = store.splits.astype("U10"), store.targets.copy()
+    splits[half], targets[half] = "unlabelled", 0
+    as_training = np.where(splits == "unlabelled", "train", "" if which == "unlabelled" else splits)
+    as_training = np.where(np.isin(splits, ("val", "test")), splits, as_training)
+    monkeypatch.setattr(tiles, "open_store", lambda _: dataclasses.replace(store, splits=splits, targets=targets))
+    weights = pretrained(own)
+    ordinary = pretrained(plain)
+    monkeypatch.setattr(tiles, "open_store", lambda _: dataclasses.replace(store, splits=as_training, targets=targets))
+    fresh(plain)
+    assert same(pretrained(plain), weights)
+    assert not same(ordinary, weights)
 
 
 def test_micro_batches_take_both_views_of_their_tiles_and_the_draws_of_the_whole_batch(root: Path) -> None:

@@ -56,6 +56,7 @@ def write_store(folder: Path) -> None:
     audit = {"tiles": len(rows), "categories": 4, "labels": 4, "flagged": {}, "findings": []}
     audit |= {"labels_per_tile": {"min": 0, "mean": 1.2, "max": 3}, "label_counts": dict.fromkeys(LABELS, 40)}
     audit |= {"near_duplicates": {"groups": [], "groups_across_splits": 0}}
+    audit["unlabelled"] = {"tiles": 7654, "near_duplicates_of_tested": 32}
     files.write_json(folder / "audit.json", audit | {"split": {"sizes": TILES, "prevalence": shares}})
 
 

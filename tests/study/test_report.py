@@ -49,6 +49,7 @@ def test_the_page_shows_the_numbers_of_compare(written: Path, measured: Path, st
         assert f"{entry['seeds']['0']['test_knn_mAP']:.4f}" in html
     assert f"{report['contrasts'][0]['delta_mAP']:+.4f}" in html
     assert store.digest in html
+    assert "7654 unlabelled tiles for pretraining, 32 of them near-duplicates of validation or test tiles" in html
     (row,) = report["leakage"]
     assert (row["by_tile"], row["by_group"]) == ("baseline", "baseline_by_group")
     assert "<h3>Leakage</h3>" in html

@@ -33,7 +33,8 @@ def test_an_arm_run_shows_every_number_of_the_results(make: Make) -> None:
     )
     findings = [{"level": "error", "title": "Lost: 2 categories"}, {"level": "notice", "title": "Rare"}]
     audit = {"tiles": 1200, "findings": findings, "flagged": {"a.jpg": [], "b.jpg": []}}
-    files.write_json(run.store / "audit.json", audit | {"near_duplicates": {"groups_across_splits": 1}})
+    audit |= {"near_duplicates": {"groups_across_splits": 1}, "unlabelled": {"tiles": 9}}
+    files.write_json(run.store / "audit.json", audit)
     run_id = runs.publish(run)
     client = store.open_store(project.root, "tiny").client
     shown = client.get_run(run_id)
@@ -50,6 +51,7 @@ def test_an_arm_run_shows_every_number_of_the_results(make: Make) -> None:
     assert (data.dataset.name, data.dataset.digest) == ("tiny", "0123456789abcdef.dir")
     assert json.loads(data.dataset.profile)["errors"] == 1
     assert shown.data.metrics["tiles_audit/tiles_flagged"] == 2
+    assert shown.data.metrics["tiles_audit/tiles_unlabelled"] == 9
     assert "2 of 1,200 tiles flagged; first finding: Lost: 2 categories" in shown.data.tags["mlflow.note.content"]
     assert [file.path for file in client.list_artifacts(run_id, "data")] == ["data/audit.json"]
     assert not list(project.root.parent.glob("mlruns")), "no store in the working folder"

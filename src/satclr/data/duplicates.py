@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,7 @@ CORRELATION_MIN = 0.8
 THUMBNAIL_PX = 32
 CHUNK = 1024
 PAIRS_AT_ONCE = 1 << 20
+HASHES_AT_ONCE = 1 << 12  # they stay in a cache
 
 
 def groups(pixels: Tiles, *, distance_bits: int = DISTANCE_BITS, correlation_min: float = CORRELATION_MIN) -> Rows:
@@ -39,13 +41,15 @@ def groups(pixels: Tiles, *, distance_bits: int = DISTANCE_BITS, correlation_min
     distance_bits: the Hamming distance up to which two tiles' hashes make them candidates, 0 to 63. correlation_min:
     the correlation of their gray thumbnails that confirms it, -1 to 1.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+    return connected(pairs(pixels, distance_bits=distance_bits, correlation_min=correlation_min), len(pixels))
 
+
+def pairs(pixels: Tiles, *, distance_bits: int = DISTANCE_BITS, correlation_min: float = CORRELATION_MIN) -> Rows:
+    """The pairs of rows that are near-duplicates, (2,P), one or several for each; see `groups`."""
     digests, found = hashes(pixels)
     _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
     unique = np.sort(first)
-    pairs = [np.stack((np.arange(len(pixels)), first[inverse]))]  # equal pixels need no second look
+    confirmed = [np.stack((np.arange(len(pixels)), first[inverse]))]  # equal pixels need no second look
     for left, right in candidates(found[unique], distance_bits):
         rows, position = np.unique(np.concatenate((unique[left], unique[right])), return_inverse=True)
         thumbnails = _thumbnails(pixels, rows)
@@ -53,13 +57,35 @@ def groups(pixels: Tiles, *, distance_bits: int = DISTANCE_BITS, correlation_min
             a = position[: len(left)][start : start + CHUNK * 16]
             b = position[len(left) :][start : start + CHUNK * 16]
             same = (thumbnails[a] * thumbnails[b]).sum(1) >= correlation_min
-            pairs.append(np.stack((rows[a[same]], rows[b[same]])))
-    edges = np.concatenate(pairs, axis=1)
-    graph = coo_array((np.ones(edges.shape[1], bool), tuple(edges)), shape=(len(pixels), len(pixels)))
+            confirmed.append(np.stack((rows[a[same]], rows[b[same]])))
+    return np.concatenate(confirmed, axis=1)
+
+
+def connected(edges: Rows, count: int) -> Rows:
+    """The first row of each row's group, (count,), from pairs (2,P); pairs with a row from `count` on do not count."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    edges = edges[:, (edges < count).all(0)]
+    graph = coo_array((np.ones(edges.shape[1], bool), tuple(edges)), shape=(count, count))
     _, first, inverse = np.unique(
         connected_components(graph, directed=False)[1], return_index=True, return_inverse=True
     )
     return np.asarray(first[inverse], dtype=np.intp)
+
+
+def follow(edges: Rows, group: Rows, count: int, tested: Rows) -> Rows:
+    """The groups of all `count` rows, from those of the labelled ones, which come first and keep theirs.
+
+    group: (n,) of the labelled rows; tested: the validation and test rows. Another row joins the group of a tested row
+    that pairs connect it to, however indirectly, or else of the first row.
+    """
+    first = connected(edges, count)
+    own = np.concatenate((group, np.arange(len(group), count)))[first]
+    of_tested = np.full(count, -1)
+    of_tested[first[tested[::-1]]] = group[tested[::-1]]
+    joined = np.where(of_tested[first] < 0, own, of_tested[first])
+    return np.concatenate((group, joined[len(group) :]))
 
 
 def hashes(pixels: Tiles) -> tuple[Hashes, Hashes]:
@@ -79,43 +105,55 @@ def hashes(pixels: Tiles) -> tuple[Hashes, Hashes]:
 def candidates(found: Hashes, distance_bits: int) -> Iterator[tuple[Rows, Rows]]:
     """Yield the pairs (i < j) of hashes at most `distance_bits` apart, each pair once, in blocks.
 
-    Two such hashes agree in at least one of `distance_bits + 1` bands of bits (pigeonhole), so only hashes that share a
-    band are compared: multi-index hashing, Norouzi et al. 2012, arXiv:1307.2982.
+    Of `distance_bits + 2` bands of bits, two such hashes agree in at least two (pigeonhole), so only hashes that share
+    two bands are compared: multi-index hashing, Norouzi et al. 2012, arXiv:1307.2982. One band would do with fewer
+    passes, but its buckets are so large that the time grows with the square of N.
     """
-    bands = distance_bits + 1
-    masks = [np.uint64(sum(1 << bit for bit in range(band, HASH_BITS, bands))) for band in range(bands)]
-    for band, mask in enumerate(masks):
+    bands = distance_bits + 2
+    bits = [sum(1 << bit for bit in range(band, HASH_BITS, bands)) for band in range(bands)]
+    masks = [np.uint64(a | b) for a, b in combinations(bits, 2)]
+    for number, mask in enumerate(masks):
         for left, right in _close(found, mask, distance_bits):
             new = np.ones(len(left), dtype=bool)
-            for earlier in masks[:band]:  # where an earlier band agrees, the pair has been yielded
+            for earlier in masks[:number]:  # where an earlier mask agrees, the pair has been yielded
                 new &= (found[left] ^ found[right]) & earlier != 0
             if new.any():
                 yield left[new], right[new]
 
 
 def _hash_chunk(pixels: Tiles, start: int) -> tuple[Hashes, Hashes]:
-    import imagehash
     from PIL import Image
+    from scipy.fft import dct
 
     tiles = pixels[start : start + CHUNK]
     exact = b"".join(hashlib.blake2b(tile.tobytes(), digest_size=8).digest() for tile in tiles)
-    bits = np.array([imagehash.phash(Image.fromarray(tile)).hash.ravel() for tile in tiles])
+    size = (THUMBNAIL_PX, THUMBNAIL_PX)
+    small = (Image.fromarray(tile).convert("L").resize(size, Image.Resampling.LANCZOS) for tile in tiles)
+    gray = np.array([np.asarray(tile) for tile in small])
+    low = dct(dct(gray, axis=1), axis=2)[:, :8, :8].reshape(len(gray), HASH_BITS)
+    bits = low > np.median(low, axis=1, keepdims=True)
     return np.frombuffer(exact, np.uint64), np.packbits(bits, axis=1).view(np.uint64).ravel()
 
 
 def _close(found: Hashes, mask: np.uint64, distance_bits: int) -> Iterator[tuple[Rows, Rows]]:
-    keys = found & mask
-    order = np.argsort(keys, kind="stable")
-    buckets = np.split(order, np.flatnonzero(np.diff(keys[order])) + 1)
-    for bucket in (bucket for bucket in buckets if len(bucket) > 1):
-        step = max(1, PAIRS_AT_ONCE // len(bucket))
-        values = found[bucket]
-        for start in range(0, len(bucket) - 1, step):
-            rest = values[start + 1 :]  # a row is compared with those after it
-            near = np.bitwise_count(values[start : start + step, None] ^ rest) <= distance_bits
-            i, j = np.nonzero(np.triu(near))
+    """The pairs that agree in `mask`: sorted by it, a hash is compared with the next, the next but one, and so on."""
+    order = np.argsort(found & mask, kind="stable")
+    values = found[order]
+    keys = values & mask
+    left = np.searchsorted(keys, keys, side="right") - np.arange(len(keys))  # of each bucket, the hash included
+    near: list[Rows] = []
+    for start in range(0, len(keys), HASHES_AT_ONCE):
+        block = values[start : start + HASHES_AT_ONCE]
+        for offset in range(1, left[start : start + HASHES_AT_ONCE].max()):
+            following = values[start + offset : start + offset + HASHES_AT_ONCE]
+            i = start + np.flatnonzero(np.bitwise_count(block[: len(following)] ^ following) <= distance_bits)
             if len(i):
-                yield bucket[start + i], bucket[start + 1 + j]
+                i = i[left[i] > offset]
+                near.append(np.stack((order[i], order[i + offset])))
+        if sum(pairs.shape[1] for pairs in near) > PAIRS_AT_ONCE or start + HASHES_AT_ONCE >= len(keys):
+            if near:
+                yield tuple(np.concatenate(near, axis=1))
+            near = []
 
 
 def _thumbnails(pixels: Tiles, rows: Rows) -> npt.NDArray[np.float32]:

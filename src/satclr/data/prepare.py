@@ -1,7 +1,7 @@
 """Decode every tile once: data/<profile> → build/<profile>.
 
-In: `Images/<category>/*.jpg` and `Labels/<category>.csv`. Out: `tiles.npy` (N,H,H,3 uint8), `index.csv`, `stats.json`,
-`audit.json`.
+In: `Images/<category>/*.jpg`, `Labels/<category>.csv`, and images without labels anywhere below `Unlabelled`. Out:
+`tiles.npy` (N,H,H,3 uint8; the labelled tiles first), `index.csv`, `stats.json`, `audit.json`.
 
     satclr prepare --profile sample
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,10 +28,11 @@ from satclr.project import Project
 IMAGENET: Final = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 RELEASED_BATCH: Final = 256  # tiles per batch in the notebook's statistics
 CHUNK: Final = 256  # tiles decoded at a time, which bounds memory
-GROUPS: Final = "groups.csv"  # image, group: the city, scene or flight line that `split.by: group` keeps together
+UNLABELLED: Final = "Unlabelled"  # images without a table, for pretraining alone
 SHOWN: Final = 10
 
 Sums = npt.NDArray[np.int64]  # (N,2,3): sum and sum of squares of a tile's pixel values, per channel
+Rows = list[tuple[int, Path | str]]  # of the label tables, then of unlabelled images, and their files
 Problems = list[dict[str, str]]  # path, relative to the data folder, and reason
 
 
@@ -57,6 +58,7 @@ def write_store(data: Path, out: Path, settings: Data) -> None:
     table = labels.read(data / "Labels")
     found = audit.audit(table, data / "Labels")
     paths, problems = _match(data, table)
+    others = _unlabelled(data, problems)
     record: dict[str, Any] = {**found.to_dict(), "on_problem": settings.labels.on_problem}
     out.mkdir(parents=True, exist_ok=True)
     try:
@@ -65,14 +67,17 @@ def write_store(data: Path, out: Path, settings: Data) -> None:
         strict = settings.on_unreadable == "fail"
         if strict:
             _check_problems(data, problems, out)
-        rows = [(row, path) for row, path in sorted(paths.items()) if row not in flagged]
+        rows: Rows = [(row, path) for row, path in sorted(paths.items()) if row not in flagged]
+        rows += enumerate(others, len(table.tiles))
         with _parts(out) as parts:
             kept, sums, digest = _pack(data, parts["tiles.npy"], rows, settings.tile_px, problems)
             if strict:
                 _check_problems(data, problems, out)
-            if not kept:
-                raise PrepareError(f"{data} has no usable tile")
-            _finish(data, parts, settings, table, kept, sums, digest, record)
+            if not kept or kept[0] >= len(table.tiles):
+                raise PrepareError(f"{data} has no usable tile with labels")
+            unlabelled = [others[row - len(table.tiles)] for row in kept if row >= len(table.tiles)]
+            names = [os.path.relpath(path, data).encode(errors="backslashreplace").decode() for path in unlabelled]
+            _finish(data, parts, settings, table, kept[: len(kept) - len(names)], names, sums, digest, record)
     finally:
         files.write_json(out / "audit.json", record, allow_nan=True)
 
@@ -131,13 +136,8 @@ def _match(data: Path, table: labels.Labels) -> tuple[dict[int, Path], Problems]
     found: dict[tuple[str, str], Path] = {}
     reasons = {p.name: "a file where folders of images are expected" for p in _listed(images) if not p.is_dir()}
     for path in (path for folder in _listed(images) if folder.is_dir() for path in _listed(folder)):
-        name = path.relative_to(images).as_posix()
-        if path.suffix.lower() not in tiles.SUFFIXES:
-            reasons[name] = "not named as an image"
-        elif not path.is_file():
-            reasons[name] = "not a file, or a broken link"
-        elif not path.resolve().is_relative_to(data.resolve()):
-            reasons[name] = "a link that leaves the data folder"
+        if reason := _unusable(path, data):
+            reasons[path.relative_to(images).as_posix()] = reason
         else:
             found[labels.nfc(path.parent.name), labels.nfc(path.name)] = path
     rows = list(zip(table.categories, table.tiles, strict=True))
@@ -147,6 +147,30 @@ def _match(data: Path, table: labels.Labels) -> tuple[dict[int, Path], Problems]
             reasons.setdefault("/".join(key), f"a row of Labels/{key[0]}.csv without a tile")
     reasons |= {f"{c}/{name}": f"a tile without a row in Labels/{c}.csv" for c, name in found}
     return paths, [{"path": f"Images/{name}", "reason": reason} for name, reason in reasons.items()]
+
+
+def _unlabelled(data: Path, problems: Problems) -> list[str]:
+    """The images below data/Unlabelled, at any depth, as text: there may be millions. Adds to `problems`."""
+    found: list[str] = []
+    for folder, folders, names in os.walk(data / UNLABELLED):
+        links = [name for name in folders if (Path(folder) / name).is_symlink()]  # os.walk does not enter them
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(name for name in [*names, *links] if not name.startswith(".")):
+            path = Path(folder) / name
+            if reason := _unusable(path, data):
+                problems.append({"path": path.relative_to(data).as_posix(), "reason": reason})
+            else:
+                found.append(str(path))
+    return found
+
+
+def _unusable(path: Path, data: Path) -> str | None:
+    """Why a path is no image of the data set."""
+    if path.suffix.lower() not in tiles.SUFFIXES:
+        return "not named as an image"
+    if not path.is_file():
+        return "not a file, or a broken link"
+    return None if path.resolve().is_relative_to(data.resolve()) else "a link that leaves the data folder"
 
 
 def _listed(folder: Path) -> list[Path]:
@@ -179,9 +203,7 @@ def _parts(out: Path) -> Iterator[dict[str, Path]]:
         (out / "stats.json").unlink(missing_ok=True)
 
 
-def _pack(
-    data: Path, part: Path, rows: Sequence[tuple[int, Path]], tile_px: int, problems: Problems
-) -> tuple[list[int], Sums, bytes]:
+def _pack(data: Path, part: Path, rows: Rows, tile_px: int, problems: Problems) -> tuple[list[int], Sums, bytes]:
     """Decode in parallel, append in order: the rows kept, their sums, a digest of the pixels."""
 
     def read(path: Path) -> tuple[bytes, Sums] | str:
@@ -193,7 +215,7 @@ def _pack(
         return tile.tobytes(), np.stack([values.sum(axis=0), (values * values).sum(axis=0)])
 
     kept: list[int] = []
-    sums: list[Sums] = []
+    sums = np.zeros((len(rows), 2, 3), np.int64)
     digest = hashlib.sha256()
     with (
         part.open("wb") as file,
@@ -202,19 +224,19 @@ def _pack(
     ):
         _header(file, len(rows), tile_px)
         for start in range(0, len(rows), CHUNK):
-            chunk = rows[start : start + CHUNK]
+            chunk = [(row, Path(path)) for row, path in rows[start : start + CHUNK]]
             for (row, path), result in zip(chunk, pool.map(read, [p for _, p in chunk]), strict=True):
                 if isinstance(result, str):
                     problems.append({"path": str(path.relative_to(data)), "reason": result})
                     continue
+                sums[len(kept)] = result[1]
                 kept.append(row)
-                sums.append(result[1])
                 digest.update(result[0])
                 file.write(result[0])
             advance(len(chunk))
         file.seek(0)
         _header(file, len(kept), tile_px)
-    return kept, np.array(sums, np.int64).reshape(-1, 2, 3), digest.digest()
+    return kept, sums[: len(kept)], digest.digest()
 
 
 def _header(file: BinaryIO, count: int, tile_px: int) -> None:
@@ -225,47 +247,47 @@ def _header(file: BinaryIO, count: int, tile_px: int) -> None:
 
 def _finish(
     data: Path, parts: Mapping[str, Path], settings: Data, table: labels.Labels,
-    kept: list[int], sums: Sums, digest: bytes, record: dict[str, Any],
+    kept: list[int], unlabelled: list[str], sums: Sums, digest: bytes, record: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Group near-duplicates, split, and write index.csv and stats.json of the packed tiles."""
+    """Group near-duplicates, split, and write index.csv and stats.json of the packed tiles.
+
+    kept: the rows of `table` that the first tiles belong to; `unlabelled` names the others. Those take no part in the
+    split and the statistics, and the labelled tiles' groups are what they would be without them.
+    """
     names = [table.tiles[row] for row in kept]
     targets = table.targets[kept]
-    groups = [names[g] for g in duplicates.groups(np.load(parts["tiles.npy"], mmap_mode="r", allow_pickle=False))]
+    edges = duplicates.pairs(np.load(parts["tiles.npy"], mmap_mode="r", allow_pickle=False))
+    group = duplicates.connected(edges, len(names))
     dropped = set(table.tiles) - set(names)
-    given = splits.column(data / GROUPS, "group", names, left_out=dropped) if (data / GROUPS).is_file() else None
-    if settings.split.file is None:
-        split = splits.split(
-            names,
-            fractions=settings.split.fractions,
-            seed=settings.split.seed,
-            groups=splits.united(groups, given or groups) if settings.split.by == "group" else None,
-            stratify=targets if settings.split.stratify else None,
-        )
-    else:
-        split = splits.from_file(data / settings.split.file, names, left_out=dropped)
+    split = splits.decide(data, settings.split, names, [names[row] for row in group], targets, dropped, record)
+    tested = np.flatnonzero(np.array(split) != "train")
+    group = duplicates.follow(edges, group, len(names) + len(unlabelled), tested)
     sizes = dict(sorted(Counter(split).items()))
     shares = {
         s: dict(zip(table.names, share.tolist(), strict=True)) for s, share in splits.prevalence(split, targets).items()
     }
-    several = [[names[i] for i in rows] for rows in splits.members(groups) if len(rows) > 1]
-    leaks = len(splits.spanning(split, groups))
-    record["near_duplicates"] = {"groups": several, "groups_across_splits": leaks}
-    if given:
-        record["groups_across_splits"] = across = len(splits.spanning(split, given))
-        if across:
-            progress.say(f"warning: {across:,} of {len(set(given)):,} groups of {GROUPS} are in more than one split")
+    if unlabelled:
+        sizes[tiles.UNLABELLED] = len(unlabelled)
+        near = int(np.isin(group[len(names) :], group[tested]).sum())
+        record["unlabelled"] = {"tiles": len(unlabelled), "near_duplicates_of_tested": near}
+        remedy = "pretrain.near_duplicates: leave_out leaves those out"
+        said = f"{near:,} of {len(unlabelled):,} unlabelled tiles are near-duplicates of validation or test tiles"
+        progress.say(f"{said}; {remedy}" if near else said)
     record["split"] = {"sizes": sizes, "prevalence": shares}
-    progress.show(splits.summary(split, targets, table.names))
-    if leaks:
-        remedy = "data.split.by: group keeps them together"
-        if settings.split.file is not None:
-            remedy = f"{settings.split.file} puts them there; near_duplicates: leave_out measures the effect"
-        spread = f"{leaks:,} of {len(several):,} groups of near-duplicates are in more than one split"
-        progress.say(f"warning: {spread}; {remedy}")
+    progress.show(splits.summary(split, targets, table.names, unlabelled=len(unlabelled)))
     present = ["|".join(table.names[k] for k in np.flatnonzero(row)) for row in targets]
-    index = zip(names, (table.categories[row] for row in kept), split, groups, present, strict=True)
-    files.write_csv(parts["index.csv"], ["tile", "category", "split", "group", "labels"], index)
-    train = sums[np.array(split) == "train"]
+    categories = [table.categories[row] for row in kept]
+    every = [*names, *unlabelled]
+    index = zip(
+        every,
+        [*categories, *("" for _ in unlabelled)],
+        [*split, *(tiles.UNLABELLED for _ in unlabelled)],
+        (every[row] for row in group),
+        [*present, *("" for _ in unlabelled)],
+        strict=True,
+    )
+    files.write_csv(parts["index.csv"], tiles.INDEX, index)
+    train = sums[: len(names)][np.array(split) == "train"]
     normalization = {
         "train": train_statistics(train, settings.tile_px),
         "imagenet": IMAGENET,

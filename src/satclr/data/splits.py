@@ -9,19 +9,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from satclr import files, randomness
+from satclr import files, progress, randomness
 from satclr.data import labels
 from satclr.data.tiles import SPLITS
+from satclr.params import Split
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+GROUPS: Final = "groups.csv"  # image, group: the city, scene or flight line that `split.by: group` keeps together
 SUMMARY_LABELS: Final = 8
 SUMMARY_WIDTH: Final = 30  # characters
 
@@ -31,6 +34,41 @@ Fractions = tuple[float, float, float]
 
 class SplitError(ValueError):
     """An impossible or invalid split: bad input, exit code 2."""
+
+
+def decide(
+    data: Path, settings: Split, names: Sequence[str], groups: Sequence[str], targets: Targets,
+    left_out: Collection[str], record: dict[str, Any],
+) -> list[str]:  # fmt: skip
+    """The split that `settings` ask for of the N labelled tiles in the folder `data`, with near-duplicates `groups`.
+
+    Warns of groups that are in more than one split, and adds them to `record`. Raises `SplitError`.
+    """
+    given = column(data / GROUPS, "group", names, left_out=left_out) if (data / GROUPS).is_file() else None
+    if settings.file is None:
+        drawn = split(
+            names,
+            fractions=settings.fractions,
+            seed=settings.seed,
+            groups=united(groups, given or groups) if settings.by == "group" else None,
+            stratify=targets if settings.stratify else None,
+        )
+    else:
+        drawn = from_file(data / settings.file, names, left_out=left_out)
+    several = [[names[i] for i in rows] for rows in members(groups) if len(rows) > 1]
+    leaks = len(spanning(drawn, groups))
+    record["near_duplicates"] = {"groups": several, "groups_across_splits": leaks}
+    if given:
+        record["groups_across_splits"] = across = len(spanning(drawn, given))
+        if across:
+            progress.say(f"warning: {across:,} of {len(set(given)):,} groups of {GROUPS} are in more than one split")
+    if leaks:
+        remedy = "data.split.by: group keeps them together"
+        if settings.file is not None:
+            remedy = f"{settings.file} puts them there; near_duplicates: leave_out measures the effect"
+        spread = f"{leaks:,} of {len(several):,} groups of near-duplicates are in more than one split"
+        progress.say(f"warning: {spread}; {remedy}")
+    return drawn
 
 
 def split(
@@ -68,8 +106,9 @@ def stratified(units: Sequence[Sequence[int]], targets: Targets, fractions: Frac
 
     Returns the index of each unit's split. targets: (N,K); a unit counts as many times as it has rows.
     """
-    counts = np.array([targets[list(unit)].sum(0, dtype=np.int64) for unit in units])  # (U,K)
     sizes = np.array([len(unit) for unit in units])
+    rows = np.fromiter(chain.from_iterable(units), np.intp)
+    counts = np.add.reduceat(targets[rows], np.cumsum(sizes) - sizes, dtype=np.int32)  # (U,K)
     shares = np.array(fractions)
     lacks = shares[:, None] * counts.sum(0)  # (3,K): how much of each label each split still needs
     lacks_tiles = shares * sizes.sum()
@@ -158,7 +197,7 @@ def prevalence(split: Sequence[str], targets: Targets) -> dict[str, npt.NDArray[
     return {s: targets[which == s].mean(0, dtype=np.float64) for s in SPLITS if (which == s).any()}
 
 
-def summary(split: Sequence[str], targets: Targets, names: Sequence[str]) -> Table:
+def summary(split: Sequence[str], targets: Targets, names: Sequence[str], *, unlabelled: int = 0) -> Table:
     """A table to print: the splits' sizes and label prevalences, for the most uneven labels.
 
     The last column is the greatest difference from the whole data set, in percentage points.
@@ -170,7 +209,8 @@ def summary(split: Sequence[str], targets: Targets, names: Sequence[str]) -> Tab
     whole = targets.mean(0, dtype=np.float64)
     off = np.max([abs(share - whole) for share in shares.values()], axis=0)
     order = np.argsort(-off, kind="stable")
-    table = Table(title="Label prevalence by split, most uneven first", title_justify="left", box=None)
+    besides = f"; {unlabelled:,} unlabelled tiles besides" if unlabelled else ""
+    table = Table(title=f"Label prevalence by split, most uneven first{besides}", title_justify="left", box=None)
     table.add_column("label", no_wrap=True, max_width=SUMMARY_WIDTH)
     for heading in (*(f"{name} ({sizes[name]:,})" for name in shares), f"all ({len(split):,})", "off by"):
         table.add_column(heading, justify="right")

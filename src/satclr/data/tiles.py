@@ -6,9 +6,11 @@ and batches of its tiles read ahead (`stream`).
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,12 +23,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from satclr import files
-
 if TYPE_CHECKING:
     import torch
 
 SPLITS = ("train", "val", "test")
+UNLABELLED = "unlabelled"  # the split of tiles that only pretraining may see
+LEARNED = {"train": ("train",), "unlabelled": (UNLABELLED,), "both": ("train", UNLABELLED)}  # by pretrain.tiles
+INDEX = ["tile", "category", "split", "group", "labels"]  # the columns of index.csv
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})  # of files that are read as images
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")  # not Pillow's others, some of which run programs
 MAX_PIXELS = 64_000_000  # a larger image is not a tile and may be a decompression bomb
@@ -97,24 +100,33 @@ class TileStore:
     names: list[str]
     categories: list[str]
     splits: npt.NDArray[np.str_]  # (N,)
-    groups: list[str]
+    groups: npt.NDArray[np.int64]  # (N,), the same number for near-duplicates
     labels: list[str]  # K names
     targets: npt.NDArray[np.uint8]  # (N,K)
     stats: dict[str, Any]  # stats.json
 
     def rows(self, split: str) -> npt.NDArray[np.int64]:
-        """The rows of train, val or test, in index order."""
+        """The rows of train, val, test or unlabelled, in index order."""
         return np.flatnonzero(self.splits == split)
 
-    def learning(self, near_duplicates: str) -> TileStore:
-        """The store an arm learns from: all of it (`keep`), or (`leave_out`) without the training tiles that are
-        near-duplicates of a validation or test tile. Those are then in no split.
+    @property
+    def labelled(self) -> int:
+        """How many tiles are in train, val or test; the unlabelled ones follow them in the index."""
+        return len(self.names) - int(self.stats["tiles"].get(UNLABELLED, 0))
+
+    def learning(self, near_duplicates: str, *, tiles: str = "train") -> TileStore:
+        """The store an arm learns from: its split `train` has the tiles that `tiles` names (a key of LEARNED).
+
+        With `leave_out`, near-duplicates of validation and test tiles are not among them. Raises `TileError` where
+        none is left.
         """
-        if near_duplicates == "keep":
-            return self
-        tested = [group for group, split in zip(self.groups, self.splits, strict=True) if split != "train"]
-        leaks = np.isin(self.groups, tested) & (self.splits == "train")
-        return replace(self, splits=np.where(leaks, "", self.splits))
+        tested, learned = np.isin(self.splits, SPLITS[1:]), np.isin(self.splits, LEARNED[tiles])
+        if near_duplicates == "leave_out":
+            learned &= ~np.isin(self.groups, self.groups[tested])
+        if not learned.any():
+            where = f"put images into data/{self.folder.name}/Unlabelled and run `satclr prepare`, or use tiles: train"
+            raise TileError(f"{self.folder} has no tile to learn from (tiles: {tiles}, {near_duplicates}); {where}")
+        return replace(self, splits=np.where(learned, "train", np.where(tested, self.splits, "")))
 
     @cached_property
     def digest(self) -> str:
@@ -129,35 +141,50 @@ class TileStore:
 
 def open_store(folder: Path) -> TileStore:
     """Open build/<profile>. Raises `TileError` when its files are missing, damaged or do not match."""
+    names: list[str] = []
+    categories: list[str] = []
+    splits: list[str] = []
+    groups: dict[str, int] = {}
+    sets: dict[str, int] = {}  # of labels; far fewer than tiles
+    rows: list[tuple[int, int]] = []  # each tile's group and set
     with _reading(f"satclr prepare --profile {folder.name}"):
         stats = json.loads((folder / "stats.json").read_text(encoding="utf-8"))
         pixels = np.load(folder / "tiles.npy", mmap_mode="r", allow_pickle=False)
-        index = files.read_csv(folder / "index.csv")
-        if len(index) != len(pixels):
-            raise ValueError(f"{len(pixels)} tiles but {len(index)} rows in {folder}")
-    column = {label: k for k, label in enumerate(stats["labels"])}
-    targets = np.zeros((len(index), len(column)), np.uint8)
-    for i, row in enumerate(index):
-        targets[i, [column[label] for label in row["labels"].split("|") if label]] = 1
+        with (folder / "index.csv").open(encoding="utf-8", newline="") as file:
+            reader = csv.reader(file)
+            next(reader)
+            for tile, category, split, group, present in reader:
+                names.append(tile)
+                categories.append(sys.intern(category))
+                splits.append(sys.intern(split))
+                own = tile if group == tile else group  # one string instead of two
+                rows.append((groups.setdefault(own, len(groups)), sets.setdefault(present, len(sets))))
+        if len(names) != len(pixels):
+            raise ValueError(f"{len(pixels)} tiles but {len(names)} rows in {folder}")
+        column = {label: k for k, label in enumerate(stats["labels"])}
+        table = np.zeros((len(sets), len(column)), np.uint8)
+        for i, present in enumerate(sets):
+            table[i, [column[label] for label in present.split("|") if label]] = 1
+    group_of, set_of = np.array(rows, np.int64).reshape(-1, 2).T
     return TileStore(
         folder=folder,
         pixels=pixels,
-        names=[row["tile"] for row in index],
-        categories=[row["category"] for row in index],
-        splits=np.array([row["split"] for row in index]),
-        groups=[row["group"] for row in index],
+        names=names,
+        categories=categories,
+        splits=np.array(splits),
+        groups=group_of,
         labels=list(column),
-        targets=targets,
+        targets=table[set_of],
         stats=stats,
     )
 
 
 def load_features(path: Path, store: TileStore) -> npt.NDArray[np.float32]:
-    """Features (N,D) that `embed` wrote. Raises `TileError` if they are not this store's."""
+    """Features (N,D) that `embed` wrote of the labelled tiles. Raises `TileError` if they are not this store's."""
     with _reading("satclr embed"):
         features: npt.NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
-        if len(features) != len(store.names):
-            raise ValueError(f"{path} has {len(features)} tiles, the store {len(store.names)}")
+        if len(features) != store.labelled:
+            raise ValueError(f"{path} has {len(features)} tiles, the store {store.labelled}")
     return features
 
 
@@ -168,7 +195,7 @@ def _reading(command: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise TileError(f"{error.filename} does not exist; run `{command}` first") from None
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, LookupError, OSError, EOFError, StopIteration, csv.Error) as error:
         raise TileError(f"damaged files ({error}); run `{command}` again") from None
 
 

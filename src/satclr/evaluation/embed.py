@@ -1,4 +1,4 @@
-"""One pass of the frozen encoder: the tile store → features of every tile.
+"""One pass of the frozen encoder: the tile store → features of every labelled tile.
 
 In: build/<profile>, the run's encoder.safetensors. Out: features.npy (N,D) float32, in index order.
 
@@ -27,7 +27,7 @@ Rows = npt.NDArray[np.int64]
 
 
 def run(run: Run, _log: Log) -> None:
-    """Write the features of all N tiles.
+    """Write the features of all N labelled tiles.
 
     With `probe.batch_norm: frozen` a tile's features depend on that tile alone, with `batch` also on the others of
     its batch (`split_batches`). Under torchrun the processes share the batches; process 0 writes.
@@ -45,7 +45,7 @@ def run(run: Run, _log: Log) -> None:
                 pass
             return
         with files.replacing(run.features) as part, progress.bar("embed", sum(map(len, batches))) as advance:
-            features = np.lib.format.open_memmap(part, "w+", np.float32, (len(store.names), encoder.width))
+            features = np.lib.format.open_memmap(part, "w+", np.float32, (store.labelled, encoder.width))
             files.reserve(part)
             for rows, h in _encoded(store, encoder, batches):
                 if not np.isfinite(h).all():

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from satclr import files, machine, progress, randomness
 from satclr.data import tiles
 from satclr.params import Pretrain
-from satclr.pretrain import caching, checkpoint, distributed, views
+from satclr.pretrain import caching, checkpoint, distributed, finetune, views
 from satclr.pretrain import encoder as encoders
 from satclr.pretrain import loss as losses
 from satclr.pretrain.checkpoint import RunError
@@ -79,9 +79,10 @@ def fingerprint(run: Run) -> str:
     config = run.settings.pretrain
     weights = encoders.weights_file(config.arch, config.weights, root=run.root)
     store = tiles.open_store(run.store)
+    unused = {"select"} if config.finetune.epochs else {"select", "finetune"}
     facts = {
         "views": run.settings.views.model_dump(mode="json"),
-        "pretrain": config.model_dump(mode="json", exclude={"select"})
+        "pretrain": config.model_dump(mode="json", exclude=unused)
         | {"precision": machine.precision(config.precision)[0], "keep_epochs": checkpoint.kept_epochs(config)},
         "seed": run.seed,
         "store": [store.digest, store.statistics(config.normalization)],
@@ -94,8 +95,11 @@ def fingerprint(run: Run) -> str:
 def pretrain(run: Run, folder: Path, log: Log, *, fingerprint: str) -> None:
     """Train, or resume from the checkpoint in `folder`, and write encoder and loss curve there."""
     config = run.settings.pretrain
+    if config.finetune.epochs:
+        _finetune(run, folder, log, fingerprint)
+        return
     computed, reason = machine.precision(config.precision)
-    store = tiles.open_store(run.store).learning(config.near_duplicates)
+    store = tiles.open_store(run.store).learning(config.near_duplicates, tiles=config.tiles)
     mean, std = store.statistics(config.normalization)
     weights = encoders.weights_file(config.arch, config.weights, root=run.root)
     seed = randomness.derive(run.seed, "encoder")
@@ -118,6 +122,15 @@ def pretrain(run: Run, folder: Path, log: Log, *, fingerprint: str) -> None:
     files.write_csv(folder / checkpoint.CURVE, ["epoch", "loss", "learning_rate"], rows)
     save(folder / "encoder.safetensors", epoch=len(curve))
     (folder / checkpoint.FILE).unlink(missing_ok=True)
+
+
+def _finetune(run: Run, folder: Path, log: Log, key: str) -> None:
+    """Fine-tune the encoder of the same run without fine-tuning, which is pretrained first unless it has been."""
+    frozen = finetune.without(run)
+    source = folder.with_name(fingerprint(frozen))
+    if not (source / "encoder.safetensors").exists():
+        pretrain(frozen, source, log, fingerprint=source.name)
+    finetune.run(run, checkpoint.selected(frozen, source), source / checkpoint.CURVE, folder, log, fingerprint=key)
 
 
 def train(

@@ -180,6 +180,7 @@ def audit(run: Run) -> tuple[dict[str, int], str]:
     numbers = {
         "tiles": tree["tiles"],
         "tiles_flagged": len(tree["flagged"]),
+        "tiles_unlabelled": tree.get("unlabelled", {}).get("tiles", 0),
         "errors": levels.count("error"),
         "suspects": levels.count("suspect"),
         "near_duplicates_across_splits": tree["near_duplicates"]["groups_across_splits"],

@@ -43,6 +43,7 @@ class Report:
 
     target: Path
     tiles: int
+    unlabelled: int
     categories: int
     labels: int
     split: dict[str, int] | None
@@ -53,6 +54,8 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{self.target}: {self.tiles:,} tiles, {self.categories} categories, {self.labels} labels"]
+        if self.unlabelled:
+            lines.append(f"{self.unlabelled:,} images without row in Unlabelled, for pretrain.tiles: both")
         if self.split:
             shares = ", ".join(f"{count:,} {name}" for name, count in self.split.items())
             lines.append(f"official split: {shares} (set data.split.file: split.csv to use it)")
@@ -64,13 +67,15 @@ class Report:
 
 def run(
     source: Path, target: Path, *,
-    labels_source: Path | None = None, labels_from: str | None = None, confirm: Confirm | None = None,
+    labels_source: Path | None = None, labels_from: str | None = None, unlabelled: bool = False,
+    confirm: Confirm | None = None,
 ) -> Report:  # fmt: skip
     """Import `source`, a folder or an archive, as the new folder `target`.
 
     labels_source: where the label tables are, if not in `source`: a table, a folder or an archive, such as a checkout
-    of MLRSNet's repository at a sound commit. labels_from: see `layout.plan`. confirm: asked with the plan before
-    anything is copied where more than 1% of images and rows would be skipped; the plan is printed without it.
+    of MLRSNet's repository at a sound commit. labels_from, unlabelled: see `layout.plan`. confirm: asked with
+    the plan before anything is copied where more than 1% of images and rows would be skipped; the plan is printed
+    without it.
 
     Raises `SourceError`, or `LabelError` for an invalid table; `files.WriteError` where the disk is full.
     """
@@ -79,8 +84,8 @@ def run(
     folder = staging(target)
     made = folder / "made"
     try:
-        _begin(folder, [source] if labels_source is None else [source, labels_source], labels_from)
-        plan = _plan(source, folder, labels_source, labels_from)
+        _begin(folder, [source] if labels_source is None else [source, labels_source], labels_from, unlabelled)
+        plan = _plan(source, folder, labels_source, labels_from, unlabelled)
         if plan.skipped > SKIPPED_MAX:
             if confirm and not confirm(str(plan)):
                 raise SourceError("stopped; nothing was imported")
@@ -97,25 +102,29 @@ def run(
     return report
 
 
-def look(source: Path, *, labels_source: Path | None = None, labels_from: str | None = None) -> plans.Plan:
+def look(
+    source: Path, *, labels_source: Path | None = None, labels_from: str | None = None, unlabelled: bool = False
+) -> plans.Plan:
     """What `run` would import; nothing is left on disk. Raises as `run` does."""
     for path in filter(None, (source, labels_source)):
         if not path.exists():
             raise SourceError(f"{path}: no such file or folder")
     with tempfile.TemporaryDirectory() as folder:
-        return _plan(source, Path(folder), labels_source, labels_from)
+        return _plan(source, Path(folder), labels_source, labels_from, unlabelled)
 
 
-def _plan(source: Path, folder: Path, labels_source: Path | None, labels_from: str | None) -> plans.Plan:
+def _plan(
+    source: Path, folder: Path, labels_source: Path | None, labels_from: str | None, unlabelled: bool
+) -> plans.Plan:
     if bigearthnet.recognise(source):
-        return bigearthnet.plan(source)
+        return bigearthnet.plan(source, unlabelled=unlabelled)
     images = archives.members(source, folder / "unpacked")
     others = images
     if labels_source is not None and labels_source.is_file() and labels_source.suffix.lower() in tables.SUFFIXES:
         others = [archives.Member(PurePosixPath(labels_source.name), labels_source, unpacked=False)]
     elif labels_source is not None:
         others = archives.members(labels_source, folder / "unpacked-labels")
-    return layout.plan(images, others, labels_from=labels_from)
+    return layout.plan(images, others, labels_from=labels_from, unlabelled=unlabelled)
 
 
 def staging(target: Path) -> Path:
@@ -123,9 +132,9 @@ def staging(target: Path) -> Path:
     return target.with_name(f".{target.name}.importing")
 
 
-def _begin(folder: Path, sources: list[Path], labels_from: str | None = None) -> None:
+def _begin(folder: Path, sources: list[Path], labels_from: str | None = None, unlabelled: bool = False) -> None:
     """Resume an interrupted import of the same sources; start afresh with others."""
-    state: list[Any] = [labels_from]
+    state: list[Any] = [labels_from, unlabelled]
     for source in sources:
         if not source.exists():
             raise SourceError(f"{source}: no such file or folder")
@@ -149,22 +158,24 @@ def _write(plan: plans.Plan, target: Path, made: Path) -> Report:
         read = labels.read(made / "Labels")
     except labels.LabelError as error:
         raise labels.LabelError(str(error).replace(str(made), str(target))) from None
-    pending = [(tile, made / "Images" / tile.category / tile.name) for tile in plan.tiles]
-    pending = [(tile, path) for tile, path in pending if not path.exists()]
+    everything = [(tile, made / "Images" / tile.category / tile.name) for tile in plan.tiles]
+    everything += [(tile, made / "Unlabelled" / tile.category / tile.name) for tile in plan.unlabelled]
+    pending = [(tile, path) for tile, path in everything if not path.exists()]
     archives.require_space(made, sum(tile.size for tile, _ in pending))
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
-        progress.bar(f"import {target.name}", len(plan.tiles), start=len(plan.tiles) - len(pending)) as advance,
+        progress.bar(f"import {target.name}", len(everything), start=len(everything) - len(pending)) as advance,
     ):
         for start in range(0, len(pending), CHUNK):
             for _ in pool.map(lambda pair: pair[0].write(pair[1]), pending[start : start + CHUNK]):
                 advance(1)
-    for leftover in (made / "Images").rglob("*.part"):  # of an interrupted run
+    for leftover in made.rglob("*.part"):  # of an interrupted run
         leftover.unlink()
     split = list((plan.split or {}).values())
     report = Report(
         target=target,
         tiles=len(read.tiles),
+        unlabelled=len(plan.unlabelled),
         categories=len(read.columns),
         labels=len(read.names),
         split={name: split.count(name) for name in tiles.SPLITS} if split else None,

@@ -37,8 +37,8 @@ def recognise(source: Path) -> bool:
     return (source / METADATA).is_file()
 
 
-def plan(source: Path) -> Plan:
-    """Plan the import of those patches that are in `source`: all, or some acquisitions.
+def plan(source: Path, *, unlabelled: bool = False) -> Plan:
+    """Plan the import of those patches that are in `source`: all, or some acquisitions; unlabelled: see `layout.plan`.
 
     Raises `SourceError` without any patch, for invalid metadata, and where pyarrow is not installed.
     """
@@ -54,17 +54,18 @@ def plan(source: Path) -> Plan:
     tables: dict[str, Table] = {}
     for row in chosen:
         patch, category = row["patch_id"], re.sub(r"\W+", "_", str(row["country"]))
-        folder = root / patch.rsplit("_", 2)[0] / patch  # the acquisition is named like it but for the grid position
-        tiles.append(Tile(category, f"{patch}.png", 3 * SIDE_PX**2, partial(_write, folder)))
+        tiles.append(_tile(root, category, patch))
         cells = [str(int(name in row["labels"])) for name in names]
         tables.setdefault(category, (tuple(names), []))[1].append((f"{patch}.png", cells))
+    without = sorted(present - {row["patch_id"] for row in rows})
     absent = len(rows) - len(chosen)
     return Plan(
         tiles=tiles,
         tables=tables,
         split={f"{row['patch_id']}.png": split_of(row["split"]) or "" for row in chosen},
-        images_without_row=sorted(present - {row["patch_id"] for row in rows}),
+        images_without_row=[] if unlabelled else without,
         notes=[f"{absent:,} of {len(rows):,} patches are missing"] if absent else [],
+        unlabelled=[_tile(root, "tiles", patch) for patch in without] if unlabelled else [],
     )
 
 
@@ -72,6 +73,11 @@ def to_rgb(bands: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint8]:
     """Scale surface reflectance times 10,000, any shape, to 0 to 255 (see the module)."""
     clipped = np.minimum(bands, WHITE).astype(np.uint32)
     return ((clipped * 255 + WHITE // 2) // WHITE).astype(np.uint8)
+
+
+def _tile(root: Path, category: str, patch: str) -> Tile:
+    folder = root / patch.rsplit("_", 2)[0] / patch  # the acquisition is named like it but for the grid position
+    return Tile(category, f"{patch}.png", 3 * SIDE_PX**2, partial(_write, folder))
 
 
 def _metadata(path: Path) -> list[dict[str, Any]]:

@@ -37,12 +37,16 @@ class _Images:
     names: list[str]
 
 
-def plan(members: Sequence[Member], label_members: Sequence[Member], *, labels_from: str | None = None) -> Plan:
+def plan(
+    members: Sequence[Member], label_members: Sequence[Member], *,
+    labels_from: str | None = None, unlabelled: bool = False,
+) -> Plan:  # fmt: skip
     """Recognise a data set by its images, among `members`, and its tables, among `label_members`.
 
     labels_from: `folders` passes the tables over; `tables` accepts that most rows or images have no partner. Without
-    either, a tile's only label is its folder where no file could be a table. Raises `SourceError` without images, and
-    where neither tables nor folders label them.
+    either, a tile's only label is its folder where no file could be a table. unlabelled: keep images without a
+    row, however many, as unlabelled tiles. Raises `SourceError` without images, and where neither tables nor folders
+    label them.
     """
     found = [member for member in members if member.path.suffix.lower() in tiles.SUFFIXES]
     if not found:
@@ -67,17 +71,19 @@ def plan(members: Sequence[Member], label_members: Sequence[Member], *, labels_f
         notes.append(f"{reason}: each tile's only label is its folder")
     without = [i for i in range(len(paths)) if i not in labelled]
     if labels_from is None:
-        _require_partners(absent, without, images, sum(len(reading.sheet.body) for reading in readings))
+        rows = sum(len(reading.sheet.body) for reading in readings)
+        _require_partners(absent, [] if unlabelled else without, images, rows)
     return Plan(
         tiles=[_tile(found[i], categories[i], images.names[i]) for i in sorted(labelled)],
         tables=_tables(labelled, images),
         split=_official(readings, images, sorted(labelled), notes),
         documents=documents,
-        images_without_row=[str(paths[i]) for i in without],
+        images_without_row=[] if unlabelled else [str(paths[i]) for i in without],
         rows_without_image=absent,
         notes=notes,
         read=[reading.text for reading in readings],
         sources={images.names[i]: str(paths[i]) for i in sorted(labelled)},
+        unlabelled=[_tile(found[i], categories[i], images.names[i]) for i in without] if unlabelled else [],
     )
 
 

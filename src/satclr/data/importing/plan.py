@@ -33,7 +33,7 @@ class Plan:
     """A data set in the layout of `prepare`, before it is written.
 
     tables: each category's columns and rows. split: of each tile, if the data set has one. notes: for the user. read:
-    how each table was read. sources: where each tile is in the download.
+    how each table was read. sources: where each tile is in the download. unlabelled: images without a row to keep.
     """
 
     tiles: list[Tile]
@@ -45,12 +45,13 @@ class Plan:
     notes: list[str] = field(default_factory=list)
     read: list[str] = field(default_factory=list)
     sources: dict[str, str] = field(default_factory=dict)
+    unlabelled: list[Tile] = field(default_factory=list)
 
     @property
     def skipped(self) -> float:
         """The share of images and rows without a partner."""
         skipped = len(self.images_without_row) + len(self.rows_without_image)
-        return skipped / (len(self.tiles) + skipped)
+        return skipped / (len(self.tiles) + len(self.unlabelled) + skipped)
 
     def __str__(self) -> str:
         """What a dry run prints."""
@@ -66,6 +67,8 @@ class Plan:
         split = Counter((self.split or {}).values())
         sizes = f"{len(self.tiles):,} tiles, {len(self.tables)} categories, {len(names)} labels: {some(names, SHOWN)}"
         tables += [sizes, *(f"official split: {n:,} {name}" for name, n in split.items()), *matched]
+        if self.unlabelled:
+            tables.append(f"unlabelled: {len(self.unlabelled):,} images without row")
         return "\n".join([*tables, *skipped(self.images_without_row, self.rows_without_image), *self.notes])
 
 

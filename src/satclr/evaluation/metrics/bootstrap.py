@@ -177,8 +177,10 @@ def draw_counts(tiles: int, *, resamples: int, seed: int) -> Counts:
     if resamples < 1:
         raise ValueError(f"resamples is {resamples}; a bootstrap needs at least 1, and 1000 for an interval")
     rng = np.random.default_rng(seed)
-    rows = [np.bincount(rng.integers(tiles, size=tiles), minlength=tiles) for _ in range(resamples)]
-    return np.ascontiguousarray(np.array(rows, dtype=np.int32).T)
+    rows = np.empty((resamples, tiles), np.int32)
+    for row in rows:
+        row[:] = np.bincount(rng.integers(tiles, size=tiles), minlength=tiles)
+    return np.ascontiguousarray(rows.T)
 
 
 def resampled_average_precision(scores: ArrayLike, targets: ArrayLike, counts: Counts) -> Floats:
