@@ -14,6 +14,7 @@ SECTIONS = ("data", "views", "pretrain", "embed", "probe", "evaluate", "robustne
 ARM_SECTIONS = ("views", "pretrain", "probe", "evaluate")
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+Arch = Annotated[str, Field(pattern=r"^(timm/)?[a-z][a-z0-9_]*$")]  # whether it exists is for `pretrain` to say
 Probability = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -112,9 +113,9 @@ class Projection(Model):
 class Pretrain(Model):
     """From the initial encoder to the one that is probed."""
 
-    arch: str  # a torchvision classification model
-    weights: str  # IMAGENET1K_V2 and the like, none, or the path of a safetensors or state-dict file
-    normalization: Literal["train", "imagenet", "released"]  # mean and std of the encoder's input
+    arch: Arch  # a classification model of torchvision, or timm/<name>
+    weights: str  # IMAGENET1K_V2 or timm's tag, none, or the path of a safetensors or state-dict file
+    normalization: Literal["train", "imagenet", "released", "encoder"]  # mean and std of its input; encoder: its own
     objective: Objective
     near_duplicates: NearDuplicates
     nt_xent_weight: Probability  # w in w·NT-Xent + (1 - w)·objective, for an objective that uses labels

@@ -8,6 +8,7 @@ and a step exchanges projections, `sum_gradients`, and BatchNorm's statistics.
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -112,7 +113,10 @@ def synchronize_batch_norm(model: nn.Module) -> None:
     if processes() == 1:
         return
     if next(model.parameters()).is_cuda:
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
+        if "timm" in sys.modules:  # whose BatchNorms have an activation
+            from timm.layers import convert_sync_batchnorm as convert
+        convert(model)
         return
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 - the base of all three
@@ -120,7 +124,10 @@ def synchronize_batch_norm(model: nn.Module) -> None:
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001
-    """BatchNorm in training over the rows of all processes, on any device: x (B,C,...) → the same shape."""
+    """BatchNorm in training over the rows of all processes, on any device: x (B,C,...) → the same shape.
+
+    timm's has an activation, and perhaps dropout, inside.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         y, mean, var, count = _Normalize.apply(x, self.weight, self.bias, self.eps)
@@ -128,6 +135,8 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001
         self.running_mean.lerp_(mean, self.momentum)  # type: ignore[union-attr, arg-type]
         self.running_var.lerp_(var * (count / (count - 1)), self.momentum)  # type: ignore[union-attr, arg-type]
         out: Tensor = y
+        for then in self.children():
+            out = then(out)
         return out
 
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from satclr import files, machine, progress, randomness
 from satclr.data import tiles
 from satclr.params import Pretrain
-from satclr.pretrain import caching, checkpoint, distributed, views
+from satclr.pretrain import caching, checkpoint, distributed, views, weights
 from satclr.pretrain import encoder as encoders
 from satclr.pretrain import loss as losses
 from satclr.pretrain.checkpoint import RunError
@@ -40,6 +40,7 @@ LOSSES_AT_ONCE = 32  # on a GPU, where reading a loss waits for the device
 
 Log = Callable[[int, Mapping[str, float]], None]
 Forward = Callable[[Tensor], Tensor]  # (rows,3,S,S) → z (rows,D)
+Statistics = tuple[tiles.Channels, tiles.Channels]  # mean and std of the encoder's input
 Unread = list[tuple[Tensor, npt.NDArray[np.int64]]]  # losses on the device, and their tiles' rows
 
 
@@ -71,13 +72,13 @@ def fingerprint(run: Run) -> str:
     It does not cover the number of processes, which may change when a run resumes.
     """
     config = run.settings.pretrain
-    weights = encoders.weights_file(config.arch, config.weights, root=run.root)
+    start = weights.named_file(config.arch, config.weights, root=run.root)
     facts = {
         "views": run.settings.views.model_dump(mode="json"),
         "pretrain": config.model_dump(mode="json") | {"precision": machine.precision(config.precision)[0]},
         "seed": run.seed,
         "store": tiles.open_store(run.store).digest,
-        "weights": files.sha256(weights) if weights else None,
+        "weights": files.sha256(start) if start else None,
         "code": code_digest(run.root, "pretrain"),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -88,34 +89,35 @@ def pretrain(run: Run, folder: Path, log: Log, *, fingerprint: str) -> None:
     config = run.settings.pretrain
     computed, reason = machine.precision(config.precision)
     store = tiles.open_store(run.store).learning(config.near_duplicates)
-    mean, std = store.statistics(config.normalization)
-    weights = encoders.weights_file(config.arch, config.weights, root=run.root)
+    mean, std = statistics = weights.input_statistics(config, store, root=run.root)
+    start, crop_px = weights.named_file(config.arch, config.weights, root=run.root), run.settings.views.crop_px
     seed = randomness.derive(run.seed, "encoder")
-    encoder, width = encoders.initial(config.arch, config.weights, seed=seed, root=run.root)
+    encoder, width = encoders.initial(config.arch, config.weights, seed=seed, root=run.root, crop_px=crop_px)
     encoder.to(machine.device())
     if config.adapt_batch_norm:
-        encoders.adapt_batch_norm(encoder, store, run.settings)
+        encoders.adapt_batch_norm(encoder, store, run.settings, statistics)
     curve: list[tuple[float, float]] = []
     if config.objective != "none":
         if distributed.rank() == 0:
             progress.say(f"pretraining in {computed}: {reason}")
-        curve = train(store, encoder, width, run=run, folder=folder, log=log)
+        curve = train(store, encoder, width, statistics=statistics, run=run, folder=folder, log=log)
     if distributed.rank() > 0:
         return
     rows = [(epoch, *row) for epoch, row in enumerate(curve, 1)]
     files.write_csv(folder / "pretrain.csv", ["epoch", "loss", "learning_rate"], rows)
-    facts = {"mean": mean, "std": std, "crop_px": run.settings.views.crop_px, "tile_px": store.stats["tile_px"]}
+    facts = {"mean": mean, "std": std, "crop_px": crop_px, "tile_px": store.stats["tile_px"]}
     facts |= {"precision": computed, "fingerprint": fingerprint}
-    facts |= {"weights_sha256": files.sha256(weights) if weights else None}
+    facts |= {"weights_sha256": files.sha256(start) if start else None}
     encoders.save(encoder, folder / "encoder.safetensors", arch=config.arch, width=width, **facts)
     (folder / checkpoint.FILE).unlink(missing_ok=True)
 
 
 def train(
-    store: tiles.TileStore, encoder: nn.Module, width: int, *, run: Run, folder: Path, log: Log
+    store: tiles.TileStore, encoder: nn.Module, width: int, *, statistics: Statistics, run: Run, folder: Path, log: Log
 ) -> list[tuple[float, float]]:
     """Train `encoder` (features of `width`) on the training tiles; returns each epoch's (loss, learning rate).
 
+    `statistics` are the mean and std of its input.
     Every process takes its share of each batch. The encoder is left in eval mode, on a CPU with faster
     convolutions in place of some of its own.
     """
@@ -127,7 +129,6 @@ def train(
     optimizer = build_optimizer(model, config)
     state = checkpoint.resume(folder, model, optimizer)
     checkpoints = checkpoint.Writer(folder, model, optimizer, state)
-    statistics = store.statistics(config.normalization)
     loss_of = partial(losses.objective, config.objective, config.temperature, config.nt_xent_weight)
     total, done = steps * config.epochs, steps * state.epoch + state.step
     bar = nullcontext(lambda _: None) if distributed.rank() else progress.bar("pretrain", total, "steps", start=done)
@@ -171,7 +172,7 @@ def train(
 def project(
     forward: Forward,
     run: Run,
-    statistics: tuple[tiles.Channels, tiles.Channels],
+    statistics: Statistics,
     pixels: Tensor,
     drawn: views.Parameters,
     at: tuple[int, int],

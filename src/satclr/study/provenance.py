@@ -7,7 +7,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = ("satclr", "torch", "torchvision", "numpy", "scikit-learn", "umap-learn", "mlflow", "dvc")
+PACKAGES = ("satclr", "torch", "torchvision", "timm", "numpy", "scikit-learn", "umap-learn", "mlflow", "dvc")
 
 
 def commit(root: Path) -> tuple[str | None, bool]:
