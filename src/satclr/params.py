@@ -134,6 +134,7 @@ class Pretrain(Model):
     precision: Precision  # of the encoder's arithmetic; the loss is float32
     matmul_convolutions: bool  # on a CPU, compute 3x3 convolutions of small maps as matrix products
     compile: bool  # torch.compile, with one process
+    knn_every_epochs: Annotated[int, Field(ge=0, lt=2**31)]  # k-NN mAP on validation while training; 0: never
 
     @model_validator(mode="after")
     def _check(self) -> Self:

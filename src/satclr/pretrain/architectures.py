@@ -30,19 +30,33 @@ def build(arch: str, crop_px: int = 224) -> tuple[nn.Module, int]:
     Raises `EncoderError` for an unknown name, and for a crop that the model does not take.
     """
     model = headless(arch, crop_px)
+    return model, feature_dim(skeleton(arch, crop_px), arch, crop_px)
+
+
+def skeleton(arch: str, crop_px: int) -> nn.Module:
+    """`headless` without memory for weights, where the model's code allows that (RegNet's does not)."""
+    try:
+        with torch.device("meta"):
+            return headless(arch, crop_px)
+    except NotImplementedError:
+        return headless(arch, crop_px)
+
+
+def feature_dim(model: nn.Module, arch: str, crop_px: int) -> int:
+    """D of a `skeleton`. Raises `EncoderError` where it does not map views of side `crop_px` to vectors."""
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
     side = patch if isinstance(patch, int) else max(patch)
     if crop_px % side:  # timm would leave the rest out
         raise EncoderError(f"{arch}: views.crop_px {crop_px} must be a multiple of its patches' side, {side}")
     try:
-        with torch.device("meta"), torch.no_grad():  # shapes alone
-            shape = headless(arch, crop_px).eval()(torch.zeros(2, 3, crop_px, crop_px)).shape
+        with next(model.parameters()).device, torch.no_grad():
+            shape = model.eval()(torch.zeros(2, 3, crop_px, crop_px)).shape
     except Exception as error:  # noqa: BLE001 - whatever a model raises at a size that is not its own
         reason = str(error).partition("\n")[0]
         raise EncoderError(f"{arch} does not take views of crop_px {crop_px} ({reason}); set views.crop_px") from None
     if len(shape) != 2:
         raise EncoderError(f"{arch} gives features of shape {tuple(shape[1:])}, not one vector a view")
-    return model, shape[1]
+    return int(shape[1])
 
 
 def headless(arch: str, crop_px: int) -> nn.Module:

@@ -30,9 +30,9 @@ BatchNorm = nn.modules.batchnorm._BatchNorm  # noqa: SLF001 - the base of all th
 def initial(arch: str, start: str, *, seed: int, root: Path, crop_px: int = 224) -> tuple[nn.Module, int]:
     """The encoder that pretraining starts from, in eval mode, and its D.
 
-    `start`: `none` (random from `seed`), the name of published weights (torchvision's `IMAGENET1K_V2`, timm's `ra_in1k`),
-    or the path, relative to `root`, of an encoder of ours or another safetensors or state-dict file with the names of
-    torchvision or timm. Raises `EncoderError` when the weights cannot be loaded or do not fit.
+    `start`: `none` (random from `seed`), the name of published weights (torchvision's IMAGENET1K_V2, timm's ra_in1k),
+    or the path, relative to `root`, of an encoder of ours or another safetensors or state-dict file with torchvision's
+    or timm's names. Raises `EncoderError` when the weights cannot be loaded or do not fit.
     """
     with randomness.seeded(seed):
         model, width = build(arch, crop_px)
@@ -94,9 +94,8 @@ def load(path: Path) -> tuple[nn.Module, int]:
     if not 8 <= crop_px <= MAX_CROP_PX:
         raise EncoderError(f"{path}: crop_px {crop_px} is not between 8 and {MAX_CROP_PX}")
     state = {key: torch.from_numpy(value) for key, value in arrays.items()}
-    with torch.device("meta"):  # a header may name any architecture: no memory before the tensors fit
-        skeleton, width = build(arch, crop_px)
-        fitted = weights.fitting(state, skeleton, source=path)
+    skeleton = architectures.skeleton(arch, crop_px)  # a header may name any: no memory before the tensors fit
+    fitted, width = weights.fitting(state, skeleton, source=path), architectures.feature_dim(skeleton, arch, crop_px)
     model = architectures.headless(arch, crop_px)
     model.load_state_dict(fitted, strict=False)
     return model.eval(), width

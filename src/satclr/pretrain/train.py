@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from satclr import files, machine, progress, randomness
 from satclr.data import tiles
 from satclr.params import Pretrain
-from satclr.pretrain import caching, checkpoint, distributed, views, weights
+from satclr.pretrain import caching, checkpoint, diagnostics, distributed, views, weights
 from satclr.pretrain import encoder as encoders
 from satclr.pretrain import loss as losses
 from satclr.pretrain.checkpoint import RunError
@@ -96,15 +96,16 @@ def pretrain(run: Run, folder: Path, log: Log, *, fingerprint: str) -> None:
     encoder.to(machine.device())
     if config.adapt_batch_norm:
         encoders.adapt_batch_norm(encoder, store, run.settings, statistics)
-    curve: list[tuple[float, float]] = []
+    curve: list[dict[str, float]] = []
     if config.objective != "none":
         if distributed.rank() == 0:
             progress.say(f"pretraining in {computed}: {reason}")
         curve = train(store, encoder, width, statistics=statistics, run=run, folder=folder, log=log)
     if distributed.rank() > 0:
         return
-    rows = [(epoch, *row) for epoch, row in enumerate(curve, 1)]
-    files.write_csv(folder / "pretrain.csv", ["epoch", "loss", "learning_rate"], rows)
+    columns = list(dict.fromkeys(["loss", "learning_rate", *(name for row in curve for name in row)]))
+    rows = [(epoch, *(row.get(name, "") for name in columns)) for epoch, row in enumerate(curve, 1)]
+    files.write_csv(folder / "pretrain.csv", ["epoch", *columns], rows)
     facts = {"mean": mean, "std": std, "crop_px": crop_px, "tile_px": store.stats["tile_px"]}
     facts |= {"precision": computed, "fingerprint": fingerprint}
     facts |= {"weights_sha256": files.sha256(start) if start else None}
@@ -114,8 +115,8 @@ def pretrain(run: Run, folder: Path, log: Log, *, fingerprint: str) -> None:
 
 def train(
     store: tiles.TileStore, encoder: nn.Module, width: int, *, statistics: Statistics, run: Run, folder: Path, log: Log
-) -> list[tuple[float, float]]:
-    """Train `encoder` (features of `width`) on the training tiles; returns each epoch's (loss, learning rate).
+) -> list[dict[str, float]]:
+    """Train `encoder` (features of `width`) on the training tiles; returns each epoch's loss and other numbers.
 
     `statistics` are the mean and std of its input.
     Every process takes its share of each batch. The encoder is left in eval mode, on a CPU with faster
@@ -131,7 +132,8 @@ def train(
     checkpoints = checkpoint.Writer(folder, model, optimizer, state)
     loss_of = partial(losses.objective, config.objective, config.temperature, config.nt_xent_weight)
     total, done = steps * config.epochs, steps * state.epoch + state.step
-    bar = nullcontext(lambda _: None) if distributed.rank() else progress.bar("pretrain", total, "steps", start=done)
+    leader = distributed.rank() == 0
+    bar = progress.bar("pretrain", total, "steps", start=done) if leader else nullcontext(lambda _: None)
     with bar as advance, machine.stop.deferred() as stop:
         for epoch in range(state.epoch, config.epochs):
             started, first = time.monotonic(), state.step
@@ -158,12 +160,13 @@ def train(
                     _read(unread, state, store)
                 advance(1)
                 if last:
-                    state.finish_epoch(rate)
+                    seen = diagnostics.after_epoch(model, store, run, statistics, state.curve) if leader else {}
+                    state.finish_epoch(learning_rate=rate, **seen)
                 if due:
                     checkpoints.write(stop)
             speed = (steps - first) * size / (time.monotonic() - started)
-            if distributed.rank() == 0:
-                log(state.epoch, {"loss": state.curve[-1][0], "learning_rate": rate, "tiles_per_s": speed})
+            if leader:
+                log(state.epoch, state.curve[-1] | {"tiles_per_s": speed})
     checkpoint.require_finite(encoder.state_dict(), state)  # the last loss precedes the last update
     encoder.eval()
     return state.curve
@@ -249,7 +252,7 @@ class Lars(torch.optim.Optimizer):
                 w.add_(state["momentum"], alpha=-group["lr"])
 
 
-def _model(encoder: nn.Module, width: int, run: Run, parts: list[caching.Part]) -> tuple[nn.Module, Forward]:
+def _model(encoder: nn.Module, width: int, run: Run, parts: list[caching.Part]) -> tuple[nn.Sequential, Forward]:
     """Encoder and projection head in training mode, (rows,3,S,S) → z (rows,D); plain, and as it is called."""
     config, device, processes = run.settings.pretrain, machine.device(), distributed.processes()
     if config.compile and processes > 1:
