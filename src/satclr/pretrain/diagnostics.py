@@ -6,6 +6,7 @@ A measurement changes nothing of the training: BatchNorm's statistics stay, and 
 own, the same in every epoch.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -21,8 +22,8 @@ from satclr.data.tiles import Channels
 from satclr.pretrain import views
 from satclr.project import Run
 
-TILES, SHARE, MIN_TILES = 256, 20, 16  # at most 256 and one in 20, for a cost below 3 % of an epoch; at least 16
-COLLAPSED = 0.05  # of the rank that the number of views and dimensions allow
+TILES, SHARE, MIN_TILES = 256, 20, 32  # at most 256 and one in 20, for a cost below 3 % of an epoch; at least 32
+COLLAPSED = 0.12  # of the possible rank; healthy runs were seen to keep 0.25 and more, collapsed ones below 0.06
 BATCH = 64
 KNN_TILES = 4096  # at most, of each split
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # as `evaluate` has them
@@ -51,11 +52,12 @@ def after_epoch(
     if config.knn_every_epochs and (epoch % config.knn_every_epochs == 0 or epoch == config.epochs):
         with _still(model):
             values["knn_val_mAP"] = _knn_map(model, store, run, statistics)
-    possible = min(z.shape)
-    ranks = [row["projection_rank"] for row in (*former, values)]
-    if ranks[-1] < COLLAPSED * possible and (len(ranks) == 1 or min(ranks[:-1]) >= COLLAPSED * possible):
+    by_labels = config.objective != "nt_xent"  # which asks for no more directions than there are labels
+    possible = min(*z.shape, len(store.labels)) if by_labels else min(z.shape)
+    *earlier, rank = [row["projection_rank"] for row in (*former, values)]
+    if rank < COLLAPSED * possible <= min(earlier, default=math.inf):
         progress.say(
-            f"warning: the projections collapse: effective rank {ranks[-1]:.1f} of {possible} in epoch {epoch}. "
+            f"warning: the projections collapse: effective rank {rank:.1f} of {possible} in epoch {epoch}. "
             "Try a lower learning_rate, a temperature of 0.1 to 0.5, or schedule: cosine with warmup_epochs"
         )
     return values

@@ -92,9 +92,12 @@ def publish_report(project: Project) -> str:
 
 
 def parameters(results: Results) -> dict[str, str]:
-    """The settings of a run, and what `precision: auto` became."""
-    computed = LinearProbe.load(results.run.probe).encoder.get("precision", "unknown")
-    return results.run.parameters() | {"pretrain.precision_used": str(computed)}
+    """The settings of a run, what `precision: auto` became, and the digest of the weights that were a file."""
+    facts = LinearProbe.load(results.run.probe).encoder
+    used = {"pretrain.precision_used": str(facts.get("precision", "unknown"))}
+    if facts.get("weights_sha256"):
+        used["pretrain.weights_sha256"] = str(facts["weights_sha256"])
+    return results.run.parameters() | used
 
 
 def _publish(store: Store, results: Results, digest: str) -> str:
