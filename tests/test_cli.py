@@ -197,8 +197,8 @@ def test_an_encoder_of_timm_goes_the_whole_line(name: str, project: Make, capsys
     facts = {key: json.loads(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}
     pixels = np.stack([model.decode(tile)] * 3)
     x = views.evaluation_view(torch.from_numpy(pixels), crop_px=facts["crop_px"], mean=(0.0,) * 3, std=(1.0,) * 3)
-    x = (x.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    scores = session.run(None, {"pixels": x})[0]
+    x = (x.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
+    scores = session.run(None, {"pixels": x.numpy()})[0]
     assert scores.shape == (3, 3)
     by_label = dict(zip(facts["labels"], scores[2], strict=True))
     assert by_label == pytest.approx(expected, abs=0.01)  # whole pixel values

@@ -22,7 +22,7 @@ from satclr.data.tiles import Channels
 from satclr.pretrain import views
 from satclr.project import Run
 
-TILES, SHARE, MIN_TILES = 256, 20, 32  # at most 256 and one in 20, for a cost below 3 % of an epoch; at least 32
+TILES, SHARE, MIN_TILES = 256, 32, 32  # at most 256 and one in 32, for a cost below 3 % of an epoch; at least 32
 COLLAPSED = 0.12  # of the possible rank; healthy runs were seen to keep 0.25 and more, collapsed ones below 0.06
 BATCH = 64
 KNN_TILES = 4096  # at most, of each split
@@ -50,8 +50,9 @@ def after_epoch(
         h, z = _encode_views(model, store, rows, run, statistics)
     values = measure(h, z, model)
     if config.knn_every_epochs and (epoch % config.knn_every_epochs == 0 or epoch == config.epochs):
-        with _still(model):
-            values["knn_val_mAP"] = _knn_map(model, store, run, statistics)
+        model.eval()  # with BatchNorm's running statistics, as the encoder will be used
+        values["knn_val_mAP"] = _knn_map(model, store, run, statistics)
+        model.train()
     by_labels = config.objective != "nt_xent"  # which asks for no more directions than there are labels
     possible = min(*z.shape, len(store.labels)) if by_labels else min(z.shape)
     *earlier, rank = [row["projection_rank"] for row in (*former, values)]
@@ -165,8 +166,7 @@ def _encode(
 
 
 def _some(store: tiles.TileStore, split: str, count: int, run: Run) -> Rows:
-    """At most `count` rows of a split, drawn by the seed, in index order."""
+    """At most `count` rows of a split, drawn by the seed, in random order: a batch holds tiles of any kind."""
     rows = store.rows(split)
-    drawn = randomness.permutation(len(rows), run.seed, "diagnostics", split)[:count].numpy()
-    chosen: Rows = np.sort(rows[drawn])
+    chosen: Rows = rows[randomness.permutation(len(rows), run.seed, "diagnostics", split)[:count].numpy()]
     return chosen
