@@ -102,8 +102,9 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         for i in range(images):
             pixels[i] = decoded[i % len(decoded)]
         store = common.made_store(pixels)
-        encoder, width = enc.build(given.arch)
-        train.train(store, encoder.to(device), width, run=run, folder=folder, log=log)
+        encoder, width = enc.build(given.arch, given.crop_px)
+        statistics = store.statistics("train")
+        train.train(store, encoder.to(device), width, statistics=statistics, run=run, folder=folder, log=log)
     row = common.rate_row(
         f"pretraining {given.arch} {given.crop_px} px against the limit, {device.type}",
         ours, theirs, "images/s",
