@@ -32,6 +32,7 @@ from satclr.params import Settings
 from satclr.pretrain import caching, train, views
 from satclr.pretrain import encoder as enc
 from satclr.pretrain import loss as objectives
+from satclr.pretrain import optimizer as optimizers
 from satclr.pretrain.convolution import speed_up_small_maps
 
 WARM_UP = 1  # epochs that are not counted
@@ -102,8 +103,9 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         for i in range(images):
             pixels[i] = decoded[i % len(decoded)]
         store = common.made_store(pixels)
-        encoder, width = enc.build(given.arch)
-        train.train(store, encoder.to(device), width, run=run, folder=folder, log=log)
+        encoder, width = enc.build(given.arch, given.crop_px)
+        statistics = store.statistics("train")
+        train.train(store, encoder.to(device), width, statistics=statistics, run=run, folder=folder, log=log)
     row = common.rate_row(
         f"pretraining {given.arch} {given.crop_px} px against the limit, {device.type}",
         ours, theirs, "images/s",
@@ -127,7 +129,7 @@ def limit_of(settings: Settings, steps: int, device: torch.device) -> Callable[[
     if device.type == "cpu":
         speed_up_small_maps(model)
     forward = torch.compile(model) if how.compile else model
-    optimizer = train.build_optimizer(model, how)
+    optimizer = optimizers.build(model, how)
     side_px = settings.views.crop_px
     x = torch.randn(2 * how.batch_size, 3, side_px, side_px, device=device, dtype=torch.bfloat16)
     x = x.to(memory_format=torch.channels_last)

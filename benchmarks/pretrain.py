@@ -36,6 +36,7 @@ from satclr.data import prepare, tiles
 from satclr.params import Pretrain
 from satclr.pretrain import encoder as enc
 from satclr.pretrain import loss as objectives
+from satclr.pretrain import optimizer as optimizers
 from satclr.pretrain import train
 from satclr.pretrain.convolution import speed_up_small_maps
 from satclr.project import Run
@@ -154,7 +155,7 @@ def limit(size: Size, how: Pretrain) -> Step:
     model.to(memory_format=torch.channels_last)
     if how.matmul_convolutions:
         speed_up_small_maps(model)
-    optimizer = train.build_optimizer(model, how)
+    optimizer = optimizers.build(model, how)
     dtype = torch.bfloat16 if how.precision == "bfloat16" else torch.float32
     x = torch.randn(2 * size.batch_size, 3, size.crop_px, size.crop_px, dtype=dtype)
     x = x.to(memory_format=torch.channels_last)

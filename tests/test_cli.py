@@ -8,9 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from satclr import cli
+from satclr import cli, files
+from satclr.project import find
+from satclr.tracking import store
+from satclr.tracking.predict import champion_files
+
+STAGES = ("pretrain", "embed", "probe", "evaluate")
+ENCODER = Path("models/tiny/simclr-s0/encoder.safetensors")
 
 Make = Callable[..., Path]
 
@@ -111,7 +118,7 @@ def test_the_whole_line_from_tiles_to_a_champion(project: Make, capsys: pytest.C
     root = project()
     assert satclr("prepare", capsys=capsys)[0] == 0
     for arm in ("baseline", "simclr"):
-        for stage in ("pretrain", "embed", "probe", "evaluate"):
+        for stage in STAGES:
             code, _, err = satclr(stage, "--arm", arm, capsys=capsys)
             assert code == 0, err
     code, out, err = satclr("compare", capsys=capsys)
@@ -139,3 +146,57 @@ def test_the_whole_line_from_tiles_to_a_champion(project: Make, capsys: pytest.C
     code, out, _ = satclr("sync", capsys=capsys)
     assert (code, out.split()[0]) == (0, "2")
     assert (root / "mlruns/mlflow.db").stat().st_size == before  # nothing was logged twice
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto"])
+def test_an_encoder_of_timm_goes_the_whole_line(name: str, project: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    """From weights for 224 px to views of 32 px; the registered model, `predict` and ONNX say the same."""
+    import timm
+    import torch
+
+    from satclr.pretrain import views
+    from satclr.tracking.serving import Tagger
+
+    onnxruntime = pytest.importorskip("onnxruntime")
+
+    def change(tree: dict[str, Any]) -> None:
+        tree["run"] = ["baseline_batch_norm", "simclr"]
+        tree["profiles"]["tiny"]["pretrain"] |= {"arch": f"timm/{name}", "weights": "start.pth", "knn_every_epochs": 2}
+        tree["profiles"]["tiny"]["pretrain"] |= {"normalization": "encoder"}
+
+    root = project(change)
+    torch.save({f"backbone.{k}": v for k, v in timm.create_model(name).state_dict().items()}, root / "start.pth")
+    arms = [(stage, "--arm", arm) for arm in ("simclr", "baseline_batch_norm") for stage in STAGES]
+    for command in [("prepare",), *arms, ("compare",), ("register",)]:
+        code, _, err = satclr(*command, capsys=capsys)
+        assert code == 0, err
+    rows = files.read_csv(root / "results/tiny/simclr-s0/pretrain.csv")
+    assert [row["knn_val_mAP"] != "" for row in rows] == [False, True]
+    facts = {key: json.loads(text) for key, text in files.load_facts(root / ENCODER).items()}
+    config = timm.get_pretrained_cfg(name)
+    assert (facts["arch"], tuple(facts["mean"]), tuple(facts["std"])) == (f"timm/{name}", config.mean, config.std)
+    opened = store.open_store(root, "tiny")
+    run = opened.search(store.tag("kind", "arm"), store.tag("arm", "simclr"))[0]
+    assert run.data.params["pretrain.weights_sha256"] == files.sha256(root / "start.pth") == facts["weights_sha256"]
+    tile = root / "data/tiny/Images/water/water_00001.jpg"
+    code, out, err = satclr("predict", "--json", "--top", "3", str(tile), capsys=capsys)
+    assert code == 0, err
+    expected = json.loads(out)["probabilities"]
+    model = Tagger()
+    with champion_files(find("tiny")) as (_, *parts):
+        model.load(*parts)
+        assert model.tag([tile])[list(expected)].iloc[0].to_dict() == pytest.approx(expected)
+        (requirements,) = parts[0].parents[1].glob("requirements.txt")
+        assert f"timm=={timm.__version__}" in requirements.read_text().split()
+    code, _, err = satclr("export", str(root / "champion.onnx"), capsys=capsys)
+    assert code == 0, err
+    session = onnxruntime.InferenceSession(root / "champion.onnx")
+    facts = {key: json.loads(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}
+    pixels = np.stack([model.decode(tile)] * 3)
+    x = views.evaluation_view(torch.from_numpy(pixels), crop_px=facts["crop_px"], mean=(0.0,) * 3, std=(1.0,) * 3)
+    x = (x.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
+    scores = session.run(None, {"pixels": x.numpy()})[0]
+    assert scores.shape == (3, 3)
+    by_label = dict(zip(facts["labels"], scores[2], strict=True))
+    assert by_label == pytest.approx(expected, abs=0.01)  # whole pixel values

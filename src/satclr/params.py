@@ -15,6 +15,7 @@ SECTIONS = ("data", "views", "pretrain", "embed", "probe", "evaluate", "robustne
 ARM_SECTIONS = ("views", "pretrain", "probe", "evaluate")
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+Arch = Annotated[str, Field(pattern=r"^(timm/)?[a-z][a-z0-9_]*$")]  # whether it exists is for `pretrain` to say
 Probability = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -139,9 +140,10 @@ class Finetune(Model):
 class Pretrain(Model):
     """From the initial encoder to the one that is probed."""
 
-    arch: str  # a torchvision classification model
-    weights: str  # IMAGENET1K_V2 and the like, none, or the path of a safetensors or state-dict file
-    normalization: Literal["train", "imagenet", "released"]  # mean and std of the input; train: of the split `train`
+    arch: Arch  # a classification model of torchvision, or timm/<name>
+    weights: str  # IMAGENET1K_V2 or timm's tag, none, or the path of a safetensors or state-dict file
+    normalization: Literal["train", "imagenet", "released", "encoder"]  # mean and std of its input; train: of the split
+    # `train`; encoder: its own
     tiles: Literal["train", "unlabelled", "both"]  # to learn from; labels see unlabelled ones as negatives
     objective: Objective
     near_duplicates: NearDuplicates
@@ -164,6 +166,7 @@ class Pretrain(Model):
     precision: Precision  # of the encoder's arithmetic; the loss is float32
     matmul_convolutions: bool  # on a CPU, compute 3x3 convolutions of small maps as matrix products
     compile: bool  # torch.compile, with one process
+    knn_every_epochs: Annotated[int, Field(ge=0, lt=2**31)]  # k-NN mAP on validation while training; 0: never
 
     @model_validator(mode="after")
     def _check(self) -> Self:

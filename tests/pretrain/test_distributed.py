@@ -20,6 +20,7 @@ import psutil
 import pytest
 import torch
 import yaml
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from satclr import files, settings
@@ -49,10 +50,12 @@ def net(norm: str) -> nn.Sequential:
     """Rows (b,3,8,8) → z (b,5) in float64, the same at each call."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        maps, rows = (
-            (nn.BatchNorm2d(6), nn.BatchNorm1d(7)) if norm == "batch" else (nn.GroupNorm(2, 6), nn.LayerNorm(7))
+        maps, rows = (  # timm's BatchNorm has its ReLU inside
+            (BatchNormAct2d(6), nn.BatchNorm1d(7))
+            if norm == "batch"
+            else (nn.Sequential(nn.GroupNorm(2, 6), nn.ReLU()), nn.LayerNorm(7))
         )
-        start = nn.Sequential(nn.Conv2d(3, 6, 3), maps, nn.ReLU(), nn.Flatten())
+        start = nn.Sequential(nn.Conv2d(3, 6, 3), maps, nn.Flatten())
         return nn.Sequential(start, nn.Linear(216, 7), rows, nn.Linear(7, 5)).double()
 
 

@@ -1,3 +1,4 @@
+import sys
 import urllib.error
 from pathlib import Path
 from typing import Any
@@ -6,20 +7,23 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from satclr import files, randomness
-from satclr.pretrain import encoder
+from satclr.data.tiles import TileStore
+from satclr.pretrain import encoder, weights
+from tests.conftest import make_run
 
 
 @pytest.mark.parametrize(
     ("arch", "width"),
     [("resnet18", 512), ("squeezenet1_1", 512), ("mobilenet_v3_small", 576), ("densenet121", 1024),
-     ("convnext_tiny", 768), ("regnet_y_400mf", 440)],
+     ("convnext_tiny", 768), ("regnet_y_400mf", 440), ("timm/resnet10t", 512), ("timm/convnext_atto", 320),
+     ("timm/vit_tiny_patch16_224", 192), ("timm/swin_tiny_patch4_window7_224", 768)],
 )  # fmt: skip
 def test_the_head_is_taken_off(arch: str, width: int) -> None:
     with randomness.seeded(0):
-        model, d = encoder.build(arch)
+        model, d = encoder.build(arch, 64)
     assert d == width
     assert model.eval()(torch.zeros(2, 3, 64, 64)).shape == (2, width)
 
@@ -33,21 +37,122 @@ def test_features_are_those_before_torchvisions_head() -> None:
     torch.testing.assert_close(whole.fc(model.eval()(x)), whole(x))
 
 
-@pytest.mark.parametrize("arch", ["resnet19", "__class__", "inception_v3", "fasterrcnn_resnet50_fpn"])
-def test_an_arch_without_a_removable_head_is_refused(arch: str) -> None:
-    with pytest.raises(encoder.EncoderError, match=arch):
-        encoder.build(arch)
+def test_features_are_those_before_timms_classifier() -> None:
+    import timm
+
+    for name in ("efficientnet_lite0", "vit_tiny_patch16_224", "convnext_atto"):
+        with randomness.seeded(0):
+            model = encoder.build(f"timm/{name}", 64)[0].eval()
+        fixed = {"img_size": 64} if name.startswith("vit") else {}
+        whole = timm.create_model(name, **fixed).eval()
+        whole.load_state_dict(model.state_dict(), strict=False)
+        x = torch.randn(2, 3, 64, 64)
+        torch.testing.assert_close(model(x), whole.forward_head(whole.forward_features(x), pre_logits=True))
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_weights_come_from_a_local_file_with_or_without_its_head(suffix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arch", "crop_px", "message"),
+    [("resnet19", 64, "'resnet19'; did you mean resnet18"), ("__class__", 64, "__class__"),
+     ("inception_v3", 64, "inception_v3"), ("fasterrcnn_resnet50_fpn", 64, "fasterrcnn"),
+     ("timm/efficientnet_lite", 64, "did you mean timm/efficientnet_lite"),
+     ("timm/vit_tiny_patch16_224", 72, "crop_px 72 must be a multiple of its patches' side, 16"),
+     ("timm/efficientformer_l1", 64, "does not take views of crop_px 64"),
+     ("vit_b_16", 64, "does not take views of crop_px 64")],
+)  # fmt: skip
+def test_an_arch_that_cannot_be_used_is_refused(arch: str, crop_px: int, message: str) -> None:
+    with pytest.raises(encoder.EncoderError, match=message):
+        encoder.build(arch, crop_px)
+
+
+def test_without_timm_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(encoder.EncoderError, match="requires timm: uv sync --group timm"):
+        encoder.build("timm/resnet10t")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "prefix"),
+    [(".safetensors", ""), (".pth", ""), (".pth", "backbone."), (".safetensors", "module.encoder_q.")],
+)
+def test_weights_come_from_a_local_file_with_or_without_head_and_prefix(
+    suffix: str, prefix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.manual_seed(3)
     state = torchvision.models.resnet18(weights=None, num_classes=7).state_dict()
+    stored = {prefix + key: value for key, value in state.items()}
+    if prefix:  # MoCo's second encoder, and a predictor
+        other = torchvision.models.resnet18(weights=None, num_classes=7).state_dict()
+        stored |= {f"module.encoder_k.{key}": value for key, value in other.items() if "module" in prefix}
+        stored["predictor.weight"] = torch.zeros(3)
     path = tmp_path / f"w{suffix}"
-    save_file(state, path) if suffix == ".safetensors" else torch.save({"state_dict": state}, path)
+    save_file(stored, path) if suffix == ".safetensors" else torch.save({"state_dict": stored}, path)
     model, _ = encoder.initial("resnet18", path.name, seed=0, root=tmp_path)
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert not model.training
+    said = capsys.readouterr().err
+    assert said == (f"{path.name}: 120 tensors named {prefix}* are the encoder's\n" if prefix else "")
+
+
+def test_a_vits_positions_are_interpolated_as_timm_does(tmp_path: Path) -> None:
+    import timm
+
+    name = "vit_tiny_patch16_224"
+    state = timm.create_model(name).state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    model, _ = encoder.initial(f"timm/{name}", "w.pth", seed=0, root=tmp_path, crop_px=64)
+    overlay = {"state_dict": dict(state), "custom_load": False}
+    own = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0, img_size=64)
+    expected = own.state_dict()
+    assert all(torch.equal(v, expected[k]) for k, v in model.state_dict().items())
+    assert expected["pos_embed"].shape == (1, 17, 192)
+    torch.save({**state, "blocks.0.norm1.weight": torch.zeros(3)}, tmp_path / "w.pth")
+    with pytest.raises(encoder.EncoderError, match=r"wrong shape: .*norm1"):
+        encoder.initial(f"timm/{name}", "w.pth", seed=0, root=tmp_path, crop_px=64)
+
+
+def test_real_imagenet_weights_give_timms_features(external_data: Path) -> None:
+    import timm
+
+    root = external_data / "imagenet-weights"
+    file = "efficientnet_lite0-imagenet.safetensors"
+    model, width = encoder.initial("timm/efficientnet_lite0", file, seed=0, root=root, crop_px=96)
+    own = timm.create_model("efficientnet_lite0", num_classes=0).eval()
+    own.load_state_dict(load_file(root / file))
+    x = torch.randn(2, 3, 96, 96)
+    assert width == 1280
+    torch.testing.assert_close(model(x), own(x), rtol=0, atol=0)
+
+
+def test_the_input_statistics_are_the_encoders_own(
+    saved: Path, store: TileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def own(arch: str, start: str) -> Any:
+        config = make_run(pretrain={"arch": arch, "weights": start, "normalization": "encoder"}).settings.pretrain
+        return weights.input_statistics(config, store, root=saved.parent)
+
+    imagenet = store.statistics("imagenet")
+    assert own("timm/vit_tiny_patch16_224", "none") == ((0.5,) * 3, (0.5,) * 3)
+    assert own("timm/efficientnet_lite0", "ra_in1k") == imagenet
+    assert own("resnet18", "IMAGENET1K_V1") == own("resnet18", "none") == imagenet
+    assert own("resnet18", saved.name) == ((0.5,) * 3, (0.2,) * 3)
+    assert weights.input_statistics(make_run().settings.pretrain, store, root=saved.parent) == store.statistics("train")
+
+
+def test_an_encoder_without_batch_norm_says_so(
+    store: TileStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, width = encoder.build("timm/vit_tiny_patch16_224", 32)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    encoder.adapt_batch_norm(model, store, make_run().settings, store.statistics("train"), seed=0)
+    facts = {"mean": [0.5] * 3, "std": [0.2] * 3, "crop_px": 32}
+    encoder.save(model, tmp_path / "e.safetensors", arch="timm/vit_tiny_patch16_224", width=width, **facts)
+    batch = tiles(4)
+    by_batch, frozen = (encoder.Frozen(tmp_path / "e.safetensors", batch_norm=norm) for norm in ("batch", "frozen"))
+    np.testing.assert_array_equal(by_batch(batch), frozen(batch))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    said = capsys.readouterr().err
+    assert "no BatchNorm, so pretrain.adapt_batch_norm changes nothing" in said
+    assert said.count("no BatchNorm, so probe.batch_norm changes nothing") == 1
 
 
 @pytest.mark.parametrize(
@@ -66,8 +171,13 @@ def test_weights_that_do_not_fit_say_how(change: str, name: str, value: torch.Te
         encoder.initial("resnet18", "w.safetensors", seed=0, root=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("arch", "tag", "file"),
+    [("resnet50", "IMAGENET1K_V2", "resnet50-11ad3fa6.pth"),
+     ("timm/resnet10t", "c3_in1k", "resnet10t.c3_in1k.safetensors")],
+)  # fmt: skip
 def test_weights_that_cannot_be_had_name_the_file_the_place_and_the_way_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arch: str, tag: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
 
@@ -76,16 +186,16 @@ def test_weights_that_cannot_be_had_name_the_file_the_place_and_the_way_out(
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     with pytest.raises(encoder.EncoderError) as caught:
-        encoder.initial("resnet50", "IMAGENET1K_V2", seed=0, root=tmp_path)
-    for text in (
-        "could not find or download",
-        "resnet50-11ad3fa6.pth",
-        str(tmp_path / "checkpoints"),
-        "no route to host",
-    ):
+        encoder.initial(arch, tag, seed=0, root=tmp_path)
+    for text in ("could not find or download", f"as {file}", str(tmp_path / "checkpoints"), "no route to host"):
         assert text in str(caught.value)
-    with pytest.raises(encoder.EncoderError, match="IMAGENET1K_V1, IMAGENET1K_V2"):
-        encoder.initial("resnet50", "IMAGENET", seed=0, root=tmp_path)
+    with pytest.raises(encoder.EncoderError, match=tag):
+        encoder.initial(arch, "IMAGENET", seed=0, root=tmp_path)
+    if arch.startswith("timm/"):  # put there by hand
+        state = encoder.build(arch)[0].state_dict()
+        save_file(state, tmp_path / "checkpoints" / file)
+        model, _ = encoder.initial(arch, tag, seed=1, root=tmp_path)
+        assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
 
 @pytest.fixture(scope="module")

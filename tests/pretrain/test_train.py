@@ -16,7 +16,7 @@ import torch
 
 from satclr import files, machine, randomness
 from satclr.data import tiles
-from satclr.pretrain import caching, checkpoint, encoder, finetune, train
+from satclr.pretrain import caching, checkpoint, encoder, finetune, optimizer, train
 from satclr.project import Run
 from tests.conftest import ROOT, make_run
 from tests.pretrain.conftest import fresh, losses, make_root, pretrained, same
@@ -339,10 +339,10 @@ def test_what_processes_cannot_do_is_one_error(root: Path, monkeypatch: pytest.M
 
 def test_schedules() -> None:
     constant = make_run().settings.pretrain
-    assert {train.learning_rate(constant, step, 4) for step in range(8)} == {constant.learning_rate}
+    assert {optimizer.learning_rate(constant, step, 4) for step in range(8)} == {constant.learning_rate}
     changes = {"schedule": "cosine", "warmup_epochs": 2, "epochs": 10, "learning_rate": 1.0}
     cosine = make_run(pretrain=changes).settings.pretrain
-    rates = [train.learning_rate(cosine, step, 5) for step in range(50)]
+    rates = [optimizer.learning_rate(cosine, step, 5) for step in range(50)]
     np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 10)
     np.testing.assert_allclose(rates[10:], [(1 + math.cos(math.pi * i / 40)) / 2 for i in range(40)])
 
@@ -353,6 +353,6 @@ def test_lars_scales_matrices_by_trust_and_leaves_vectors_alone() -> None:
     decayed = w.grad + 0.1 * w.detach()
     expected_w = w.detach() - 0.5 * 0.001 * w.detach().norm() / decayed.norm() * decayed
     expected_b = b.detach() - 0.5 * b.grad
-    train.Lars([w, b], lr=0.5, weight_decay=0.1).step()
+    optimizer.Lars([w, b], lr=0.5, weight_decay=0.1).step()
     torch.testing.assert_close(w.detach(), expected_w)
     torch.testing.assert_close(b.detach(), expected_b)

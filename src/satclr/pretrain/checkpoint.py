@@ -40,13 +40,13 @@ class State:
     epoch: int = 0
     step: int = 0
     losses: list[float] = field(default_factory=list)  # of the steps of the current epoch
-    curve: list[tuple[float, float]] = field(default_factory=list)  # (mean loss, learning rate) of each epoch
+    curve: list[dict[str, float]] = field(default_factory=list)  # each epoch's mean loss and other numbers
 
     def __str__(self) -> str:
         return f"after epoch {self.epoch}, step {self.step}"
 
-    def finish_epoch(self, rate: float) -> None:
-        self.curve.append((math.fsum(self.losses) / self.step, rate))
+    def finish_epoch(self, **numbers: float) -> None:
+        self.curve.append({"loss": math.fsum(self.losses) / self.step, **numbers})
         self.epoch, self.step, self.losses = self.epoch + 1, 0, []
 
 

@@ -11,6 +11,7 @@ and a step exchanges projections, `sum_gradients`, and BatchNorm's statistics.
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -152,7 +153,11 @@ def synchronize_batch_norm(model: nn.Module) -> None:
     if processes() == 1:
         return
     if next(model.parameters()).is_cuda:
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        if "timm" in sys.modules:  # whose BatchNorms have an activation
+            from timm.layers import convert_sync_batchnorm
+        else:
+            convert_sync_batchnorm = nn.SyncBatchNorm.convert_sync_batchnorm
+        convert_sync_batchnorm(model)
         return
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 - the base of all three
@@ -160,14 +165,23 @@ def synchronize_batch_norm(model: nn.Module) -> None:
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001
-    """BatchNorm in training over the rows of all processes, on any device: x (B,C,...) → the same shape."""
+    """BatchNorm, in training over the rows of all processes, on any device: x (B,C,...) → the same shape.
+
+    timm's has an activation, and perhaps dropout, inside.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        y, mean, var, count = _Normalize.apply(x, self.weight, self.bias, self.eps)
-        self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-        self.running_mean.lerp_(mean, self.momentum)  # type: ignore[union-attr, arg-type]
-        self.running_var.lerp_(var * (count / (count - 1)), self.momentum)  # type: ignore[union-attr, arg-type]
+        if self.training:
+            y, mean, var, count = _Normalize.apply(x, self.weight, self.bias, self.eps)
+            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+            self.running_mean.lerp_(mean, self.momentum)  # type: ignore[union-attr, arg-type]
+            self.running_var.lerp_(var * (count / (count - 1)), self.momentum)  # type: ignore[union-attr, arg-type]
+        else:  # one process by itself, by the batch where it has no statistics
+            statistics = self.running_mean, self.running_var
+            y = nn.functional.batch_norm(x, *statistics, self.weight, self.bias, statistics[0] is None, eps=self.eps)
         out: Tensor = y
+        for then in self.children():
+            out = then(out)
         return out
 
 

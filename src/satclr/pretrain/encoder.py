@@ -1,10 +1,9 @@
-"""torchvision encoders without their head, the projection head, and encoder files.
+"""The encoder: where it starts, BatchNorm's statistics, the projection head, its file, and how it is used frozen.
 
 In: an architecture's name and where its weights come from. Out: a module (B,3,S,S) → h (B,D).
 """
 
 import json
-import zipfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -13,85 +12,46 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torchvision
 from torch import nn
 
-from satclr import files, machine, randomness
+from satclr import files, machine, progress, randomness
 from satclr.data import tiles
 from satclr.data.tiles import Channels
 from satclr.params import Settings
-from satclr.pretrain import views
+from satclr.pretrain import architectures, distributed, views, weights
+from satclr.pretrain.architectures import EncoderError, build
 
-HEADS = ("fc", "classifier", "head", "heads")
+__all__ = ["EncoderError", "Frozen", "build", "initial", "load", "save"]
+
 MAX_CROP_PX = 1024  # as params.yaml allows; a file with more would fill the memory
 
-State = Mapping[str, torch.Tensor]
 BatchNorm = nn.modules.batchnorm._BatchNorm  # noqa: SLF001 - the base of all three
 
 
-class EncoderError(ValueError):
-    """An architecture or weights that cannot be loaded: what, where they were looked for, what to do."""
-
-
-def build(arch: str) -> tuple[nn.Module, int]:
-    """A torchvision classification model without its head.
-
-    Returns the module, (B,3,S,S) → (B,D), and D. Its weights are random, from torch's global generator.
-    Raises `EncoderError` for a name that torchvision does not have.
-    """
-    _check_arch(arch)
-    model = torchvision.models.get_model(arch, weights=None)
-    name = next(n for n in HEADS if hasattr(model, n))
-    head = getattr(model, name)
-    linear = next((m for m in head.modules() if isinstance(m, nn.Linear)), None)
-    if linear is None:  # SqueezeNet's head is a convolution
-        conv = next(m for m in head.modules() if isinstance(m, nn.Conv2d))
-        setattr(model, name, nn.AdaptiveAvgPool2d(1))
-        return model, conv.in_channels
-    # What precedes the head's first linear layer (ConvNeXt's LayerNorm) belongs to the features.
-    layers = list(head.children())
-    before = [m for m in layers[: layers.index(linear)] if not isinstance(m, nn.Dropout)] if layers else []
-    setattr(model, name, nn.Sequential(*before) if before else nn.Identity())
-    return model, linear.in_features
-
-
-def initial(arch: str, weights: str, *, seed: int, root: Path) -> tuple[nn.Module, int]:
+def initial(arch: str, start: str, *, seed: int, root: Path, crop_px: int = 224) -> tuple[nn.Module, int]:
     """The encoder that pretraining starts from, in eval mode, and its D.
 
-    `weights`: `none` (random from `seed`), a name of torchvision's Multi-Weight API (`IMAGENET1K_V2`),
-    or the path, relative to `root`, of an encoder of ours or another safetensors or state-dict file with
-    torchvision's names. Raises `EncoderError` when the weights cannot be loaded or do not fit.
+    `start`: `none` (random from `seed`), the name of published weights (torchvision's IMAGENET1K_V2, timm's ra_in1k),
+    or the path, relative to `root`, of an encoder of ours or another safetensors or state-dict file with torchvision's
+    or timm's names. Raises `EncoderError` when the weights cannot be loaded or do not fit.
     """
     with randomness.seeded(seed):
-        model, width = build(arch)
-    if weights != "none":
-        file = weights_file(arch, weights, root=root)
-        state = _read(file) if file else _published(arch, torchvision.models.get_model_weights(arch)[weights])
-        model.load_state_dict(_fitting(state, model, source=weights), strict=False)
+        model, width = build(arch, crop_px)
+    if start != "none":
+        weights.load_into(model, arch, start, root=root)
     return model.eval(), width
 
 
-def weights_file(arch: str, weights: str, *, root: Path) -> Path | None:
-    """The file that `weights` names, or None for `none` and for published weights. Raises `EncoderError`."""
-    _check_arch(arch)
-    published = torchvision.models.get_model_weights(arch).__members__
-    if weights == "none" or weights in published:
-        return None
-    if not (root / weights).is_file():
-        known = ", ".join(published) or "no published weights"
-        raise EncoderError(f"pretrain.weights: {root / weights} does not exist; give none, a file, or one of: {known}")
-    return root / weights
-
-
-def adapt_batch_norm(encoder: nn.Module, store: tiles.TileStore, settings: Settings, *, seed: int) -> None:
+def adapt_batch_norm(
+    encoder: nn.Module, store: tiles.TileStore, settings: Settings, statistics: tuple[Channels, Channels], *, seed: int
+) -> None:
     """Re-estimate BatchNorm's running statistics on evaluation views of the training tiles (arXiv:1603.04779).
 
     They become the mean over batches, in an order drawn by the seed: a batch of one category would have too small a
-    variance. The encoder is left in eval mode.
+    variance. `statistics` are the mean and std of the encoder's input. The encoder is left in eval mode.
     """
-    size, crop_px = settings.pretrain.batch_size, settings.views.crop_px
-    mean, std = store.statistics(settings.pretrain.normalization)
-    norms = _batch_norms(encoder)
+    size, crop_px, (mean, std) = settings.pretrain.batch_size, settings.views.crop_px, statistics
+    norms = _batch_norms(encoder, "pretrain.adapt_batch_norm")
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -129,14 +89,17 @@ def load(path: Path) -> tuple[nn.Module, int]:
     """The encoder that `save` wrote, in eval mode, and its D. Raises `EncoderError` if it is not one."""
     try:
         arrays, text = files.load_tensors(path)
-        arch = str({name: json.loads(value) for name, value in text.items()}["arch"])
-    except (OSError, LookupError, ValueError) as error:
+        facts = {name: json.loads(value) for name, value in text.items()}
+        arch, crop_px = str(facts["arch"]), int(facts.get("crop_px", 224))
+    except (OSError, LookupError, ValueError, TypeError) as error:
         raise EncoderError(f"{path} is not a readable encoder: {error!r}") from None
-    state: State = {key: torch.from_numpy(value) for key, value in arrays.items()}
-    with torch.device("meta"):  # a header may name any architecture: no memory before the tensors fit
-        state = _fitting(state, build(arch)[0], source=path)
-    model, width = build(arch)
-    model.load_state_dict(state, strict=False)
+    if not 8 <= crop_px <= MAX_CROP_PX:
+        raise EncoderError(f"{path}: crop_px {crop_px} is not between 8 and {MAX_CROP_PX}")
+    state = {key: torch.from_numpy(value) for key, value in arrays.items()}
+    skeleton = architectures.skeleton(arch, crop_px)  # a header may name any: no memory before the tensors fit
+    fitted, width = weights.fitting(state, skeleton, source=path), architectures.feature_dim(skeleton, arch, crop_px)
+    model = architectures.headless(arch, crop_px)
+    model.load_state_dict(fitted, strict=False)
     return model.eval(), width
 
 
@@ -170,7 +133,7 @@ class Frozen:
         self.precision, _ = machine.precision(precision)
         self.device = machine.device()
         if batch_norm == "batch":
-            for norm in _batch_norms(model):
+            for norm in _batch_norms(model, "probe.batch_norm"):
                 norm.running_mean = norm.running_var = norm.num_batches_tracked = None
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -184,61 +147,8 @@ class Frozen:
         return features
 
 
-def _check_arch(arch: str) -> None:
-    known = set(torchvision.models.list_models(module=torchvision.models))
-    if arch not in known - {"googlenet", "inception_v3"}:  # which have auxiliary heads
-        raise EncoderError(f"unknown encoder arch {arch!r}; use one of torchvision's: resnet18, resnet50, ...")
-
-
-def _published(arch: str, weights: Any) -> State:
-    file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
-    try:
-        state: State = weights.get_state_dict(progress=True, check_hash=True)
-    except (OSError, RuntimeError) as error:  # no network, or a wrong hash
-        raise EncoderError(
-            f"could not find or download the weights {weights.name} of {arch} ({error}). "
-            f"Put {file.name} from torchvision into {file.parent}, or set pretrain.weights to a local file or to none"
-        ) from None
-    return state
-
-
-def _read(path: Path) -> State:
-    """Tensors by name from a file that cannot run code: safetensors, or torch's weights-only format."""
-    try:
-        if path.suffix == ".safetensors":
-            return {key: torch.from_numpy(value) for key, value in files.load_tensors(path)[0].items()}
-        if zipfile.is_zipfile(path):  # torch does not compress: more would be a bomb
-            with zipfile.ZipFile(path) as file:
-                if sum(info.file_size for info in file.infolist()) > path.stat().st_size:
-                    raise ValueError("it unpacks to more than its size")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - whatever a damaged or hostile file raises
-        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        raise EncoderError(
-            f"pretrain.weights: {path} is not a safetensors or weights-only state-dict file ({reason})"
-        ) from None
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
-    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise EncoderError(f"pretrain.weights: {path} is not a state dict (a mapping of names to tensors)")
-    return state
-
-
-def _fitting(state: State, model: nn.Module, *, source: object) -> State:
-    """`state` without a head; raises `EncoderError` unless the rest fits `model` exactly and is finite."""
-    heads, own = tuple(f"{name}." for name in HEADS), model.state_dict()
-    given = {k: v for k, v in state.items() if k in own or not k.startswith(heads)}
-    shaped = [k for k in own if k in given and given[k].shape == own[k].shape]  # a file may claim any shape
-    for problem, names in (
-        ("missing", [k for k in own if k not in given and not k.endswith("num_batches_tracked")]),
-        ("unknown", [k for k in given if k not in own]),
-        ("wrong shape", [f"{k} {tuple(given[k].shape)}" for k in own if k in given and k not in shaped]),
-        ("not finite", [k for k in shaped if not given[k].isfinite().all()]),
-    ):
-        if names:
-            raise EncoderError(f"weights {source} do not fit the encoder: {problem}: {files.some(names)}")
-    return given
-
-
-def _batch_norms(model: nn.Module) -> list[BatchNorm]:
-    return [m for m in model.modules() if isinstance(m, BatchNorm)]
+def _batch_norms(model: nn.Module, setting: str) -> list[BatchNorm]:
+    found = [m for m in model.modules() if isinstance(m, BatchNorm)]
+    if not found and distributed.rank() == 0:
+        progress.say(f"warning: the encoder has no BatchNorm, so {setting} changes nothing")
+    return found

@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,10 +28,10 @@ from torch import Tensor, nn
 
 from satclr import files, machine, progress, randomness
 from satclr.data import tiles
-from satclr.params import Pretrain
-from satclr.pretrain import caching, checkpoint, distributed, finetune, views
+from satclr.pretrain import caching, checkpoint, diagnostics, distributed, finetune, views, weights
 from satclr.pretrain import encoder as encoders
 from satclr.pretrain import loss as losses
+from satclr.pretrain import optimizer as optimizers
 from satclr.pretrain.checkpoint import RunError
 from satclr.pretrain.convolution import speed_up_small_maps
 from satclr.project import Run, code_digest
@@ -42,6 +41,7 @@ LOSSES_AT_ONCE = 32  # on a GPU, where reading a loss waits for the device
 Log = Callable[[int, Mapping[str, float]], None]
 Save = Callable[..., None]  # of the encoder, to a path
 Forward = Callable[[Tensor], Tensor]  # (rows,3,S,S) → z (rows,D)
+Statistics = tuple[tiles.Channels, tiles.Channels]  # mean and std of the encoder's input
 Unread = list[tuple[Tensor, npt.NDArray[np.int64]]]  # losses on the device, and their tiles' rows
 
 
@@ -77,7 +77,7 @@ def fingerprint(run: Run) -> str:
     selected.
     """
     config = run.settings.pretrain
-    weights = encoders.weights_file(config.arch, config.weights, root=run.root)
+    start = weights.named_file(config.arch, config.weights, root=run.root)
     store = tiles.open_store(run.store)
     unused = {"select"} if config.finetune.epochs else {"select", "finetune"}
     facts = {
@@ -85,8 +85,8 @@ def fingerprint(run: Run) -> str:
         "pretrain": config.model_dump(mode="json", exclude=unused)
         | {"precision": machine.precision(config.precision)[0], "keep_epochs": checkpoint.kept_epochs(config)},
         "seed": run.seed,
-        "store": [store.digest, store.statistics(config.normalization)],
-        "weights": files.sha256(weights) if weights else None,
+        "store": [store.digest, weights.input_statistics(config, store, root=run.root)],
+        "weights": files.sha256(start) if start else None,
         "code": code_digest(run.root, "pretrain"),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -100,26 +100,27 @@ def pretrain(run: Run, folder: Path, log: Log, *, fingerprint: str) -> None:
         return
     computed, reason = machine.precision(config.precision)
     store = tiles.open_store(run.store).learning(config.near_duplicates, tiles=config.tiles)
-    mean, std = store.statistics(config.normalization)
-    weights = encoders.weights_file(config.arch, config.weights, root=run.root)
+    mean, std = statistics = weights.input_statistics(config, store, root=run.root)
+    start, crop_px = weights.named_file(config.arch, config.weights, root=run.root), run.settings.views.crop_px
     seed = randomness.derive(run.seed, "encoder")
-    encoder, width = encoders.initial(config.arch, config.weights, seed=seed, root=run.root)
+    encoder, width = encoders.initial(config.arch, config.weights, seed=seed, root=run.root, crop_px=crop_px)
     encoder.to(machine.device())
     if config.adapt_batch_norm:
-        encoders.adapt_batch_norm(encoder, store, run.settings, seed=run.seed)
-    facts = {"mean": mean, "std": std, "crop_px": run.settings.views.crop_px, "tile_px": store.stats["tile_px"]}
+        encoders.adapt_batch_norm(encoder, store, run.settings, statistics, seed=run.seed)
+    facts = {"mean": mean, "std": std, "crop_px": crop_px, "tile_px": store.stats["tile_px"]}
     facts |= {"interpolation": run.settings.views.interpolation, "precision": computed, "fingerprint": fingerprint}
-    facts |= {"weights_sha256": files.sha256(weights) if weights else None}
+    facts |= {"weights_sha256": files.sha256(start) if start else None}
     save: Save = partial(encoders.save, encoder, arch=config.arch, width=width, **facts)
-    curve: list[tuple[float, float]] = []
+    curve: list[dict[str, float]] = []
     if config.objective != "none":
         if distributed.rank() == 0:
             progress.say(f"pretraining in {computed}: {reason}")
-        curve = train(store, encoder, width, run=run, folder=folder, log=log, save=save)
+        curve = train(store, encoder, width, statistics=statistics, run=run, folder=folder, log=log, save=save)
     if distributed.rank() > 0:
         return
-    rows = [(epoch, *row) for epoch, row in enumerate(curve, 1)]
-    files.write_csv(folder / checkpoint.CURVE, ["epoch", "loss", "learning_rate"], rows)
+    columns = list(dict.fromkeys(["loss", "learning_rate", *(name for row in curve for name in row)]))
+    rows = [(epoch, *(row.get(name, "") for name in columns)) for epoch, row in enumerate(curve, 1)]
+    files.write_csv(folder / checkpoint.CURVE, ["epoch", *columns], rows)
     save(folder / "encoder.safetensors", epoch=len(curve))
     (folder / checkpoint.FILE).unlink(missing_ok=True)
 
@@ -134,26 +135,27 @@ def _finetune(run: Run, folder: Path, log: Log, key: str) -> None:
 
 
 def train(
-    store: tiles.TileStore, encoder: nn.Module, width: int, *,
+    store: tiles.TileStore, encoder: nn.Module, width: int, *, statistics: Statistics,
     run: Run, folder: Path, log: Log, save: Save = lambda *_, **__: None,
-) -> list[tuple[float, float]]:  # fmt: skip
-    """Train `encoder` (features of `width`) on the training tiles; returns each epoch's (loss, learning rate).
+) -> list[dict[str, float]]:  # fmt: skip
+    """Train `encoder` (features of `width`) on the training tiles; returns each epoch's loss and other numbers.
 
-    Every process takes its share of each batch. `save(path, epoch=)` is called for each epoch to keep. The encoder is
-    left in eval mode, on a CPU with faster convolutions in place of some of its own.
+    `statistics` are the mean and std of its input. Every process takes its share of each batch. `save(path, epoch=)` is
+    called for each epoch to keep. The encoder is left in eval mode, on a CPU with faster convolutions in place of some
+    of its own.
     """
     config, device, rows = run.settings.pretrain, machine.device(), store.rows("train")
     size = min(config.batch_size, len(rows))  # B
     steps = len(rows) // size  # an epoch; the rest of its random order is left out
     parts, kept = caching.cut(size, config.micro_batch_size), checkpoint.kept_epochs(config)
     model, forward = _model(encoder, width, run, parts)
-    optimizer = build_optimizer(model, config)
+    optimizer = optimizers.build(model, config)
     state = checkpoint.resume(folder, model, optimizer)
     checkpoints = checkpoint.Writer(folder, model, optimizer, state)
-    statistics = store.statistics(config.normalization)
     loss_of = partial(losses.objective, config.objective, config.temperature, config.nt_xent_weight)
     total, done = steps * config.epochs, steps * state.epoch + state.step
-    bar = nullcontext(lambda _: None) if distributed.rank() else progress.bar("pretrain", total, "steps", start=done)
+    leader = distributed.rank() == 0
+    bar = progress.bar("pretrain", total, "steps", start=done) if leader else nullcontext(lambda _: None)
     with bar as advance, machine.stop.deferred() as stop:
         for epoch in range(state.epoch, config.epochs):
             started, first = time.monotonic(), state.step
@@ -166,7 +168,7 @@ def train(
                 source = randomness.generator(run.seed, "views", *at)
                 drawn = views.draw(source, 2 * size, run.settings.views, tile_px=pixels.shape[1]).to(device)
                 targets = torch.from_numpy(store.targets[batch]).bool().to(device).repeat(2, 1)  # (2B,K)
-                rate = learning_rate(config, epoch * steps + state.step, steps)
+                rate = optimizers.learning_rate(config, epoch * steps + state.step, steps)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 optimizer.zero_grad(set_to_none=True)
@@ -180,15 +182,16 @@ def train(
                     _read(unread, state, store)
                 advance(1)
                 if last:
-                    state.finish_epoch(rate)
-                    if state.epoch in kept and distributed.rank() == 0:  # before a checkpoint says that it is
+                    seen = diagnostics.after_epoch(model, store, run, statistics, state.curve) if leader else {}
+                    state.finish_epoch(learning_rate=rate, **seen)
+                    if state.epoch in kept and leader:  # before a checkpoint says that it is
                         checkpoint.require_finite(encoder.state_dict(), state)
                         save(checkpoint.epoch_file(folder, state.epoch), epoch=state.epoch)
                 if due:
                     checkpoints.write(stop)
             speed = (steps - first) * size / (time.monotonic() - started)
-            if distributed.rank() == 0:
-                log(state.epoch, {"loss": state.curve[-1][0], "learning_rate": rate, "tiles_per_s": speed})
+            if leader:
+                log(state.epoch, state.curve[-1] | {"tiles_per_s": speed})
     checkpoint.require_finite(encoder.state_dict(), state)  # the last loss precedes the last update
     encoder.eval()
     return state.curve
@@ -197,7 +200,7 @@ def train(
 def project(
     forward: Forward,
     run: Run,
-    statistics: tuple[tiles.Channels, tiles.Channels],
+    statistics: Statistics,
     pixels: Tensor,
     drawn: views.Parameters,
     at: tuple[int, int],
@@ -224,57 +227,7 @@ def project(
     return both
 
 
-def build_optimizer(model: nn.Module, config: Pretrain) -> torch.optim.Optimizer:
-    """The optimizer that `config` names, over all of `model`; fused where torch has it."""
-    if config.optimizer == "lars":
-        return Lars(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
-
-
-def learning_rate(config: Pretrain, step: int, steps_per_epoch: int) -> float:
-    """The rate of the `step`-th step (from 0): constant, or linear warm-up then cosine to 0."""
-    if config.schedule == "constant":
-        return config.learning_rate
-    warmup, total = config.warmup_epochs * steps_per_epoch, config.epochs * steps_per_epoch
-    if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
-    return config.learning_rate * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
-
-
-class Lars(torch.optim.Optimizer):
-    """SGD with momentum 0.9 whose step is scaled per layer by ‖w‖/‖g‖ (You et al., arXiv:1708.03888).
-
-    As SimCLR uses it (arXiv:2002.05709, B.6): vectors, that is biases and BatchNorm, get neither the scaling
-    nor weight decay.
-    """
-
-    def __init__(
-        self, params: Any, lr: float, weight_decay: float, momentum: float = 0.9, trust: float = 0.001
-    ) -> None:
-        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "trust": trust}
-        super().__init__(params, defaults)
-
-    @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for w in group["params"]:
-                if w.grad is None:
-                    continue
-                step = w.grad
-                if w.ndim > 1:
-                    step = step.add(w, alpha=group["weight_decay"])
-                    norm_w, norm_step = w.norm(), step.norm()
-                    some = (norm_w > 0) & (norm_step > 0)
-                    step = step * torch.where(some, group["trust"] * norm_w / norm_step, 1.0)
-                state = self.state[w]
-                if "momentum" not in state:
-                    state["momentum"] = torch.zeros_like(w)
-                state["momentum"].mul_(group["momentum"]).add_(step)
-                w.add_(state["momentum"], alpha=-group["lr"])
-
-
-def _model(encoder: nn.Module, width: int, run: Run, parts: list[caching.Part]) -> tuple[nn.Module, Forward]:
+def _model(encoder: nn.Module, width: int, run: Run, parts: list[caching.Part]) -> tuple[nn.Sequential, Forward]:
     """Encoder and projection head in training mode, (rows,3,S,S) → z (rows,D); plain, and as it is called."""
     config, device, processes = run.settings.pretrain, machine.device(), distributed.processes()
     if config.compile and processes > 1:

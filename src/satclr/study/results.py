@@ -21,7 +21,7 @@ import numpy.typing as npt
 from satclr import files
 from satclr.project import ProjectError, Run
 
-PACKAGES = ("satclr", "torch", "torchvision", "numpy", "scikit-learn", "umap-learn", "mlflow", "dvc")
+PACKAGES = ("satclr", "torch", "torchvision", "timm", "numpy", "scikit-learn", "umap-learn", "mlflow", "dvc")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class Results:
         """The rows of pretrain.csv or probe.csv, one per epoch; none where nothing was trained."""
         path = self._file(f"{stage}.csv")
         try:
-            return [{key: float(value) for key, value in row.items()} for row in files.read_csv(path)]
+            rows = files.read_csv(path)  # a cell is empty where nothing was measured in that epoch
+            return [{key: float(value) for key, value in row.items() if value != ""} for row in rows]
         except (TypeError, ValueError) as error:
             raise files.FileError(f"{path} is not a table of numbers ({error}); run `dvc repro`") from None
 

@@ -92,9 +92,12 @@ def publish_report(project: Project) -> str:
 
 
 def parameters(results: Results) -> dict[str, str]:
-    """The settings of a run, and what `precision: auto` became."""
-    computed = LinearProbe.load(results.run.probe).encoder.get("precision", "unknown")
-    return results.run.parameters() | {"pretrain.precision_used": str(computed)}
+    """The settings of a run, what `precision: auto` became, and the digest of the weights that were a file."""
+    facts = LinearProbe.load(results.run.probe).encoder
+    used = {"pretrain.precision_used": str(facts.get("precision", "unknown"))}
+    if facts.get("weights_sha256"):
+        used["pretrain.weights_sha256"] = str(facts["weights_sha256"])
+    return results.run.parameters() | used
 
 
 def _publish(store: Store, results: Results, digest: str) -> str:
@@ -166,6 +169,7 @@ def _log_model(store: Store, results: Results, probe: LinearProbe, run_id: str) 
 
     run, client = results.run, store.client
     facts = {"arm": run.arm, "seed": run.seed, "profile": run.profile, "digest": results.digest}
+    packages = [*PACKAGES, *["timm"] * str(probe.encoder.get("arch")).startswith("timm/")]
     model = client.create_logged_model(store.experiment_id, run.key, run_id)
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(action="ignore"):  # advice on type hints
@@ -176,7 +180,7 @@ def _log_model(store: Store, results: Results, probe: LinearProbe, run_id: str) 
             artifacts={"encoder": str(run.encoder), "probe": str(run.probe)},
             code_paths=[str(PACKAGE)],
             **_interface(probe.labels, int(probe.encoder["tile_px"])),
-            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in PACKAGES],  # without +cpu
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in packages],  # without +cpu
             metadata=facts,
         )
         client.log_model_artifacts(model.model_id, f"{folder}/model")

@@ -14,18 +14,18 @@ order, grayscale or not, the blur's sigma. The distributions are those of torchv
 ColorJitter, RandomGrayscale and GaussianBlur. Rows are a pure function of the generator, so a micro-batch, another
 process and a resumed run see the views that the whole batch in one process would have seen.
 
-**Crop, resize and flip: `geometry`.** Resizing is linear: a row of the view is a weighted sum of a few rows of the
+**Crop, resize and flip: `operations`.** Resizing is linear: a row of the view is a weighted sum of a few rows of the
 crop. The weights of all rows form a matrix that is zero away from its diagonal (a banded matrix), so a crop resized
 along both axes is `vertical @ pixels @ horizontal.T`; a flip reverses the order of the rows of `horizontal`. A batch is
 two `torch.bmm`. On a CPU only the blocks along the diagonal are multiplied (`Bands`), on a GPU the whole matrix.
 
-**Colour: `colour`.** Brightness, contrast, saturation and grayscale are one formula, a blend of the pixel with
+**Colour.** Brightness, contrast, saturation and grayscale are one formula, a blend of the pixel with
 black, the view's mean gray or the pixel's own gray; hue is a rotation. Every view has its own order of these.
 As the hue is the only one of another kind, any order is up to three blends, the hue, up to three blends, and
 grayscale: all views take the same eight steps, in which a view's unused blends are the identity. Sorted by
 where their hue comes, views skip most of what they do not need.
 
-**Blur: `geometry` again.** A Gaussian blur is two more banded matrices, with the border reflected; sigma 0, a view
+**Blur.** A Gaussian blur is two more banded matrices, with the border reflected; sigma 0, a view
 without blur, is the identity matrix.
 
 **All together: `rendering`.** On a CPU, views are cut into chunks that fit in a core's cache, alike in crop size

@@ -10,8 +10,16 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from satclr.pretrain.views import colour
-from satclr.pretrain.views.geometry import Bands, blur, blur_weights, resize, resize_weights
+from satclr.pretrain.views.operations import (
+    Bands,
+    blur,
+    blur_weights,
+    coefficients,
+    recolour,
+    resize,
+    resize_weights,
+    spans,
+)  # fmt: skip
 from satclr.pretrain.views.parameters import Parameters
 
 Triple = tuple[float, float, float]
@@ -88,7 +96,7 @@ class _Job:
 
     @classmethod
     def of(cls, tiles: Tensor, p: Parameters, out: Tensor, mean: Triple, std: Triple) -> Self:
-        blends, shift, positions = colour.coefficients(p)
+        blends, shift, positions = coefficients(p)
         single = torch.stack([p.flip.float(), p.sigma * p.blur, shift], 1)
         table = torch.cat([p.boxes.float(), single, blends.flatten(1)], 1)
         return cls(tiles, table, positions, out, mean, std, p.blur_reach_px)
@@ -122,7 +130,7 @@ def _render_dense(job: _Job) -> None:
         vertical = resize_weights(top, box_height, torch.zeros_like(top), side_px, up)
         horizontal = resize_weights(left, box_width, flip, side_px, across)
         resize(pixels, x, vertical=vertical, up=up, horizontal=horizontal, across=across)
-        colour.recolour(x, blends, shift, [(0, n)] * 8)
+        recolour(x, blends, shift, [(0, n)] * 8)
         _normalise(x, job.mean, job.std)
         job.out[start : start + step] = blur(x, blur_weights(sigma, side_px, job.reach_px, square), square)
 
@@ -180,7 +188,7 @@ def _render_chunk(job: _Job, numbers: Tensor) -> None:
         horizontal, across = horizontal.flip(1, 2), across.upside_down(side_px)
     pixels = _crops(job.tiles, numbers.tolist(), boxes)
     resize(pixels, x, vertical=vertical, up=up, horizontal=horizontal, across=across)
-    colour.recolour(x, blends, shift, colour.spans(job.positions[numbers]))
+    recolour(x, blends, shift, spans(job.positions[numbers]))
     _normalise(x, job.mean, job.std)
     bands = Bands.cover(side_px, side_px, (1.0, 1.0), job.reach_px)
     out = blur(x, blur_weights(sigma, side_px, job.reach_px, bands), bands)
