@@ -90,13 +90,15 @@ def worker(arch: str, crop_px: int, batch_size: int, micro_batch_size: int | Non
     config = run("simclr", {"views": {"crop_px": crop_px}, "pretrain": pretrain})
     speeds: list[float] = []
     with distributed.group(machine.device().type), tempfile.TemporaryDirectory() as name:
-        encoder, width = enc.build(arch)
+        encoder, width = enc.build(arch, crop_px)
         pixels = np.random.default_rng(0).integers(0, 256, (batch_size, crop_px, crop_px, 3), np.uint8)
         store = made_store(pixels)  # an epoch is one step
         encoder.to(machine.device())
+        statistics = store.statistics("train")
         train.train(
-            store, encoder, width, run=config, folder=Path(name), log=lambda _, m: speeds.append(m["tiles_per_s"])
-        )
+            store, encoder, width, statistics=statistics, run=config, folder=Path(name),
+            log=lambda _, m: speeds.append(m["tiles_per_s"]),
+        )  # fmt: skip
         on_gpu = machine.device().type == "cuda"
         peak = (torch.cuda.max_memory_allocated() / 2**10 if on_gpu else memory_kib()["VmHWM"]) / 2**10
         if distributed.rank() == 0:
