@@ -143,6 +143,7 @@ def test_a_label_without_test_positives_is_reported_and_left_out_or_zero(
     defined = [float(row["AP"]) for row in rows if row["AP"]]
     assert excluded["test_mAP"] == pytest.approx(np.mean(defined))
     assert zero["test_mAP"] == pytest.approx(sum(defined) / 3)
+    assert zero["references"] == excluded["references"]
     assert sum(zero["test_mAP_ci95"]) == pytest.approx(2 * zero["test_mAP"])  # about the estimate, also with zeros
 
 

@@ -82,6 +82,9 @@ def test_an_undefined_ap_counts_as_zero_only_where_asked(tmp_path: Path) -> None
         low, high = entry["test_mAP_ci95"]
         assert low < entry["test_mAP"] < high
         assert entry["test_within_category_mAP"] == pytest.approx(arms["baseline"][0].metrics["test_mAP"])
+        alone = contrasts.measure(arms, [f"scene {i}" for i in range(measured.TILES["test"])])
+        assert np.isnan(contrasts.numbers(arms, alone)["arms"]["baseline"]["test_within_category_mAP"])
+        assert np.isnan(contrasts.contrast(alone, "baseline", "baseline")["delta_within_category_mAP_ci95"]).all()
 
 
 def test_results_on_other_tiles_or_missing_are_not_compared(tmp_path: Path) -> None:

@@ -40,7 +40,8 @@ def run(run: Run, _log: Log) -> None:
     Raises `tiles.TileError` or `files.FileError` when features or probe are not those of the run's tile store.
     """
     undefined = run.settings.evaluate.undefined_ap
-    store = tiles.open_store(run.store).learning(run.settings.probe.near_duplicates)
+    whole = tiles.open_store(run.store)
+    store = whole.learning(run.settings.probe.near_duplicates)
     features = tiles.load_features(run.features, store)
     probe = LinearProbe.load(run.probe, labels=store.labels)
     val, test = store.rows("val"), store.rows("test")
@@ -67,9 +68,9 @@ def run(run: Run, _log: Log) -> None:
         "labels_without_positives": [store.labels[k] for k in np.flatnonzero(~targets.any(0))],
         **_decisions(logits, scores, targets, yes, probe.temperature),
         **others,
-        "references": {
-            name: {"mAP": _mean(s, targets, undefined), "within_category_mAP": _within(s, targets, categories)}
-            for name, s in references.without_images(store).items()
+        "references": {  # the same for every arm
+            name: {"mAP": _mean(s, targets, "exclude"), "within_category_mAP": _within(s, targets, categories)}
+            for name, s in references.without_images(whole).items()
         },
     }
     rows = _per_class(targets, samples, probe, yes, metrics.average_precision(scores, targets))

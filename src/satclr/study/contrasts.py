@@ -120,7 +120,9 @@ def contrast(measures: Mapping[str, Measure], arm: str, against: str) -> dict[st
     for name, m in measures.items():
         result[f"delta_{name}"] = float(m.seeds(arm).mean() - m.seeds(against).mean())
         samples[name] = m.resampled(arm, seeds=True) - m.resampled(against, seeds=True)
-        result["ci95" if name == "mAP" else f"delta_{name}_ci95"] = list(metrics.interval(samples[name]))
+        drawn = samples[name][~np.isnan(samples[name])]  # with few tiles, labels may vary within no category
+        ends = metrics.interval(drawn) if len(drawn) else (np.nan, np.nan)
+        result["ci95" if name == "mAP" else f"delta_{name}_ci95"] = list(ends)
     result["p_value"] = metrics.p_value(samples["mAP"])
     result["p_holm"] = metrics.wald_p_value(result["delta_mAP"], samples["mAP"])  # `numbers` adjusts it
     if "converged_mAP" in samples:
