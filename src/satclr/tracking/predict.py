@@ -21,7 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from satclr import progress
+from satclr import files, progress
 from satclr.project import Project
 from satclr.tracking import runs
 from satclr.tracking.sources import Source, find
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 BATCH = 64
 PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".joblib", ".dill"}
 CHAMPION = "champion"
+OWN = ("tile", "error", "labels")  # columns that are no label
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def _json(prediction: Prediction, top: int) -> str:
 def _print_csv(labels: Sequence[str], predictions: Sequence[Prediction]) -> None:
     """One row per tile: labels joined by `|`, then each label's probability, empty where the tile is unreadable."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["tile", "error", "labels", *sorted(labels)])
+    writer.writerow([*OWN, *files.columns(sorted(labels), OWN)])
     for p in predictions:
         numbers = [p.probabilities.get(label, "") for label in sorted(labels)]
         writer.writerow([p.source.name, p.error, "|".join(p.labels), *numbers])

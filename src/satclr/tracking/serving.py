@@ -22,6 +22,7 @@ import pandas as pd
 from satclr import files
 
 BATCH = 64
+OWN = ("predicted_labels",)  # the column that is no label
 
 Tile = bytes | str | Path | npt.NDArray[np.uint8]
 
@@ -60,7 +61,7 @@ class Tagger(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         parts = [np.empty((0, len(self.labels)))]
         while batch := [self.decode(tile) for tile in islice(rest, BATCH)]:
             parts.append(self.scores(batch))
-        table = pd.DataFrame(np.concatenate(parts), columns=self.labels)
+        table = pd.DataFrame(np.concatenate(parts), columns=files.columns(self.labels, OWN))
         return table.assign(predicted_labels=[self.chosen(row) for row in np.concatenate(parts)])
 
     def decode(self, tile: Tile) -> npt.NDArray[np.uint8]:
