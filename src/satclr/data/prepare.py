@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ IMAGENET: Final = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 RELEASED_BATCH: Final = 256  # tiles per batch in the notebook's statistics
 CHUNK: Final = 256  # tiles decoded at a time, which bounds memory
 GROUPS: Final = "groups.csv"  # image, group: the city, scene or flight line that `split.by: group` keeps together
+CACHED: Final = re.compile(r"/[0-9a-f]{2}/[0-9a-f]{30}$")  # a file of DVC's cache, named by its content
 SHOWN: Final = 10
 
 Sums = npt.NDArray[np.int64]  # (N,2,3): sum and sum of squares of a tile's pixel values, per channel
@@ -135,8 +137,8 @@ def _match(data: Path, table: labels.Labels) -> tuple[dict[int, Path], Problems]
             reasons[name] = "not named as an image"
         elif not path.is_file():
             reasons[name] = "not a file, or a broken link"
-        elif not path.resolve().is_relative_to(data.resolve()):
-            reasons[name] = "a link that leaves the data folder"
+        elif not path.resolve().is_relative_to(data.resolve()) and not CACHED.search(str(path.resolve())):
+            reasons[name] = "a link that leaves the data folder, and not for DVC's cache"
         else:
             found[labels.nfc(path.parent.name), labels.nfc(path.name)] = path
     rows = list(zip(table.categories, table.tiles, strict=True))
