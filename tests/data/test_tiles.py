@@ -54,6 +54,11 @@ def test_stream_gives_each_batch_in_order(store: tiles.TileStore) -> None:
     assert sorted(seen) == list(range(len(rows)))
 
 
+def test_a_last_batch_of_one_tile_joins_the_one_before() -> None:
+    for count, size, sizes in ((9, 4, [4, 5]), (8, 4, [4, 4]), (6, 4, [4, 2]), (1, 4, [1])):
+        assert list(map(len, tiles.split_batches(np.arange(count), size, smallest=2))) == sizes
+
+
 def test_a_store_says_what_is_missing_or_damaged(store: tiles.TileStore, tmp_path: Path) -> None:
     with pytest.raises(tiles.TileError, match="satclr prepare"):
         tiles.open_store(tmp_path)
@@ -80,6 +85,8 @@ def test_an_arm_may_leave_out_training_tiles_that_it_is_tested_on(store: tiles.T
     assert apart.rows("val").tolist() == val.tolist()
     assert apart.rows("test").tolist() == test.tolist()
     assert apart.digest == store.digest
+    with pytest.raises(tiles.TileError, match="leaves no training tile"):
+        replace(store, groups=["one"] * len(groups)).learning("leave_out")
 
 
 def test_features_of_another_store_are_refused(store: tiles.TileStore, tmp_path: Path) -> None:

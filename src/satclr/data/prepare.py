@@ -51,7 +51,7 @@ def write_store(data: Path, out: Path, settings: Data) -> None:
 
     Raises `PrepareError` if tiles and rows do not match or a tile is unreadable, unless `settings.on_unreadable` is
     `drop`, and if the audit flags rows where `settings.labels.on_problem` is `fail`; `labels.LabelError` for an invalid
-    table, `splits.SplitError` for an impossible split.
+    table, `splits.SplitError` for an impossible split, and for one with train, val or test tiles all without labels.
     """
     if not data.is_dir():
         layout = "put Images/<category>/*.jpg and Labels/<category>.csv there"
@@ -248,6 +248,9 @@ def _finish(
     shares = {
         s: dict(zip(table.names, share.tolist(), strict=True)) for s, share in splits.prevalence(split, targets).items()
     }
+    if empty := [s for s, share in shares.items() if not any(share.values())]:
+        remedy = "draw another split (data.split), or label some of them"
+        raise splits.SplitError(f"no {empty[0]} tile of {data} has a label ({sizes[empty[0]]} tiles); {remedy}")
     several = [[names[i] for i in rows] for rows in splits.members(groups) if len(rows) > 1]
     leaks = len(splits.spanning(split, groups))
     record["near_duplicates"] = {"groups": several, "groups_across_splits": leaks}

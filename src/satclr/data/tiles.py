@@ -114,6 +114,8 @@ class TileStore:
             return self
         tested = [group for group, split in zip(self.groups, self.splits, strict=True) if split != "train"]
         leaks = np.isin(self.groups, tested) & (self.splits == "train")
+        if leaks.sum() == len(self.rows("train")):
+            raise TileError("near_duplicates: leave_out leaves no training tile; use `keep`, or split by group")
         return replace(self, splits=np.where(leaks, "", self.splits))
 
     @cached_property
@@ -193,6 +195,7 @@ def stream(
             yield rows, ahead.pop(0).result().to(device, non_blocking=True)
 
 
-def split_batches(rows: npt.NDArray[np.int64], size: int) -> list[npt.NDArray[np.int64]]:
-    """Cut `rows` into batches of `size`; the last may be smaller."""
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
+def split_batches(rows: npt.NDArray[np.int64], size: int, *, smallest: int = 1) -> list[npt.NDArray[np.int64]]:
+    """Cut `rows` into batches of `size`; the last may be smaller, but one below `smallest` joins the one before."""
+    starts = [start for start in range(0, len(rows), size) if start == 0 or len(rows) - start >= smallest]
+    return [rows[a:b] for a, b in zip(starts, [*starts[1:], len(rows)], strict=True)]

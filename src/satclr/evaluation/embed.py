@@ -54,9 +54,13 @@ def load_encoder(run: Run) -> Frozen:
 
 
 def split_batches(store: tiles.TileStore, split: str, run: Run) -> list[npt.NDArray[np.int64]]:
-    """The rows of each batch of a split, in index order."""
-    probe = run.settings.probe
-    return tiles.split_batches(store.rows(split), BATCH_SIZE if probe.batch_norm == "frozen" else probe.batch_size)
+    """The rows of each batch of a split, in index order. Raises `tiles.TileError` for BatchNorm of one tile."""
+    probe, rows = run.settings.probe, store.rows(split)
+    if probe.batch_norm == "frozen":
+        return tiles.split_batches(rows, BATCH_SIZE)
+    if len(rows) == 1:
+        raise tiles.TileError(f"the {split} split has one tile; probe.batch_norm: batch requires at least two")
+    return tiles.split_batches(rows, probe.batch_size, smallest=2)
 
 
 def _fill(

@@ -169,7 +169,7 @@ def _per_class(
         ranked: list[Any] = ["", "", ""]
         found: list[Any] = ["", ""]
         if count:
-            ranked = [float(ap[k]), *metrics.interval(samples[:, k][~np.isnan(samples[:, k])])]
+            ranked = [float(ap[k]), *metrics.interval(samples[:, k])]
             found = [float(recall[k]), float(f1[k])]
         at_threshold = [float(probe.thresholds[k]), float(precision[k])]
         rows.append([label, count, count / len(targets), *ranked, *at_threshold, *found])
