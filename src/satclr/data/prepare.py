@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -22,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from satclr import files, progress
-from satclr.data import audit, duplicates, labels, splits, tiles
+from satclr.data import audit, duplicates, labels, pixels, splits, tiles
 from satclr.params import Data
 from satclr.project import Project
 
@@ -68,15 +69,33 @@ def write_store(data: Path, out: Path, settings: Data) -> None:
         if strict:
             _check_problems(data, problems, out)
         rows = [(row, path) for row, path in sorted(paths.items()) if row not in flagged]
+        scale = settings.scale or pixels.measured(_training(data, settings, table, rows))
+        decode = partial(pixels.decode, tile_px=settings.tile_px, scale=scale, minimum_valid=settings.minimum_valid)
         with _parts(out) as parts:
-            kept, sums, digest = _pack(data, parts["tiles.npy"], rows, settings.tile_px, problems)
+            kept, sums, digest = _pack(data, parts["tiles.npy"], rows, decode, problems)
             if strict:
                 _check_problems(data, problems, out)
             if not kept:
                 raise PrepareError(f"{data} has no usable tile")
+            record |= {"scale": list(scale)} if scale else {}
             _finish(data, parts, settings, table, kept, sums, digest, record)
     finally:
         files.write_json(out / "audit.json", record, allow_nan=True)
+
+
+def _training(data: Path, settings: Data, table: labels.Labels, rows: Sequence[tuple[int, Path]]) -> list[Path]:
+    """The files of training tiles, to measure a scale; of all tiles where the split is by group, whose pixels decide."""
+    names, split = [table.tiles[row] for row, _ in rows], settings.split
+    if not any(pixels.is_deep(path) for _, path in rows):
+        return []
+    if split.by == "group":
+        return [path for _, path in rows]
+    if split.file is not None:
+        drawn = splits.from_file(data / split.file, names, left_out=set(table.tiles) - set(names))
+    else:
+        stratify = table.targets[[row for row, _ in rows]] if split.stratify else None
+        drawn = splits.split(names, fractions=split.fractions, seed=split.seed, stratify=stratify)
+    return [path for (_, path), which in zip(rows, drawn, strict=True) if which == "train"]
 
 
 def train_statistics(sums: Sums, tile_px: int) -> dict[str, list[float]]:
@@ -181,19 +200,20 @@ def _parts(out: Path) -> Iterator[dict[str, Path]]:
 
 
 def _pack(
-    data: Path, part: Path, rows: Sequence[tuple[int, Path]], tile_px: int, problems: Problems
+    data: Path, part: Path, rows: Sequence[tuple[int, Path]], decode: partial[tiles.Tiles], problems: Problems
 ) -> tuple[list[int], Sums, bytes]:
     """Decode in parallel, append in order: the rows kept, their sums, a digest of the pixels."""
 
     def read(path: Path) -> tuple[bytes, Sums] | str:
         try:
-            tile = tiles.decode(path, tile_px)
+            tile = decode(path)
         except (tiles.TileError, OSError) as error:
             return str(error)
         values = tile.reshape(-1, 3).astype(np.int64)
         return tile.tobytes(), np.stack([values.sum(axis=0), (values * values).sum(axis=0)])
 
     kept: list[int] = []
+    tile_px = decode.keywords["tile_px"]
     sums: list[Sums] = []
     digest = hashlib.sha256()
     with (
@@ -278,4 +298,5 @@ def _finish(
     digest = hashlib.sha256(digest + parts["index.csv"].read_bytes()).digest()
     stats = {"labels": list(table.names), "tile_px": settings.tile_px, "tiles": sizes}
     stats |= {"normalization": normalization, "digest": digest.hex()}
+    stats |= {key: record[key] for key in ("scale",) if key in record}
     files.write_json(parts["stats.json"], stats)

@@ -107,6 +107,7 @@ def pretrain(run: Run, folder: Path, log: Log, *, fingerprint: str) -> None:
     facts = {"mean": mean, "std": std, "crop_px": run.settings.views.crop_px, "tile_px": store.stats["tile_px"]}
     facts |= {"precision": computed, "fingerprint": fingerprint}
     facts |= {"weights_sha256": files.sha256(weights) if weights else None}
+    facts |= {"scale": store.stats["scale"]} if "scale" in store.stats else {}  # of tiles of other than 8 bits
     encoders.save(encoder, folder / "encoder.safetensors", arch=config.arch, width=width, **facts)
     (folder / checkpoint.FILE).unlink(missing_ok=True)
 
