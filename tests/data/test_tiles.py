@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from satclr.data import tiles
+from satclr.data import pixels, tiles
 
 
 def encoded(image: Image.Image, kind: str) -> bytes:
@@ -26,20 +26,20 @@ def noise(side: int = 50, mode: str = "RGB") -> Image.Image:
 
 def test_a_tile_of_the_stores_size_is_taken_as_it_is() -> None:
     image = noise(40)
-    np.testing.assert_array_equal(tiles.decode(encoded(image, "PNG"), 40), np.asarray(image))
+    np.testing.assert_array_equal(pixels.decode(encoded(image, "PNG"), 40), np.asarray(image))
 
 
 def test_another_size_is_resized_as_pillow_does() -> None:
     image = noise(90)
     expected = np.asarray(image.resize((40, 40), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(tiles.decode(encoded(image, "PNG"), 40), expected)
+    np.testing.assert_array_equal(pixels.decode(encoded(image, "PNG"), 40), expected)
 
 
 @pytest.mark.parametrize(
     ("mode", "kind"), [("L", "JPEG"), ("CMYK", "JPEG"), ("RGBA", "PNG"), ("P", "PNG"), ("1", "PNG")]
 )
 def test_other_modes_become_rgb(mode: str, kind: str) -> None:
-    assert tiles.decode(encoded(noise(mode=mode), kind), 50).shape == (50, 50, 3)
+    assert pixels.decode(encoded(noise(mode=mode), kind), 50).shape == (50, 50, 3)
 
 
 def test_stream_gives_each_batch_in_order(store: tiles.TileStore) -> None:

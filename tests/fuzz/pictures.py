@@ -15,7 +15,7 @@ import numpy as np
 from hypothesis import strategies as st
 from PIL import Image
 
-from satclr.data import tiles
+from satclr.data import pixels, tiles
 
 from . import ACCEPTED, REFUSED, Outcomes, edited, explore
 
@@ -148,7 +148,7 @@ def _pixels(raw: bytes) -> Any:
 
 def _decode(raw: bytes) -> Any:
     with warnings.catch_warnings(action="ignore"):  # Pillow's, about damaged EXIF data
-        return tiles.decode(raw, SIDE)
+        return pixels.decode(raw, SIDE)
 
 
 def run_kinds(cases: int, seed: int, folder: Path) -> Outcomes:  # a fixed list
@@ -159,7 +159,7 @@ def run_kinds(cases: int, seed: int, folder: Path) -> Outcomes:  # a fixed list
         path.write_bytes(picture.raw)
         for source in (picture.raw, path):
             try:
-                found = tiles.decode(source, SIDE)
+                found = pixels.decode(source, SIDE)
             except tiles.TileError as error:
                 assert picture.reason and picture.reason in str(error), (picture.name, str(error))
                 outcomes[REFUSED] += 1

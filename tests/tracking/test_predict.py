@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from satclr import files
-from satclr.data import tiles
+from satclr.data.pixels import decode
 from satclr.evaluation.linear import LinearProbe
 from satclr.pretrain import encoder
 from satclr.pretrain.views import evaluation_view
@@ -50,7 +50,7 @@ def _no_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
 def expected(project: Project, pictures: list[bytes]) -> npt.NDArray[np.float64]:
     """Probabilities as the stages compute them: decoded tile, frozen encoder, the layer in double precision."""
     run = project.run("simclr")
-    decoded = np.stack([tiles.decode(picture, TILE_PX) for picture in pictures])
+    decoded = np.stack([decode(picture, TILE_PX) for picture in pictures])
     model, _ = encoder.load(run.encoder)
     views = evaluation_view(torch.from_numpy(decoded), crop_px=CROP_PX, mean=MEAN, std=STD)
     with torch.inference_mode():
@@ -68,7 +68,7 @@ def test_scores_are_the_stages_and_thresholds_choose_labels(project: Project, tm
     chosen = [[n for n, p, t in zip(LABELS, row, THRESHOLDS, strict=True) if p >= t] for row in scores]
     assert table["predicted_labels"].tolist() == chosen
     (tmp_path / "tile.jpg").write_bytes(jpeg(3))
-    for form in (str(tmp_path / "tile.jpg"), tiles.decode(jpeg(3), TILE_PX)):
+    for form in (str(tmp_path / "tile.jpg"), decode(jpeg(3), TILE_PX)):
         pd.testing.assert_frame_equal(model.tag([form]), model.tag([jpeg(3)]))
 
 

@@ -3,9 +3,9 @@
     pixels.decode(path, tile_px=256, scale=(0, 3000))
 
 Pillow reads pictures; rasterio reads TIFFs and PNGs of more bits or bands, and those with GDAL's tags. Red, green and
-blue are the bands that say so (colour interpretation, else description), else the first three, else a single grey one.
-Palettes become colours. Alpha, masks, nodata values and NaN tell which pixels hold data; the others become black. Pixels
-of other than 8 bits are scaled: `scale` (low, high) becomes 0 to 255, rounded, and what is beyond it 0 or 255.
+blue are the bands that say so (description, else colour interpretation), else the first three, else a single grey one.
+Palettes become colours. Alpha, masks, nodata values and NaN tell which pixels hold data; the others become black.
+Pixels of other than 8 bits are scaled: `scale` (low, high) becomes 0 to 255, rounded, and what is beyond it 0 or 255.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import io
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
@@ -26,7 +26,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from satclr.data.tiles import TileError, Tiles
 
 FORMATS: Final = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")  # not Pillow's others, some of which run programs
-DRIVERS: Final = ("GTiff", "PNG")  # by content GDAL would open other formats too, some of which name further files
 TIFF: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 GDAL_TAGS: Final = (42112, 42113)  # GDAL_METADATA, GDAL_NODATA
 MAX_PIXELS: Final = 64_000_000  # a larger image is not a tile and may be a decompression bomb
@@ -57,7 +56,7 @@ class Raster:
         return self.values.dtype != np.uint8
 
     def rgb(self, scale: Scale | None) -> Tiles:
-        """The pixels as 8 bits (H,W,3), black where there are no data. Raises `TileError` for deep ones without scale."""
+        """The pixels as 8 bits (H,W,3), black without data. Raises `TileError` for deep ones without scale."""
         values = self.values
         if self.deep:
             if scale is None:
@@ -89,7 +88,7 @@ def decode(
 
 
 def picture(source: bytes | Path | IO[bytes], *, scale: Scale | None = None) -> Image.Image:
-    """Read one image file as Pillow's RGB, or RGBA where some pixels hold no data. Raises `TileError` as `read` does."""
+    """Read one image file as Pillow's RGB, or RGBA where some pixels hold no data. Raises as `read` does."""
     raster = read(source)
     image = Image.fromarray(raster.rgb(scale))
     if not raster.valid.all():
@@ -105,14 +104,11 @@ def read(source: bytes | Path | IO[bytes]) -> Raster:
     """
     with _reasons():
         file = io.BytesIO(source) if isinstance(source, bytes) else source
-        try:
-            with Image.open(file, formats=FORMATS) as image:
+        if image := _pillow(file):
+            with image:
                 _check_size(image.width, image.height)
                 if not _needs_gdal(image):
                     return _from_pillow(image)
-        except UnidentifiedImageError:
-            if not _start(file).startswith(TIFF):
-                raise TileError(f"not an image ({', '.join(FORMATS)})") from None
         with _opened(file) as data:
             return _from_gdal(data, None)
     raise AssertionError("unreachable")
@@ -120,6 +116,9 @@ def read(source: bytes | Path | IO[bytes]) -> Raster:
 
 def window(file: Path, place: Window) -> bytes:
     """A part of a TIFF as a TIFF with its depth and a mask, for `decode`."""
+    from rasterio import Env  # type: ignore[import-untyped]
+    from rasterio.io import MemoryFile  # type: ignore[import-untyped]
+
     with _reasons(), _opened(file) as data:
         raster = _from_gdal(data, place)
         if not raster.deep:
@@ -128,9 +127,6 @@ def window(file: Path, place: Window) -> bytes:
                 image.putalpha(Image.fromarray(raster.valid.astype(np.uint8) * 255))
             image.save(buffer := io.BytesIO(), "TIFF")
             return buffer.getvalue()
-        from rasterio import Env
-        from rasterio.io import MemoryFile  # type: ignore[import-untyped]
-
         height, width = raster.valid.shape
         facts = {"driver": "GTiff", "width": width, "height": height, "count": 3, "dtype": raster.values.dtype}
         with Env(GDAL_TIFF_INTERNAL_MASK=True), MemoryFile() as memory:
@@ -145,22 +141,31 @@ def is_deep(file: Path) -> bool:
     """Whether a file's pixels are of other than 8 bits per channel; False where it cannot be read."""
     if file.suffix.lower() not in {".tif", ".tiff", ".png"}:
         return False
-    try:
-        try:
-            with Image.open(file, formats=FORMATS) as image:
+    with suppress(TileError, OSError), _reasons():
+        if image := _pillow(file):
+            with image:
                 return _is_deep(image)
-        except UnidentifiedImageError:
-            with _reasons(), _opened(file) as data:
-                return set(data.dtypes) != {"uint8"}
-    except (TileError, OSError):
-        return False
+        with _opened(file) as data:
+            return set(data.dtypes) != {"uint8"}
     return False
+
+
+def _pillow(file: Path | IO[bytes]) -> Image.Image | None:
+    """The opened image, or None for a TIFF that Pillow does not know. Raises `TileError` for what is no image."""
+    try:
+        return Image.open(file, formats=FORMATS)
+    except Exception as error:
+        if _start(file).startswith(TIFF):
+            return None
+        if isinstance(error, UnidentifiedImageError):
+            raise TileError(f"not an image ({', '.join(FORMATS)})") from None
+        raise
 
 
 def measured(paths: Sequence[Path]) -> Scale | None:
     """The percentiles 2 and 98 of the tiles' valid pixels, all colours together; None without deep ones.
 
-    At most 1,000 tiles are looked at, evenly spaced, and as many pixels of each. Tiles that cannot be read are left out.
+    At most MEASURED tiles are looked at, evenly spaced, and pixels of each. Tiles that cannot be read are left out.
     """
     deep = [path for path in paths if is_deep(path)]
     count, most = MEASURED
@@ -198,7 +203,9 @@ def _start(file: Path | IO[bytes]) -> bytes:
         with file.open("rb") as opened:
             return opened.read(4)
     file.seek(0)
-    return file.read(4)
+    start = file.read(4)
+    file.seek(0)
+    return start
 
 
 def _check_size(width: int, height: int) -> None:  # from the header, before pixels take memory
@@ -214,12 +221,12 @@ def _is_deep(image: Image.Image) -> bool:
 
 
 def _needs_gdal(image: Image.Image) -> bool:
+    if _is_deep(image) or any(tag in getattr(image, "tag_v2", ()) for tag in GDAL_TAGS):
+        return True
     frames = getattr(image, "n_frames", 1)  # of a TIFF also overviews and masks
     if frames > 1 and image.format != "TIFF":
         raise TileError(f"{frames} frames: one image per file is needed")
-    return _is_deep(image) or (
-        image.format == "TIFF" and (frames > 1 or any(tag in image.tag_v2 for tag in GDAL_TAGS))  # type: ignore[attr-defined]
-    )
+    return frames > 1
 
 
 def _from_pillow(image: Image.Image) -> Raster:
@@ -240,9 +247,8 @@ def _opened(file: Path | IO[bytes]) -> Iterator[Any]:
         raise TileError(
             "more than 8 bits per channel, more bands or GDAL's tags: reading it requires rasterio, uv sync --group geo"
         ) from None
-    if not isinstance(file, Path):
-        file.seek(0)
-    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="TRUE"), rasterio.open(file, driver=list(DRIVERS)) as data:
+    driver = "GTiff" if _start(file).startswith(TIFF) else "PNG"  # GDAL's others may name further files
+    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="TRUE"), rasterio.open(file, driver=driver) as data:
         if (frames := len(data.subdatasets)) > 1:
             raise TileError(f"{frames} frames: one image per file is needed")
         yield data
@@ -277,12 +283,12 @@ def _from_gdal(data: Any, place: Window | None) -> Raster:
 
 def _bands(data: Any) -> list[int]:
     """The bands, from 1, of red, green and blue, or the one of grey."""
-    names = [colour.name for colour in data.colorinterp]
-    if {"red", "green", "blue"} <= set(names):
-        return [names.index(name) + 1 for name in ("red", "green", "blue")]
     words = [set(re.findall(r"[a-z0-9]+", (text or "").lower())) for text in data.descriptions]
     found = [next((i for i, own in enumerate(words, 1) if own & colour), 0) for colour in COLOURS]
     if all(found):
         return found
+    names = [colour.name for colour in data.colorinterp]
+    if {"red", "green", "blue"} <= set(names):
+        return [names.index(name) + 1 for name in ("red", "green", "blue")]
     rest = [i for i, name in enumerate(names, 1) if name != "alpha"]
     return rest[:3] if len(rest) > 2 else rest[:1]

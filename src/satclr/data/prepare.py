@@ -84,7 +84,7 @@ def write_store(data: Path, out: Path, settings: Data) -> None:
 
 
 def _training(data: Path, settings: Data, table: labels.Labels, rows: Sequence[tuple[int, Path]]) -> list[Path]:
-    """The files of training tiles, to measure a scale; of all tiles where the split is by group, whose pixels decide."""
+    """The files of training tiles, to measure a scale; of all tiles in a split by group, for which pixels decide."""
     names, split = [table.tiles[row] for row, _ in rows], settings.split
     if not any(pixels.is_deep(path) for _, path in rows):
         return []
