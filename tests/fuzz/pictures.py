@@ -97,7 +97,7 @@ def refused() -> list[Picture]:
         Picture("nan.tif", encoded(Image.fromarray(floats * np.nan), "TIFF"), reason="8 bits"),
         Picture("infinity.tif", encoded(Image.fromarray(floats * np.inf), "TIFF"), reason="8 bits"),
         Picture("black.png", encoded(Image.new("RGB", (SIDE, SIDE)), "PNG"), reason="black"),
-        Picture("clear.png", encoded(Image.new("RGBA", (SIDE, SIDE)), "PNG"), reason="black"),
+        Picture("clear.png", encoded(Image.new("RGBA", (SIDE, SIDE)), "PNG"), reason="0% of its pixels are valid"),
         Picture("animation.gif.png", encoded(noise(), "GIF", **frames), reason="2 frames"),
         Picture("animation.webp", encoded(noise(), "WEBP", **frames), reason="2 frames"),
         Picture("animation.png", encoded(noise(), "PNG", **frames), reason="2 frames"),

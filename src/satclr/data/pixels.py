@@ -68,6 +68,20 @@ class Raster:
         return values if self.valid.all() else np.where(self.valid[..., None], values, 0).astype(np.uint8)
 
 
+@contextmanager
+def _reasons() -> Iterator[None]:
+    """Raise `TileError` with the reason for whatever a decoder raises, but for the disk's own errors."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    except (TileError, FileNotFoundError):
+        raise
+    except Exception as error:  # a decoder raises whatever its parsing raises
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise TileError(" ".join(str(error).split()) or type(error).__name__) from None
+
+
 def decode(
     source: bytes | Path, tile_px: int, *, scale: Scale | None = None, minimum_valid: float = MINIMUM_VALID
 ) -> Tiles:
@@ -96,45 +110,37 @@ def picture(source: bytes | Path | IO[bytes], *, scale: Scale | None = None) -> 
     return image
 
 
+@_reasons()
 def read(source: bytes | Path | IO[bytes]) -> Raster:
     """Read one image file, turned as its EXIF data say.
 
     Raises `TileError` with the reason for anything but one complete image in one of FORMATS and of a tile's size,
     including whatever a damaged or hostile file provokes in its decoder.
     """
-    with _reasons():
-        file = io.BytesIO(source) if isinstance(source, bytes) else source
-        if image := _pillow(file):
-            with image:
-                _check_size(image.width, image.height)
-                if not _needs_gdal(image):
-                    return _from_pillow(image)
-        with _opened(file) as data:
-            return _from_gdal(data, None)
-    raise AssertionError("unreachable")
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    if image := _pillow(file):
+        with image:
+            _check_size(image.width, image.height)
+            if not _needs_gdal(image):
+                return _from_pillow(image)
+    return _from_gdal(file)
 
 
+@_reasons()
 def window(file: Path, place: Window) -> bytes:
     """A part of a TIFF as a TIFF with its depth and a mask, for `decode`."""
     from rasterio import Env  # type: ignore[import-untyped]
     from rasterio.io import MemoryFile  # type: ignore[import-untyped]
 
-    with _reasons(), _opened(file) as data:
-        raster = _from_gdal(data, place)
-        if not raster.deep:
-            image = Image.fromarray(raster.values)
+    raster = _from_gdal(file, place)
+    height, width = raster.valid.shape
+    facts = {"driver": "GTiff", "width": width, "height": height, "count": 3, "dtype": raster.values.dtype}
+    with Env(GDAL_TIFF_INTERNAL_MASK=True), MemoryFile() as memory:
+        with memory.open(**facts, photometric="RGB") as made:
+            made.write(raster.values.transpose(2, 0, 1))
             if not raster.valid.all():
-                image.putalpha(Image.fromarray(raster.valid.astype(np.uint8) * 255))
-            image.save(buffer := io.BytesIO(), "TIFF")
-            return buffer.getvalue()
-        height, width = raster.valid.shape
-        facts = {"driver": "GTiff", "width": width, "height": height, "count": 3, "dtype": raster.values.dtype}
-        with Env(GDAL_TIFF_INTERNAL_MASK=True), MemoryFile() as memory:
-            with memory.open(**facts, photometric="RGB") as made:
-                made.write(raster.values.transpose(2, 0, 1))
                 made.write_mask(raster.valid)
-            return bytes(memory.read())
-    raise AssertionError("unreachable")
+        return bytes(memory.read())
 
 
 def is_deep(file: Path) -> bool:
@@ -184,20 +190,6 @@ def measured(paths: Sequence[Path]) -> Scale | None:
     return (low, high) if low < high else (low, low + 1)
 
 
-@contextmanager
-def _reasons() -> Iterator[None]:
-    """Raise `TileError` with the reason for whatever a decoder raises, but for the disk's own errors."""
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    except (TileError, FileNotFoundError):
-        raise
-    except Exception as error:  # a decoder raises whatever its parsing raises
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise TileError(" ".join(str(error).split()) or type(error).__name__) from None
-
-
 def _start(file: Path | IO[bytes]) -> bytes:
     if isinstance(file, Path):
         with file.open("rb") as opened:
@@ -223,7 +215,10 @@ def _is_deep(image: Image.Image) -> bool:
 def _needs_gdal(image: Image.Image) -> bool:
     if _is_deep(image) or any(tag in getattr(image, "tag_v2", ()) for tag in GDAL_TAGS):
         return True
-    frames = getattr(image, "n_frames", 1)  # of a TIFF also overviews and masks
+    try:
+        frames = getattr(image, "n_frames", 1)  # of a TIFF also overviews and masks
+    except Exception:  # noqa: BLE001 - a mask that Pillow does not know
+        return True
     if frames > 1 and image.format != "TIFF":
         raise TileError(f"{frames} frames: one image per file is needed")
     return frames > 1
@@ -242,7 +237,7 @@ def _from_pillow(image: Image.Image) -> Raster:
 def _opened(file: Path | IO[bytes]) -> Iterator[Any]:
     """An open rasterio data set of one image. Raises `TileError` without rasterio."""
     try:
-        import rasterio  # type: ignore[import-untyped]
+        import rasterio
     except ModuleNotFoundError:
         raise TileError(
             "more than 8 bits per channel, more bands or GDAL's tags: reading it requires rasterio, uv sync --group geo"
@@ -254,20 +249,20 @@ def _opened(file: Path | IO[bytes]) -> Iterator[Any]:
         yield data
 
 
-def _from_gdal(data: Any, place: Window | None) -> Raster:
-    from rasterio.windows import Window as Part  # type: ignore[import-untyped]
-
-    if place is None:
-        _check_size(data.width, data.height)
-    part = None if place is None else Part(*place)
-    bands, names = _bands(data), [colour.name for colour in data.colorinterp]
-    if "cyan" in names or any(kind.startswith("complex") for kind in data.dtypes):
-        raise TileError(f"bands {', '.join(names)} of {data.dtypes[0]}: convert it to RGB first")
-    values = data.read(bands, window=part).transpose(1, 2, 0)
-    valid = data.dataset_mask(window=part) > 0
-    structure = data.tags(ns="IMAGE_STRUCTURE") | data.tags(bands[0], ns="IMAGE_STRUCTURE")
-    if names[bands[0] - 1] == "palette":
-        colours = data.colormap(bands[0])
+def _from_gdal(file: Path | IO[bytes], place: Window | None = None) -> Raster:
+    with _opened(file) as data:
+        if place is None:
+            place = (0, 0, data.width, data.height)
+            _check_size(data.width, data.height)
+        (left, top, width, height), names = place, [colour.name for colour in data.colorinterp]
+        if "cyan" in names or any(kind.startswith("complex") for kind in data.dtypes):
+            raise TileError(f"bands {', '.join(names)} of {data.dtypes[0]}: convert it to RGB first")
+        bands, part = _bands(data), ((top, top + height), (left, left + width))
+        values = data.read(bands, window=part).transpose(1, 2, 0)
+        valid = data.dataset_mask(window=part) > 0
+        structure = data.tags(ns="IMAGE_STRUCTURE") | data.tags(bands[0], ns="IMAGE_STRUCTURE")
+        colours = data.colormap(bands[0]) if names[bands[0] - 1] == "palette" else {}
+    if colours:
         table = np.zeros((max(colours) + 1, 4), np.uint8)
         table[list(colours)] = list(colours.values())
         found = table[values[..., 0]]

@@ -85,9 +85,9 @@ def predict(model: Tagger, sources: Sequence[Source], *, done: Callable[[int], N
                 errors[i] = error
         scores: Iterator[Any] = iter(model.scores(decoded) if decoded else ())
         for i, source in enumerate(batch):
-            if error := errors.get(i):
-                reason = " ".join(str(error).split()) or type(error).__name__
-                yield Prediction(source, {}, [], reason, isinstance(error, pixels.NoDataError))
+            if i in errors:
+                reason = " ".join(str(errors[i]).split()) or type(errors[i]).__name__
+                yield Prediction(source, {}, [], reason, isinstance(errors[i], pixels.NoDataError))
                 continue
             row = next(scores)
             best = sorted(zip(model.labels, map(float, row), strict=True), key=lambda pair: -pair[1])
@@ -142,15 +142,19 @@ def _problems(predictions: Sequence[Prediction]) -> Iterator[str]:
         key = (p.source.file, "too few pixels hold data; no labels" if p.no_data else p.error)
         found.setdefault(key, []).append(p.source.name)
     for (file, reason), names in found.items():
-        yield (
-            f"{file}: {len(names):,} of {tiles[file]:,} tiles: {reason}" if tiles[file] > 1 else f"{names[0]}: {reason}"
-        )
+        count = f"{file}: {len(names):,} of {tiles[file]:,} tiles"
+        yield f"{count if tiles[file] > 1 else names[0]}: {reason}"
 
 
 def _json(prediction: Prediction, top: int) -> str:
     """A prediction without what it does not have."""
     source, best = prediction.source, dict(islice(prediction.probabilities.items(), top))
-    row = {"tile": source.name, "probabilities": best, "labels": prediction.labels, "bounds": source.bounds}
+    row: dict[str, Any] = {
+        "tile": source.name,
+        "probabilities": best,
+        "labels": prediction.labels,
+        "bounds": source.bounds,
+    }
     row |= {"polygon": source.polygon, "error": prediction.error}
     return json.dumps({k: v for k, v in row.items() if v not in ({}, None, "")}, ensure_ascii=False)
 
