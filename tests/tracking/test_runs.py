@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import socket
 import sqlite3
@@ -162,11 +163,13 @@ def test_an_old_schema_is_one_sentence_with_the_command(make: Make) -> None:
         database.execute("UPDATE alembic_version SET version_num = 'cbc13b556ace'")
     with pytest.raises(store.StoreError) as caught:
         store.open_store(project.root, "tiny")
-    assert re.fullmatch(
-        r"[^.]+mlflow\.db: Detected out-of-date database schema \(found version \w+, but expected \w+\); "
-        r"make a backup, then run `mlflow db upgrade 'sqlite:///[^?#]+'`",
+    found = re.fullmatch(
+        r"cannot open the MLflow store \S+: Detected out-of-date database schema "
+        r"\(found version \w+, but expected \w+\); make a backup, then run `mlflow db upgrade (.+)`",
         str(caught.value),
     )
+    assert found is not None, str(caught.value)
+    assert shlex.split(found[1]) == [store.tracking_uri(project.root)]
 
 
 def test_two_threads_may_create_one_store_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
