@@ -28,6 +28,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from satclr import machine
 from satclr.data import tiles
+from satclr.data.pixels import decode
 from satclr.params import Settings
 from satclr.pretrain import caching, train, views
 from satclr.pretrain import encoder as enc
@@ -97,7 +98,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as name, annotated():
         folder = Path(name)
-        decoded = np.stack([tiles.decode(jpeg, given.tile_px) for jpeg in transforms.jpegs()])
+        decoded = np.stack([decode(jpeg, given.tile_px) for jpeg in transforms.jpegs()])
         shape = (images, given.tile_px, given.tile_px, 3)
         pixels = np.lib.format.open_memmap(folder / "tiles.npy", "w+", np.uint8, shape)
         for i in range(images):

@@ -47,9 +47,11 @@ class Noise:
     def __getitem__(self, rows: slice | int) -> npt.NDArray[np.uint8]:
         if not isinstance(rows, slice):
             chunk = rows // duplicates.CHUNK * duplicates.CHUNK
-            return self[chunk : chunk + duplicates.CHUNK][rows - chunk]
+            tile: npt.NDArray[np.uint8] = self[chunk : chunk + duplicates.CHUNK][rows - chunk]
+            return tile
         raw = np.random.default_rng(rows.start).bytes((min(rows.stop, self.count) - rows.start) * TILE_PX**2 * 3)
-        return np.frombuffer(raw, np.uint8).reshape(-1, TILE_PX, TILE_PX, 3)
+        pixels: npt.NDArray[np.uint8] = np.frombuffer(raw, np.uint8).reshape(-1, TILE_PX, TILE_PX, 3)
+        return pixels
 
 
 def targets(count: int) -> npt.NDArray[np.uint8]:
@@ -162,18 +164,20 @@ def compare(folder: Path, count: int) -> dict[str, float]:
             f"{s}_tiles": np.array([f"category_{i:08d}.jpg" for i in range(len(y))]) for s in ("val", "test")
         }
         scores = {f"{s}_scores": rng.random(y.shape, np.float32) + y for s in ("val", "test")}
-        np.savez(run.results / "scores.npz", labels=np.array(NAMES), **found, **scores)
+        arrays: dict[str, Any] = found | scores
+        np.savez(run.results / "scores.npz", labels=np.array(NAMES), **arrays)
         files.write_json(run.results / "metrics.json", {"test_mAP": 0.5, "val_mAP": 0.5})
         arms[name] = [Results(run)]
 
     def work() -> None:
-        samples = contrasts.resample(arms)
-        contrasts.numbers(arms, samples, contrasts.by_label(arms, samples))
+        measures = contrasts.measure(arms, [f"category_{i % 46}" for i in range(len(y))])
+        contrasts.by_label(measures["mAP"], tiles=len(y))
+        contrasts.numbers(arms, measures)
 
     return timed(work)
 
 
-STAGES = {
+STAGES: dict[str, Callable[[Path, int], dict[str, float]]] = {
     "write the index": write,
     "open the store": read,
     "split by group": split,
@@ -198,7 +202,7 @@ def main(counts: Sequence[int]) -> None:
     for stage in STAGES:
         sizes = {str(count): measure(stage, count) for count in counts}
         first, last = sizes[str(counts[0])], sizes[str(counts[-1])]
-        row = {"stage": stage, "sizes": sizes}
+        row: dict[str, Any] = {"stage": stage, "sizes": sizes}
         if len(counts) > 1:
             previous = counts[-2]
             growth = last["s"] / sizes[str(previous)]["s"] / (counts[-1] / previous)

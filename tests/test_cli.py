@@ -4,17 +4,25 @@ import json
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
+import yaml
+from mlflow.exceptions import MlflowException
+from PIL import UnidentifiedImageError
+from sqlalchemy.exc import OperationalError
 
 from satclr import cli, files
 from satclr.project import find
 from satclr.tracking import store
 from satclr.tracking.predict import champion_files
+from tests.test_dvc import MODULES
 
 STAGES = ("pretrain", "embed", "probe", "evaluate")
 ENCODER = Path("models/tiny/simclr-s0/encoder.safetensors")
@@ -55,7 +63,15 @@ def test_arms_shows_the_resolved_table(project: Make, capsys: pytest.CaptureFixt
     project(data=False)
     code, out, _ = satclr("arms", capsys=capsys)
     assert code == 0
-    for text in ("profile tiny", "baseline", "simclr", "pretrain.objective", "nt_xent", "pretrain.temperature"):
+    for text in (
+        "profile tiny",
+        "baseline",
+        "simclr",
+        "pretrain.objective",
+        "nt_xent",
+        "pretrain.temperature",
+        "-S '+arms.",
+    ):
         assert text in out
 
 
@@ -103,6 +119,51 @@ def test_bad_input_is_one_message_and_exit_code_2(
     assert "Traceback" not in err
     for text in says:
         assert text in err
+
+
+LIBRARIES: dict[str, Callable[[], BaseException]] = {
+    "numpy": lambda: np.linalg.LinAlgError("SVD did not converge"),
+    "torch": lambda: torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB"),
+    "torch shapes": lambda: RuntimeError("mat1 and mat2 shapes cannot be multiplied (4x8 and 9x2)"),
+    "BatchNorm": lambda: ValueError("Expected more than 1 value per channel when training"),
+    "Pillow": lambda: UnidentifiedImageError("cannot identify image file"),
+    "YAML": lambda: yaml.YAMLError("mapping values are not allowed here"),
+    "zip": lambda: zipfile.BadZipFile("File is not a zip file"),
+    "MLflow": lambda: MlflowException("No such artifact: 'encoder.safetensors'\nmore"),
+    "SQLAlchemy": lambda: OperationalError("SELECT 1", {}, Exception("database is locked")),
+    "pandas": lambda: pd.errors.ParserError("Error tokenizing data"),
+    "JSON": lambda: json.JSONDecodeError("Expecting value", "", 0),
+    "memory": MemoryError,
+    "recursion": lambda: RecursionError("maximum recursion depth exceeded"),
+    "a key": lambda: KeyError("test_mAP"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_no_library_ends_a_stage_with_a_traceback(
+    library: str, project: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project(data=False)
+
+    def fail(*_: Any) -> None:
+        error = LIBRARIES[library]()
+        raise error
+
+    for stage, module in {**MODULES, "register": "tracking.registry"}.items():
+        monkeypatch.setattr(f"satclr.{module}.run", fail)
+        monkeypatch.setattr(f"satclr.{module}.fingerprint", lambda _: "", raising=False)
+        of_an_arm = stage not in ("prepare", "compare", "report", "register")
+        arm = ["--arm", "baseline"] if of_an_arm else []
+        code, _, err = satclr(stage, *arm, capsys=capsys)
+        assert code == 1
+        assert "Traceback" not in err
+        lines = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1, err
+        remedy = {"torch": "lower the stage's batch_size", "memory": "lower the stage's batch_size"}.get(library)
+        own = {"MLflow": "the MLflow store failed: No such", "SQLAlchemy": "database is locked", "Pillow": "cannot"}
+        assert (remedy or own.get(library) or "SATCLR_TRACEBACK=1") in lines[0]
+    monkeypatch.setenv("SATCLR_TRACEBACK", "1")
+    assert "Traceback" in satclr("compare", capsys=capsys)[2]
 
 
 def test_outside_a_project_it_says_so(

@@ -45,7 +45,7 @@ def test_exit_codes_tell_bad_input_from_failed_runs_from_bugs() -> None:
     assert runner.exit_code(ParamsError("x")) == runner.exit_code(ProjectError("x")) == 2
     assert runner.exit_code(runner.StageError("x")) == 1
     assert runner.exit_code(OSError(28, "No space left on device")) == 1
-    assert runner.exit_code(ValueError("x")) is None
+    assert runner.exit_code(ValueError("x")) == 1
 
 
 def test_a_full_disk_under_mlflow_is_reported_as_such() -> None:

@@ -121,6 +121,7 @@ def arms(profile: Profile = None) -> None:
         changes = [f"{k} {v}" for k, v in settings[name].items() if settings[reference].get(k, v) != v]
         rows.append((name, "yes" if name in running else "no", "\n".join(changes)))
     progress.print_table(rows, header=("arm", "runs", f"changes to {reference}"))
+    typer.echo("\nTo try a value that an arm inherits: dvc exp run -S '+arms.simclr.pretrain.temperature=0.1'")
 
 
 @app.command()
@@ -286,12 +287,10 @@ def _end(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    code = runner.exit_code(error)
-    if code is None or os.environ.get("SATCLR_TRACEBACK"):
+    if os.environ.get("SATCLR_TRACEBACK"):
         traceback.print_exception(error)
-    else:
-        print_error(runner.sentence(error))
-    return code or 1
+    print_error(runner.sentence(error))
+    return runner.exit_code(error)
 
 
 def print_error(message: str) -> None:

@@ -87,6 +87,18 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def columns(labels: Iterable[str], own: Iterable[str]) -> list[str]:
+    """Each label's column in a table that has columns of its `own`: a label of such a name is called `tile (label)`."""
+    taken = {*own}
+    found = []
+    for name in labels:
+        while name in taken:
+            name += " (label)"  # noqa: PLW2901
+        found.append(name)
+        taken.add(name)
+    return found
+
+
 def reserve(path: Path) -> None:
     """Allocate disk space for a sparse file.
 

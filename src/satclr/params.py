@@ -75,7 +75,16 @@ class Data(Model):
     tile_px: Annotated[int, Field(ge=8, le=1024)]  # side of the tiles in the store
     labels: Labels
     split: Split
+    scale: Annotated[tuple[float, float], Field(strict=False)] | None  # values that become 0 and 255, where a file has
+    # other than 8 bits per channel; null: percentiles 2 and 98 of the training tiles, which stats.json records
+    minimum_valid: Probability  # share of a tile's pixels that must hold data (alpha, mask, nodata value)
     on_unreadable: Literal["fail", "drop"]  # drop: leave unreadable tiles out and list them in audit.json
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.scale is not None and not self.scale[0] < self.scale[1]:
+            raise ValueError(f"scale {list(self.scale)} must be a pair with low < high")
+        return self
 
 
 class Views(Model):

@@ -134,6 +134,12 @@ def find(profile: str | None = None, *, or_ours: bool = False) -> Project:
     raise ProjectError(f"no {reading.FILE} in {cwd} or above it; run satclr inside a satclr project")
 
 
+def home(root: Path) -> Path:
+    """The project that a copy of it belongs to: `dvc exp run --temp` and `--queue` run in its .dvc/tmp/exps."""
+    root = root.resolve()
+    return next((p.parent for p in root.parents if p.name == ".dvc" and root.is_relative_to(p / "tmp" / "exps")), root)
+
+
 @cache
 def code_digest(root: Path, stage: str) -> str:
     """SHA-256 of the code that a stage depends on: the `src/` dependencies that dvc.yaml lists for it."""

@@ -122,27 +122,29 @@ def _torchrun(name: str, run: Run) -> None:
         sys.exit(128 + stopped.sigval)
 
 
-def exit_code(error: BaseException) -> int | None:
-    """2 for bad input, 1 for a failed run, None for a bug of ours.
-
-    A `ValueError` of ours is bad input, a `RuntimeError` of ours a failed run; so is what the MLflow store raises.
-    """
-    package = type(error).__module__.partition(".")[0]
-    if package == "satclr" and isinstance(error, ValueError):
-        return 2
-    failed = isinstance(error, OSError) or (package == "satclr" and isinstance(error, RuntimeError))
-    return 1 if failed or package in MLFLOW else None
+def exit_code(error: BaseException) -> int:
+    """2 for bad input, which is a `ValueError` of ours; 1 for all else."""
+    return 2 if _package(error) == "satclr" and isinstance(error, ValueError) else 1
 
 
 def sentence(error: BaseException) -> str:
-    """What happened and what to do, in one sentence."""
+    """What happened and what to do, in one sentence; of an error that nobody foresaw, how to see where it was."""
     from satclr import files
 
-    if type(error).__module__.partition(".")[0] in MLFLOW:
+    if _package(error) in MLFLOW:
         lines = [line for line in str(error).splitlines() if not line.startswith("(raised as a result of")]
         text = f"the MLflow store failed: {(lines or [type(error).__name__])[0]}"
     elif isinstance(error, OSError):
         text = str(files.explain(error, Path(error.filename or Path.cwd())))
-    else:
+    elif _package(error) == "satclr":
         text = str(error)
+    elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        text = "out of memory; lower the stage's batch_size, or set pretrain.micro_batch_size"
+    else:
+        reason = " ".join(str(error).split())[:300]
+        text = f"unexpected {type(error).__name__}: {reason}; set SATCLR_TRACEBACK=1 to see where it was raised"
     return f"{text}; free some space and run the same command again" if "is full" in text else text  # SQLite
+
+
+def _package(error: BaseException) -> str:
+    return type(error).__module__.partition(".")[0]

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as nst
 from PIL import Image
 
 from satclr import randomness
-from satclr.data import prepare, tiles
+from satclr.data import prepare, splits, tiles
 from tests.conftest import make_run, write_tile
 
 
@@ -135,6 +135,26 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "stray file": (lambda d: (d / "Images/x.jpg").write_text("hm"), "x.jpg", "folders"),
     "leaving link": (lambda d: relink(d / "Images/road/road_00003.jpg"), "road_00003.jpg", "leaves"),
 }  # fmt: skip
+
+
+def test_links_into_dvcs_cache_are_tiles(data: Path) -> None:
+    tile = data / "Images/road/road_00003.jpg"
+    cached = data.parent / "elsewhere/files/md5/4f" / f"{7:030x}"
+    cached.parent.mkdir(parents=True)
+    tile.rename(cached)
+    tile.symlink_to(cached)
+    assert tile.name in run(data).names
+
+
+def test_a_split_without_labels_is_refused(data: Path) -> None:
+    names = sorted(path.name for path in data.rglob("*.jpg"))
+    split = {n: "val" if n.endswith("_00001.jpg") else "test" if n.endswith("2.jpg") else "train" for n in names}
+    (data / "split.csv").write_text("image,split\n" + "".join(f"{n},{s}\n" for n, s in split.items()))
+    for table in (data / "Labels").iterdir():
+        lines = table.read_text().splitlines()
+        table.write_text("\n".join(f"{ln.split(',')[0]},0,0,0" if "_00001.jpg" in ln else ln for ln in lines))
+    with pytest.raises(splits.SplitError, match=r"no val tile of .* has a label \(3 tiles\); draw another split"):
+        run(data, split={"file": "split.csv"})
 
 
 @pytest.mark.parametrize("fault", FAULTS)

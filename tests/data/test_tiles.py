@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from satclr.data import tiles
+from satclr.data import pixels, tiles
 
 
 def encoded(image: Image.Image, kind: str) -> bytes:
@@ -26,20 +26,20 @@ def noise(side: int = 50, mode: str = "RGB") -> Image.Image:
 
 def test_a_tile_of_the_stores_size_is_taken_as_it_is() -> None:
     image = noise(40)
-    np.testing.assert_array_equal(tiles.decode(encoded(image, "PNG"), 40), np.asarray(image))
+    np.testing.assert_array_equal(pixels.decode(encoded(image, "PNG"), 40), np.asarray(image))
 
 
 def test_another_size_is_resized_as_pillow_does() -> None:
     image = noise(90)
     expected = np.asarray(image.resize((40, 40), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(tiles.decode(encoded(image, "PNG"), 40), expected)
+    np.testing.assert_array_equal(pixels.decode(encoded(image, "PNG"), 40), expected)
 
 
 @pytest.mark.parametrize(
     ("mode", "kind"), [("L", "JPEG"), ("CMYK", "JPEG"), ("RGBA", "PNG"), ("P", "PNG"), ("1", "PNG")]
 )
 def test_other_modes_become_rgb(mode: str, kind: str) -> None:
-    assert tiles.decode(encoded(noise(mode=mode), kind), 50).shape == (50, 50, 3)
+    assert pixels.decode(encoded(noise(mode=mode), kind), 50).shape == (50, 50, 3)
 
 
 def test_stream_gives_each_batch_in_order(store: tiles.TileStore) -> None:
@@ -52,6 +52,11 @@ def test_stream_gives_each_batch_in_order(store: tiles.TileStore) -> None:
         np.testing.assert_array_equal(batch.numpy(), store.pixels[wanted])
         seen += given.tolist()
     assert sorted(seen) == list(range(len(rows)))
+
+
+def test_a_last_batch_of_one_tile_joins_the_one_before() -> None:
+    for count, size, sizes in ((9, 4, [4, 5]), (8, 4, [4, 4]), (6, 4, [4, 2]), (1, 4, [1])):
+        assert list(map(len, tiles.split_batches(np.arange(count), size, smallest=2))) == sizes
 
 
 def test_a_store_says_what_is_missing_or_damaged(store: tiles.TileStore, tmp_path: Path) -> None:
@@ -80,6 +85,8 @@ def test_an_arm_may_leave_out_training_tiles_that_it_is_tested_on(store: tiles.T
     assert apart.rows("val").tolist() == val.tolist()
     assert apart.rows("test").tolist() == test.tolist()
     assert apart.digest == store.digest
+    with pytest.raises(tiles.TileError, match="no tile to learn from"):
+        replace(store, groups=np.zeros_like(groups)).learning("leave_out")
 
 
 def test_features_of_another_store_are_refused(store: tiles.TileStore, tmp_path: Path) -> None:

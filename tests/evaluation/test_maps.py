@@ -85,6 +85,15 @@ def test_maps_hold_the_same_test_tiles_for_every_arm(run_of: MakeRun, store: til
     assert len(maps.chosen_rows(store, 3)) == 3
 
 
+@pytest.mark.parametrize(("count", "names"), [(2, ["pca"]), (4, ["umap", "tsne"])])
+def test_too_few_tiles_are_one_sentence(
+    count: int, names: list[str], run_of: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maps, "TILES", count)
+    with pytest.raises(tiles.TileError, match=f"{count} test tiles are too few for {names[0]}"):
+        maps.run(run_of(maps={"projections": names}), lambda *_: None)
+
+
 def test_no_projection_is_an_empty_file(run_of: MakeRun) -> None:
     run = run_of(maps={"projections": []})
     maps.run(run, lambda *_: None)

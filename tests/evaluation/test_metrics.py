@@ -236,6 +236,8 @@ def test_p_value_counts_the_tail_twice_and_is_never_zero() -> None:
     assert metrics.p_value(-np.arange(1, 1000)) == pytest.approx(2 / 1000)
     assert metrics.p_value([-1, 2, 3, 4]) == pytest.approx(2 * 2 / 5)
     assert metrics.p_value(np.zeros(10)) == 1
+    assert metrics.p_value([np.nan, -1, 2, 3, 4]) == metrics.p_value([-1, 2, 3, 4]), "a resample without positives"
+    assert metrics.interval([0, np.nan, 1], level=0.5) == (0.25, 0.75)
 
 
 @given(seeds, shapes, levels)
@@ -341,6 +343,6 @@ def test_wrong_input_is_refused() -> None:
     with pytest.raises(ValueError, match="scores_by_arm is empty"):
         metrics.paired_bootstrap_average_precision([], targets, resamples=2, seed=0)
     with pytest.raises(ValueError, match=r"1 of .* not finite"):
-        metrics.p_value([0.1, np.nan])
+        metrics.p_value([0.1, np.inf])
     with pytest.raises(ValueError, match=r"span -3 to 0.*sigmoid"):
         metrics.expected_calibration_error(np.where(targets, 0, -3), targets)

@@ -15,7 +15,7 @@ import numpy as np
 from hypothesis import strategies as st
 from PIL import Image
 
-from satclr.data import tiles
+from satclr.data import pixels, tiles
 
 from . import ACCEPTED, REFUSED, Outcomes, edited, explore
 
@@ -94,10 +94,10 @@ def refused() -> list[Picture]:
         Picture("deep-gray.tif", encoded(deep, "TIFF"), reason="8 bits"),
         Picture("deep.png", png_16(SIDE), reason="8 bits"),
         Picture("floats.tif", encoded(Image.fromarray(floats), "TIFF"), reason="8 bits"),
-        Picture("nan.tif", encoded(Image.fromarray(floats * np.nan), "TIFF"), reason="8 bits"),
-        Picture("infinity.tif", encoded(Image.fromarray(floats * np.inf), "TIFF"), reason="8 bits"),
+        Picture("nan.tif", encoded(Image.fromarray(floats * np.nan), "TIFF"), reason="0% of its pixels are valid"),
+        Picture("infinity.tif", encoded(Image.fromarray(floats * np.inf), "TIFF"), reason="0% of its pixels are valid"),
         Picture("black.png", encoded(Image.new("RGB", (SIDE, SIDE)), "PNG"), reason="black"),
-        Picture("clear.png", encoded(Image.new("RGBA", (SIDE, SIDE)), "PNG"), reason="black"),
+        Picture("clear.png", encoded(Image.new("RGBA", (SIDE, SIDE)), "PNG"), reason="0% of its pixels are valid"),
         Picture("animation.gif.png", encoded(noise(), "GIF", **frames), reason="2 frames"),
         Picture("animation.webp", encoded(noise(), "WEBP", **frames), reason="2 frames"),
         Picture("animation.png", encoded(noise(), "PNG", **frames), reason="2 frames"),
@@ -148,7 +148,7 @@ def _pixels(raw: bytes) -> Any:
 
 def _decode(raw: bytes) -> Any:
     with warnings.catch_warnings(action="ignore"):  # Pillow's, about damaged EXIF data
-        return tiles.decode(raw, SIDE)
+        return pixels.decode(raw, SIDE)
 
 
 def run_kinds(cases: int, seed: int, folder: Path) -> Outcomes:  # a fixed list
@@ -159,7 +159,7 @@ def run_kinds(cases: int, seed: int, folder: Path) -> Outcomes:  # a fixed list
         path.write_bytes(picture.raw)
         for source in (picture.raw, path):
             try:
-                found = tiles.decode(source, SIDE)
+                found = pixels.decode(source, SIDE)
             except tiles.TileError as error:
                 assert picture.reason and picture.reason in str(error), (picture.name, str(error))
                 outcomes[REFUSED] += 1

@@ -62,7 +62,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> 
     """Makes a project with an empty store."""
 
     def make(*arms: str, minimum: float = 0.0) -> Project:
-        root = tmp_path / "a project"
+        root = tmp_path / "a project? 1#%41"
         monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
         copy_store(empty_store, root)
         monkeypatch.chdir(tmp_path)

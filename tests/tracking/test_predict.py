@@ -19,12 +19,12 @@ import pytest
 import torch
 
 from satclr import files
-from satclr.data import tiles
+from satclr.data.pixels import decode
 from satclr.evaluation.linear import LinearProbe
 from satclr.pretrain import encoder
 from satclr.pretrain.views import evaluation_view
 from satclr.project import Project
-from satclr.tracking import export, predict, registry, sources, store
+from satclr.tracking import export, predict, registry, runs, sources, store
 from satclr.tracking.store import TrackingError
 from tests.made_up import CROP_PX, LABELS, MEAN, STD, THRESHOLDS, TILE_PX, jpeg, pixels
 from tests.tracking.conftest import copy_store, make_project, write
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Project:
-    root = tmp_path_factory.mktemp("project")
+    root = tmp_path_factory.mktemp("project") / "what? 1#%41 é"  # no URI may be pasted together
     copy_store(empty_store, root)
     project = make_project(root, "simclr")
     write(project.run("simclr"))
@@ -50,7 +50,7 @@ def _no_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
 def expected(project: Project, pictures: list[bytes]) -> npt.NDArray[np.float64]:
     """Probabilities as the stages compute them: decoded tile, frozen encoder, the layer in double precision."""
     run = project.run("simclr")
-    decoded = np.stack([tiles.decode(picture, TILE_PX) for picture in pictures])
+    decoded = np.stack([decode(picture, TILE_PX) for picture in pictures])
     model, _ = encoder.load(run.encoder)
     views = evaluation_view(torch.from_numpy(decoded), crop_px=CROP_PX, mean=MEAN, std=STD)
     with torch.inference_mode():
@@ -68,13 +68,13 @@ def test_scores_are_the_stages_and_thresholds_choose_labels(project: Project, tm
     chosen = [[n for n, p, t in zip(LABELS, row, THRESHOLDS, strict=True) if p >= t] for row in scores]
     assert table["predicted_labels"].tolist() == chosen
     (tmp_path / "tile.jpg").write_bytes(jpeg(3))
-    for form in (str(tmp_path / "tile.jpg"), tiles.decode(jpeg(3), TILE_PX)):
+    for form in (str(tmp_path / "tile.jpg"), decode(jpeg(3), TILE_PX)):
         pd.testing.assert_frame_equal(model.tag([form]), model.tag([jpeg(3)]))
 
 
-def test_the_model_describes_itself_and_holds_no_pickle(project: Project) -> None:
+def test_the_model_describes_itself_and_holds_no_pickle(project: Project, tmp_path: Path) -> None:
     client = store.open_store(project.root, "tiny").client
-    model = mlflow.pyfunc.load_model("models:/satclr-tiny@champion")
+    model = mlflow.pyfunc.load_model("models:/satclr-tiny@champion", dst_path=str(tmp_path))  # from "?#%" it cannot
     assert model.metadata.get_input_schema().to_dict() == [{"type": "binary", "name": "tile", "required": True}]
     assert model.metadata.get_output_schema().input_names() == [*LABELS, "predicted_labels"]
     assert len(model.predict(model.input_example)) == 1
@@ -132,6 +132,22 @@ def test_a_corrupt_tile_is_reported_and_the_others_are_labelled(
         assert float(rows[2]["airplane"]) == pytest.approx(scores["airplane"], abs=1e-5)
     else:
         assert [line.split()[0][-5:] for line in out.splitlines() if not line.startswith(" ")] == ["0.jpg", "2.jpg"]
+
+
+def test_labels_may_be_called_as_columns_are(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["error", "labels", "metal", "predicted_labels", "tile", "tile (label)"]
+    scores = dict(zip(names, np.linspace(0.1, 0.6, 6).tolist(), strict=True))
+    predict._print_csv(names, [predict.Prediction(sources.Source("roof_1.jpg", bytes), scores, ["tile"])])
+    ((row),) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (row["tile"], row["error"], row["labels"]) == ("roof_1.jpg", "", "tile")
+    assert len(row) == 3 + len(names)
+    assert [float(row[f"{name} (label)"]) for name in ("error", "labels", "tile")] == pytest.approx([0.1, 0.2, 0.5])
+    assert float(row["tile (label) (label)"]) == pytest.approx(0.6)
+    model = predict.champion(project)
+    model.labels = ["predicted_labels", *LABELS[1:]]
+    table = model.tag([jpeg(1)])
+    assert table.columns.tolist() == ["predicted_labels (label)", *LABELS[1:], "predicted_labels"]
+    assert runs._interface(model.labels, 32)["signature"].outputs.input_names() == table.columns.tolist()
 
 
 def test_the_table_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

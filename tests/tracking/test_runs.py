@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from satclr import files
 from satclr.project import Project, ProjectError
-from satclr.tracking import content, runs, store, ui
+from satclr.tracking import content, registry, runs, store, ui
 from tests.tracking.conftest import stored, write
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -132,13 +136,46 @@ def test_a_moved_project_starts_a_new_store(make: Make, capsys: pytest.CaptureFi
     project = make("simclr")
     write(project.run("simclr"))
     runs.publish_all(project)
-    moved = Project(project.root.parent / "100% élan")
+    moved = Project(project.root.parent / "what? 1#%41 élan")
     shutil.move(project.root, moved.root)
     assert len(runs.publish_all(moved)[0]) == 1
     assert "the project folder has moved" in capsys.readouterr().err
     (run,) = stored(moved)
     assert run.info.artifact_uri.startswith(f"{moved.root.as_uri()}/mlruns/artifacts/tiny/")
     assert len(list(moved.root.glob("mlruns/mlflow.db.moved-*"))) == 1
+    assert [path.name for path in moved.root.parent.iterdir()] == [moved.root.name], "nothing beside the project"
+    command = ui._command(moved, 5000)
+    assert command[command.index("--backend-store-uri") + 1] == store.tracking_uri(moved.root)
+
+
+def test_a_temporary_copy_uses_the_projects_store(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = make("simclr")
+    temporary = project.root / ".dvc" / "tmp" / "exps" / "standalone" / "tmp1"
+    shutil.copytree(project.root, temporary, ignore=shutil.ignore_patterns("mlruns", ".dvc"))
+    copy = Project(temporary)
+    monkeypatch.chdir(temporary)
+    write(copy.run("simclr"))
+    assert registry.run(copy).decision == "champion"
+    shutil.rmtree(temporary / "results")
+    write(copy.run("simclr"), skill=3)
+    assert registry.run(copy).against == "1", "the gate sees the project's champion"
+    assert not (temporary / "mlruns").exists()
+    assert len(stored(project, "tags.`satclr.kind` = 'arm'")) == 2
+
+
+def test_an_old_schema_is_one_sentence_with_the_command(make: Make) -> None:
+    project = make("simclr")
+    with closing(sqlite3.connect(project.root / "mlruns" / "mlflow.db")) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = 'cbc13b556ace'")
+    with pytest.raises(store.StoreError) as caught:
+        store.open_store(project.root, "tiny")
+    found = re.fullmatch(
+        r"cannot open the MLflow store \S+: Detected out-of-date database schema "
+        r"\(found version \w+, but expected \w+\); make a backup, then run `mlflow db upgrade (.+)`",
+        str(caught.value),
+    )
+    assert found is not None, str(caught.value)
+    assert shlex.split(found[1]) == [store.tracking_uri(project.root)]
 
 
 def test_two_threads_may_create_one_store_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

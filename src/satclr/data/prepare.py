@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -21,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from satclr import files, progress, randomness
-from satclr.data import audit, duplicates, labels, splits, tiles
+from satclr.data import audit, duplicates, labels, pixels, splits, tiles
 from satclr.params import Data
 from satclr.project import Project
 
@@ -29,6 +31,7 @@ IMAGENET: Final = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 RELEASED_BATCH: Final = 256  # tiles per batch in the notebook's statistics
 CHUNK: Final = 256  # tiles decoded at a time, which bounds memory
 UNLABELLED: Final = "Unlabelled"  # images without a table, for pretraining alone
+CACHED: Final = re.compile(r"/[0-9a-f]{2}/[0-9a-f]{30}$")  # a file of DVC's cache, named by its content
 SHOWN: Final = 10
 
 Sums = npt.NDArray[np.int64]  # (N,2,3): sum and sum of squares of a tile's pixel values, per channel
@@ -50,7 +53,7 @@ def write_store(data: Path, out: Path, settings: Data) -> None:
 
     Raises `PrepareError` if tiles and rows do not match or a tile is unreadable, unless `settings.on_unreadable` is
     `drop`, and if the audit flags rows where `settings.labels.on_problem` is `fail`; `labels.LabelError` for an invalid
-    table, `splits.SplitError` for an impossible split.
+    table, `splits.SplitError` for an impossible split, and for one with train, val or test tiles all without labels.
     """
     if not data.is_dir():
         layout = "put Images/<category>/*.jpg and Labels/<category>.csv there"
@@ -67,19 +70,37 @@ def write_store(data: Path, out: Path, settings: Data) -> None:
         strict = settings.on_unreadable == "fail"
         if strict:
             _check_problems(data, problems, out)
-        rows: Rows = [(row, path) for row, path in sorted(paths.items()) if row not in flagged]
-        rows += enumerate(others, len(table.tiles))
+        labelled = [(row, path) for row, path in sorted(paths.items()) if row not in flagged]
+        scale = settings.scale or pixels.measured(_training(data, settings, table, labelled))
+        decode = partial(pixels.decode, tile_px=settings.tile_px, scale=scale, minimum_valid=settings.minimum_valid)
+        rows: Rows = [*labelled, *enumerate(others, len(table.tiles))]
         with _parts(out) as parts:
-            kept, sums, digest = _pack(data, parts["tiles.npy"], rows, settings.tile_px, problems)
+            kept, sums, digest = _pack(data, parts["tiles.npy"], rows, decode, problems)
             if strict:
                 _check_problems(data, problems, out)
             if not kept or kept[0] >= len(table.tiles):
                 raise PrepareError(f"{data} has no usable tile with labels")
             unlabelled = [others[row - len(table.tiles)] for row in kept if row >= len(table.tiles)]
             names = [os.path.relpath(path, data).encode(errors="backslashreplace").decode() for path in unlabelled]
+            record |= {"scale": list(scale)} if scale else {}
             _finish(data, parts, settings, table, kept[: len(kept) - len(names)], names, sums, digest, record)
     finally:
         files.write_json(out / "audit.json", record, allow_nan=True)
+
+
+def _training(data: Path, settings: Data, table: labels.Labels, rows: list[tuple[int, Path]]) -> list[Path]:
+    """The files of training tiles, to measure a scale; of all tiles in a split by group, for which pixels decide."""
+    names, split = [table.tiles[row] for row, _ in rows], settings.split
+    if not any(pixels.is_deep(path) for _, path in rows):
+        return []
+    if split.by == "group":
+        return [path for _, path in rows]
+    if split.file is not None:
+        drawn = splits.from_file(data / split.file, names, left_out=set(table.tiles) - set(names))
+    else:
+        stratify = table.targets[[row for row, _ in rows]] if split.stratify else None
+        drawn = splits.split(names, fractions=split.fractions, seed=split.seed, stratify=stratify)
+    return [path for (_, path), which in zip(rows, drawn, strict=True) if which == "train"]
 
 
 def train_statistics(sums: Sums, tile_px: int) -> dict[str, list[float]]:
@@ -170,7 +191,9 @@ def _unusable(path: Path, data: Path) -> str | None:
         return "not named as an image"
     if not path.is_file():
         return "not a file, or a broken link"
-    return None if path.resolve().is_relative_to(data.resolve()) else "a link that leaves the data folder"
+    if path.resolve().is_relative_to(data.resolve()) or CACHED.search(str(path.resolve())):
+        return None
+    return "a link that leaves the data folder, and not for DVC's cache"
 
 
 def _listed(folder: Path) -> list[Path]:
@@ -203,18 +226,21 @@ def _parts(out: Path) -> Iterator[dict[str, Path]]:
         (out / "stats.json").unlink(missing_ok=True)
 
 
-def _pack(data: Path, part: Path, rows: Rows, tile_px: int, problems: Problems) -> tuple[list[int], Sums, bytes]:
+def _pack(
+    data: Path, part: Path, rows: Rows, decode: partial[tiles.Tiles], problems: Problems
+) -> tuple[list[int], Sums, bytes]:
     """Decode in parallel, append in order: the rows kept, their sums, a digest of the pixels."""
 
     def read(path: Path) -> tuple[bytes, Sums] | str:
         try:
-            tile = tiles.decode(path, tile_px)
+            tile = decode(path)
         except (tiles.TileError, OSError) as error:
             return str(error)
         values = tile.reshape(-1, 3).astype(np.int64)
         return tile.tobytes(), np.stack([values.sum(axis=0), (values * values).sum(axis=0)])
 
     kept: list[int] = []
+    tile_px = decode.keywords["tile_px"]
     sums = np.zeros((len(rows), 2, 3), np.int64)
     digest = hashlib.sha256()
     with (
@@ -266,6 +292,9 @@ def _finish(
     shares = {
         s: dict(zip(table.names, share.tolist(), strict=True)) for s, share in splits.prevalence(split, targets).items()
     }
+    if empty := [s for s, share in shares.items() if not any(share.values())]:
+        remedy = "draw another split (data.split), or label some of them"
+        raise splits.SplitError(f"no {empty[0]} tile of {data} has a label ({sizes[empty[0]]} tiles); {remedy}")
     if unlabelled:
         sizes[tiles.UNLABELLED] = len(unlabelled)
         near = int(np.isin(group[len(names) :], group[tested]).sum())
@@ -296,4 +325,5 @@ def _finish(
     digest = hashlib.sha256(digest + parts["index.csv"].read_bytes()).digest()
     stats = {"labels": list(table.names), "tile_px": settings.tile_px, "tiles": sizes}
     stats |= {"normalization": normalization, "digest": digest.hex()}
+    stats |= {key: record[key] for key in ("scale",) if key in record}
     files.write_json(parts["stats.json"], stats)

@@ -1,15 +1,13 @@
-"""Tiles: the one reader of image files, and the tile store that holds every tile decoded.
+"""The tile store, which holds every tile decoded.
 
-In: image files (`decode`), or build/<profile>/ as `prepare` wrote it (`open_store`). Out: uint8 arrays, `TileStore`,
-and batches of its tiles read ahead (`stream`).
+In: build/<profile>/ as `prepare` wrote it (`open_store`). Out: `TileStore`, and batches of its tiles read ahead
+(`stream`). `pixels` reads image files.
 """
 
 from __future__ import annotations
 
 import csv
-import io
 import json
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 if TYPE_CHECKING:
     import torch
@@ -31,10 +28,6 @@ UNLABELLED = "unlabelled"  # the split of tiles that only pretraining may see
 LEARNED = {"train": ("train",), "unlabelled": (UNLABELLED,), "both": ("train", UNLABELLED)}  # by pretrain.tiles
 INDEX = ["tile", "category", "split", "group", "labels"]  # the columns of index.csv
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})  # of files that are read as images
-FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")  # not Pillow's others, some of which run programs
-MAX_PIXELS = 64_000_000  # a larger image is not a tile and may be a decompression bomb
-MIN_SIDE_PX = 8
-Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS is checked instead, without a warning first
 
 Tiles = npt.NDArray[np.uint8]
 Channels = tuple[float, float, float]  # red, green, blue
@@ -42,53 +35,6 @@ Channels = tuple[float, float, float]  # red, green, blue
 
 class TileError(ValueError):
     """An unreadable tile or store: which, why, and what to do."""
-
-
-def decode(source: bytes | Path, tile_px: int) -> Tiles:
-    """Read one image file as RGB: (tile_px, tile_px, 3) uint8.
-
-    Other sizes are resized (bicubic, antialiased). Raises `TileError` as `picture` does, and for an image that is black
-    everywhere: the mark of missing data.
-    """
-    image = picture(io.BytesIO(source) if isinstance(source, bytes) else source)
-    if image.getbbox() is None:
-        raise TileError("every pixel is black, as in a tile without data")
-    if image.size != (tile_px, tile_px):
-        image = image.resize((tile_px, tile_px), Image.Resampling.BICUBIC)
-    return np.asarray(image)
-
-
-def picture(source: Path | IO[bytes]) -> Image.Image:
-    """Read one image file as Pillow's RGB, turned as its EXIF data say.
-
-    Raises `TileError` with the reason for anything but one complete image of 8 bits per channel, in one of FORMATS and
-    of a tile's size, including whatever a damaged or hostile file provokes in its decoder.
-    """
-    try:
-        with Image.open(source, formats=FORMATS) as image:
-            _check(image)
-            ImageOps.exif_transpose(image, in_place=True)
-            return image.convert("RGB")
-    except (TileError, FileNotFoundError):
-        raise
-    except UnidentifiedImageError:
-        raise TileError(f"not an image ({', '.join(FORMATS)})") from None
-    except Exception as error:  # a decoder raises whatever its parsing raises
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk's error, not the image's
-        raise TileError(" ".join(str(error).split()) or type(error).__name__) from None
-
-
-def _check(image: Image.Image) -> None:  # the header, before pixels take memory
-    if image.width * image.height > MAX_PIXELS or min(image.size) < MIN_SIDE_PX:
-        allowed = f"at least {MIN_SIDE_PX} per side and at most {MAX_PIXELS:,} in all"
-        raise TileError(f"{image.width}×{image.height} pixels is not a tile's size ({allowed})")
-    parts = getattr(image, "tile", ())  # Pillow's decoder arguments: it silently halves 16-bit RGB
-    raw = str(parts[0].args) if parts else ""
-    if image.mode.startswith("I;16") or image.mode in ("I", "F") or re.search(r";(16|32)[BLNSF]", raw):
-        raise TileError(f"mode {image.mode}, more than 8 bits per channel: rescale it to 8 bits first")
-    if (frames := getattr(image, "n_frames", 1)) > 1:
-        raise TileError(f"{frames} frames: one image per file is needed")
 
 
 @dataclass(frozen=True)
@@ -220,6 +166,7 @@ def stream(
             yield rows, ahead.pop(0).result().to(device, non_blocking=True)
 
 
-def split_batches(rows: npt.NDArray[np.int64], size: int) -> list[npt.NDArray[np.int64]]:
-    """Cut `rows` into batches of `size`; the last may be smaller."""
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
+def split_batches(rows: npt.NDArray[np.int64], size: int, *, smallest: int = 1) -> list[npt.NDArray[np.int64]]:
+    """Cut `rows` into batches of `size`; the last may be smaller, but one below `smallest` joins the one before."""
+    starts = [start for start in range(0, len(rows), size) if start == 0 or len(rows) - start >= smallest]
+    return [rows[a:b] for a, b in zip(starts, [*starts[1:], len(rows)], strict=True)]

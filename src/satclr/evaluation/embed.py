@@ -65,12 +65,15 @@ def split_batches(store: tiles.TileStore, split: str, run: Run) -> list[Rows]:
     """The rows of each batch of a split: in index order, or in an order drawn by the seed where tiles share statistics.
 
     The index is sorted by category, the notebook's tables are shuffled: with BatchNorm of the batch its unshuffled
-    loaders normalise by random mixtures, the index would by one category.
+    loaders normalise by random mixtures, the index would by one category. Raises `tiles.TileError` for one tile.
     """
     rows, probe = store.rows(split), run.settings.probe
     if probe.batch_norm == "frozen":
         return tiles.split_batches(rows, BATCH_SIZE)
-    return tiles.split_batches(randomness.rng(run.seed, "batch order", split).permutation(rows), probe.batch_size)
+    if len(rows) == 1:
+        raise tiles.TileError(f"the {split} split has one tile; probe.batch_norm: batch requires at least two")
+    order = randomness.rng(run.seed, "batch order", split).permutation(rows)
+    return tiles.split_batches(order, probe.batch_size, smallest=2)
 
 
 def _encoded(

@@ -47,9 +47,11 @@ def run(run: Run, _log: Log) -> None:
         rows = chosen_rows(store, TILES)
         x = np.asarray(tiles.load_features(run.features, store)[rows], dtype=np.float32)
         x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-        neighbours = min(NEIGHBOURS, (len(rows) - 1) // 2)
-        if neighbours < 1:
-            raise tiles.TileError(f"{len(rows)} test tiles are too few for a map; set maps.projections: []")
+        neighbours = min(NEIGHBOURS, (len(rows) - 1) // 2)  # UMAP needs two
+        if neighbours < 1 + ("umap" in projections):
+            raise tiles.TileError(
+                f"{len(rows)} test tiles are too few for {', '.join(projections)}; set maps.projections: []"
+            )
         result["tiles"] = [store.names[row] for row in rows]
         result["knn_label_overlap"] = label_overlap(x, store.targets[rows], k=neighbours)
         with progress.bar("maps", len(projections), "projections") as advance:

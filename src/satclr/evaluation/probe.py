@@ -82,7 +82,7 @@ def train(
     for epoch in range(config.epochs):
         order = train_rows[randomness.permutation(len(train_rows), run.seed, "probe order", epoch).numpy()]
         losses = []
-        for rows in tiles.split_batches(order, config.batch_size):
+        for rows in tiles.split_batches(order, config.batch_size, smallest=1 if encoder is None else 2):
             x = features[rows] if encoder is None else encoder(torch.from_numpy(store.pixels[rows]))
             loss = F.binary_cross_entropy_with_logits(layer(torch.from_numpy(x)), targets[rows])
             gradients = list(torch.autograd.grad(loss, parameters))

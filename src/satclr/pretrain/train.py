@@ -110,6 +110,7 @@ def pretrain(run: Run, folder: Path, log: Log, *, fingerprint: str) -> None:
     facts = {"mean": mean, "std": std, "crop_px": crop_px, "tile_px": store.stats["tile_px"]}
     facts |= {"interpolation": run.settings.views.interpolation, "precision": computed, "fingerprint": fingerprint}
     facts |= {"weights_sha256": files.sha256(start) if start else None}
+    facts |= {"scale": store.stats["scale"]} if "scale" in store.stats else {}  # of tiles of other than 8 bits
     save: Save = partial(encoders.save, encoder, arch=config.arch, width=width, **facts)
     curve: list[dict[str, float]] = []
     if config.objective != "none":

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import textwrap
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from satclr import progress
+from satclr import files, progress
+from satclr.data import pixels
 from satclr.project import Project
 from satclr.tracking import runs
 from satclr.tracking.sources import Source, find
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 BATCH = 64
 PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".joblib", ".dill"}
 CHAMPION = "champion"
+OWN = ("tile", "error", "labels")  # columns that are no label
 
 
 @dataclass(frozen=True)
@@ -43,16 +46,20 @@ class Prediction:
     probabilities: dict[str, float]
     labels: list[str]
     error: str = ""
+    no_data: bool = False
 
 
 def run(project: Project, tiles: Sequence[str], *, form: str, top: int, scene_tile_px: int) -> int:
     """Print the labels of tiles as a `table`, as `json` or `csv`; return how many tiles could not be read.
+
+    Tiles without data, as at the edges of a scene, get no labels and do not count.
 
     Raises `TrackingError` for a path that does not exist and without a champion.
     """
     sources = find(tiles, scene_tile_px=scene_tile_px)
     runs.preload()
     model = champion(project)
+    model.minimum_valid = project.settings.data.minimum_valid
     with progress.bar("predict", len(sources)) as advance:
         predictions = list(predict(model, sources, done=advance))
     if form == "csv":
@@ -62,25 +69,25 @@ def run(project: Project, tiles: Sequence[str], *, form: str, top: int, scene_ti
             print(_json(prediction, top))
     else:
         _print_table([prediction for prediction in predictions if not prediction.error], top)
-    failed = [prediction for prediction in predictions if prediction.error]
-    for prediction in failed:
-        progress.say(f"{prediction.source.name}: {prediction.error}")
-    return len(failed)
+    for line in _problems(predictions):
+        progress.say(line)
+    return sum(bool(prediction.error) and not prediction.no_data for prediction in predictions)
 
 
 def predict(model: Tagger, sources: Sequence[Source], *, done: Callable[[int], None]) -> Iterator[Prediction]:
     """Tag tiles in batches, in order; a tile that cannot be read has an error and no labels."""
     for start in range(0, len(sources), BATCH):
-        batch, decoded, errors = sources[start : start + BATCH], [], {}
-        for source in batch:
+        batch, decoded, errors = sources[start : start + BATCH], [], dict[int, Exception]()
+        for i, source in enumerate(batch):
             try:
                 decoded.append(model.decode(source.read()))
             except Exception as error:  # noqa: BLE001 - whatever a broken picture raises
-                errors[source] = " ".join(str(error).split()) or type(error).__name__
+                errors[i] = error
         scores: Iterator[Any] = iter(model.scores(decoded) if decoded else ())
-        for source in batch:
-            if source in errors:
-                yield Prediction(source, {}, [], errors[source])
+        for i, source in enumerate(batch):
+            if i in errors:
+                reason = " ".join(str(errors[i]).split()) or type(errors[i]).__name__
+                yield Prediction(source, {}, [], reason, isinstance(errors[i], pixels.NoDataError))
                 continue
             row = next(scores)
             best = sorted(zip(model.labels, map(float, row), strict=True), key=lambda pair: -pair[1])
@@ -127,18 +134,35 @@ def champion_files(project: Project) -> Iterator[tuple[Any, Path, Path]]:
         yield version, *parts
 
 
+def _problems(predictions: Sequence[Prediction]) -> Iterator[str]:
+    """A line for each tile that was not labelled; for a scene one for all its tiles without data, and one a reason."""
+    tiles = Counter(prediction.source.file for prediction in predictions)
+    found: dict[tuple[Path, str], list[str]] = {}
+    for p in (p for p in predictions if p.error):
+        key = (p.source.file, "too few pixels hold data; no labels" if p.no_data else p.error)
+        found.setdefault(key, []).append(p.source.name)
+    for (file, reason), names in found.items():
+        count = f"{file}: {len(names):,} of {tiles[file]:,} tiles"
+        yield f"{count if tiles[file] > 1 else names[0]}: {reason}"
+
+
 def _json(prediction: Prediction, top: int) -> str:
     """A prediction without what it does not have."""
     source, best = prediction.source, dict(islice(prediction.probabilities.items(), top))
-    row = {"tile": source.name, "probabilities": best, "labels": prediction.labels, "bounds": source.bounds}
-    row |= {"error": prediction.error}
+    row: dict[str, Any] = {
+        "tile": source.name,
+        "probabilities": best,
+        "labels": prediction.labels,
+        "bounds": source.bounds,
+    }
+    row |= {"polygon": source.polygon, "error": prediction.error}
     return json.dumps({k: v for k, v in row.items() if v not in ({}, None, "")}, ensure_ascii=False)
 
 
 def _print_csv(labels: Sequence[str], predictions: Sequence[Prediction]) -> None:
     """One row per tile: labels joined by `|`, then each label's probability, empty where the tile is unreadable."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["tile", "error", "labels", *sorted(labels)])
+    writer.writerow([*OWN, *files.columns(sorted(labels), OWN)])
     for p in predictions:
         numbers = [p.probabilities.get(label, "") for label in sorted(labels)]
         writer.writerow([p.source.name, p.error, "|".join(p.labels), *numbers])

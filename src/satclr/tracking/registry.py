@@ -27,7 +27,7 @@ from satclr.evaluation import metrics
 from satclr.project import Project
 from satclr.study.results import Results, Scores, scores
 from satclr.tracking import content, runs
-from satclr.tracking.store import TrackingError, open_store, tag
+from satclr.tracking.store import TrackingError, open_store, store_folder, tag
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 OVER, ROLLED_BACK, FILES = "satclr.promoted_over", "satclr.rolled_back", "satclr.files"
@@ -89,7 +89,7 @@ def run(project: Project) -> Decision:
         raise TrackingError("no arm of `run` has probe.batch_norm: frozen; only such a probe can be registered")
     runs.publish_all(project)
     registry = _Registry(project)
-    with FileLock(project.root / "mlruns" / ".register.lock"):
+    with FileLock(store_folder(project.root) / ".register.lock"):
         decision = registry.decide(ranking[0])
         champion = registry.by_alias(CHAMPION)
     _write_champion(project, decision, ranking, champion)

@@ -11,11 +11,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import tempfile
 import threading
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from satclr import files, progress
@@ -173,11 +175,14 @@ def _log_model(store: Store, results: Results, probe: LinearProbe, run_id: str) 
     model = client.create_logged_model(store.experiment_id, run.key, run_id)
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(action="ignore"):  # advice on type hints
+        parts = {"encoder": run.encoder, "probe": run.probe}
+        for path in parts.values():  # MLflow takes paths for URIs and refuses links, as into DVC's cache
+            shutil.copyfile(path, Path(folder, path.name))
         mlflow.pyfunc.save_model(
             f"{folder}/model",
             mlflow_model=Model(model.artifact_location, run_id, model_uuid=model.model_id, model_id=model.model_id),
             python_model=str(PACKAGE / "tracking" / "serving.py"),
-            artifacts={"encoder": str(run.encoder), "probe": str(run.probe)},
+            artifacts={name: Path(folder, path.name).as_uri() for name, path in parts.items()},
             code_paths=[str(PACKAGE)],
             **_interface(probe.labels, int(probe.encoder["tile_px"])),
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in packages],  # without +cpu
@@ -197,7 +202,8 @@ def _interface(labels: list[str], tile_px: int) -> dict[str, Any]:
     from PIL import Image
 
     Image.new("RGB", (tile_px, tile_px), (96, 112, 88)).save(grey := io.BytesIO(), "JPEG")
-    columns = [*(ColSpec("double", label) for label in labels), ColSpec(Array(DataType.string), "predicted_labels")]
+    names = files.columns(labels, ("predicted_labels",))
+    columns = [*(ColSpec("double", name) for name in names), ColSpec(Array(DataType.string), "predicted_labels")]
     signature = ModelSignature(Schema([ColSpec("binary", "tile")]), Schema(columns))
     return {"signature": signature, "input_example": pd.DataFrame({"tile": [grey.getvalue()]})}
 

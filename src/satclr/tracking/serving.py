@@ -22,12 +22,15 @@ import pandas as pd
 from satclr import files
 
 BATCH = 64
+OWN = ("predicted_labels",)  # the column that is no label
 
 Tile = bytes | str | Path | npt.NDArray[np.uint8]
 
 
 class Tagger(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     """A frozen encoder and its linear probe: K labels. A tile's scores never depend on the others of a request."""
+
+    minimum_valid = 0.5  # share of a tile's pixels that must hold data
 
     def load_context(self, context: Any) -> None:
         """Load the artifacts, as MLflow asks for."""
@@ -43,6 +46,7 @@ class Tagger(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         if not isinstance(tile_px, int) or not 8 <= tile_px <= 1024:
             raise files.FileError(f"{probe} has tile_px {tile_px!r}; run `satclr probe` again")
         self.tile_px = tile_px
+        self.scale = self.probe.encoder.get("scale")
         if self.probe.weight.shape[1] != self.encoder.width:
             raise files.FileError(f"{probe} does not fit the {self.encoder.width} features of {encoder}")
 
@@ -60,20 +64,21 @@ class Tagger(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         parts = [np.empty((0, len(self.labels)))]
         while batch := [self.decode(tile) for tile in islice(rest, BATCH)]:
             parts.append(self.scores(batch))
-        table = pd.DataFrame(np.concatenate(parts), columns=self.labels)
+        table = pd.DataFrame(np.concatenate(parts), columns=files.columns(self.labels, OWN))
         return table.assign(predicted_labels=[self.chosen(row) for row in np.concatenate(parts)])
 
     def decode(self, tile: Tile) -> npt.NDArray[np.uint8]:
         """One tile as (tile_px, tile_px, 3) uint8. Raises `TileError` if it is not a sound picture."""
         from PIL import Image
 
-        from satclr.data import tiles
+        from satclr.data import pixels
 
         if isinstance(tile, np.ndarray):
             buffer = io.BytesIO()
             Image.fromarray(tile).save(buffer, "PNG")  # lossless
             tile = buffer.getvalue()
-        return tiles.decode(Path(tile) if isinstance(tile, str) else tile, self.tile_px)
+        file = Path(tile) if isinstance(tile, str) else tile
+        return pixels.decode(file, self.tile_px, scale=self.scale, minimum_valid=self.minimum_valid)
 
     def scores(self, tiles: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float64]:
         """Decoded tiles (B,H,H,3) → probabilities (B,K), as `evaluate` computes them."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import glob
-import io
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
+from satclr.data import pixels
 from satclr.tracking.store import TrackingError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
@@ -20,15 +21,18 @@ SCENES = {".tif", ".tiff"}
 DRIVER = "GTiff"  # by content GDAL would open other formats too, some of which name further files to read
 MAX_TILES = 1_000_000
 Bounds = tuple[float, float, float, float]  # left, bottom, right, top in the scene's coordinates
+Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A tile: its name, a function that reads its bytes, and its bounds if its scene is georeferenced."""
+    """A tile: its name, a function that reads its bytes, its file, and where it is if that is georeferenced."""
 
     name: str
     read: Callable[[], bytes]
     bounds: Bounds | None = None
+    polygon: list[Point] | None = None  # the closed outline, instead of bounds, in a rotated scene
+    file: Path = Path()
 
 
 def find(paths: Iterable[str | Path], *, scene_tile_px: int = 256) -> list[Source]:
@@ -56,13 +60,12 @@ def _files(path: str) -> list[Path]:
 
 
 def _tiles(file: Path, side_px: int) -> Iterator[Source]:
-    whole = Source(str(file), file.read_bytes)
+    whole = Source(str(file), file.read_bytes, file=file)
     if file.suffix.lower() not in SCENES:
         yield whole
         return
     try:
         import rasterio  # type: ignore[import-untyped]
-        from rasterio.windows import Window  # type: ignore[import-untyped]
     except ModuleNotFoundError:
         with suppress(OSError), Image.open(file) as image:  # a damaged file is reported when the tile is read
             if max(image.size) > side_px:
@@ -70,37 +73,36 @@ def _tiles(file: Path, side_px: int) -> Iterator[Source]:
         yield whole
         return
     try:
-        with warnings.catch_warnings(action="ignore"), rasterio.open(file, driver=DRIVER) as scene:
-            w, h = min(side_px, scene.width), min(side_px, scene.height)
-            count = -(-scene.width // w) * -(-scene.height // h)
-            if count > MAX_TILES:  # a few bytes of TIFF can claim any size
-                raise TrackingError(
-                    f"{file} is a scene of {scene.width}×{scene.height} pixels, {count:,} tiles of {side_px}; at most "
-                    f"{MAX_TILES:,} are cut: raise --scene-tile-px or split the scene"
-                )
-            windows = [Window(x, y, w, h) for y in _starts(scene.height, h) for x in _starts(scene.width, w)]
-            boxes = [None if scene.crs is None else scene.window_bounds(window) for window in windows]
-    except rasterio.errors.RasterioIOError:  # Pillow's error is clearer
+        with warnings.catch_warnings(action="ignore"), rasterio.open(file, driver="GTiff") as scene:
+            width, height, transform, located = scene.width, scene.height, scene.transform, scene.crs is not None
+    except rasterio.errors.RasterioIOError:  # reported when the tile is read
         yield whole
         return
-    for window, box in zip(windows, boxes, strict=True):
-        place = f"#x={window.col_off},y={window.row_off}" if len(windows) > 1 else ""
-        yield Source(f"{file}{place}", partial(_pixels, file, window), box)
+    w, h = min(side_px, width), min(side_px, height)
+    count = -(-width // w) * -(-height // h)
+    if count > MAX_TILES:  # a few bytes of TIFF can claim any size
+        raise TrackingError(
+            f"{file} is a scene of {width}×{height} pixels, {count:,} tiles of {side_px}; at most {MAX_TILES:,} are "
+            "cut: raise --scene-tile-px or split the scene"
+        )
+    for y in _starts(height, h):
+        for x in _starts(width, w):
+            place = _place(transform, x, y, w, h) if located else {}
+            if count == 1:
+                yield replace(whole, **place)
+            else:
+                read = partial(pixels.window, file, (x, y, w, h))
+                yield Source(f"{file}#x={x},y={y}", read, file=file, **place)
+
+
+def _place(transform: Any, x: int, y: int, w: int, h: int) -> dict[str, Any]:
+    """The bounds of a tile, or its outline where the scene is rotated."""
+    outline = [transform @ corner for corner in ((x, y), (x + w, y), (x + w, y + h), (x, y + h), (x, y))]
+    if transform.b or transform.d:
+        return {"polygon": outline}
+    (left, top), (right, bottom) = outline[0], outline[2]
+    return {"bounds": (min(left, right), min(bottom, top), max(left, right), max(bottom, top))}
 
 
 def _starts(length: int, side: int) -> list[int]:
     return [*range(0, length - side, side), length - side]
-
-
-def _pixels(file: Path, window: object) -> bytes:
-    """A window of a scene as PNG, red, green and blue being its first three bands."""
-    import rasterio
-
-    with warnings.catch_warnings(action="ignore"), rasterio.open(file, driver=DRIVER) as scene:
-        others = sorted(set(scene.dtypes) - {"uint8"})
-        if others:
-            raise ValueError(f"{others[0]} pixels; rescale the scene to 8 bits per channel first")
-        pixels = scene.read([1, 2, 3] if scene.count >= 3 else [1, 1, 1], window=window)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.transpose(1, 2, 0).copy()).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()

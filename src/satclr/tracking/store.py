@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import shlex
 import socket
 import sqlite3
 import time
@@ -17,11 +19,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from filelock import FileLock
 
 from satclr import files, progress
+from satclr.project import home
 from satclr.tracking import pages
 
 QUIET = {
@@ -67,14 +70,14 @@ def tag(key: str, value: object) -> str:
 
 
 def tracking_uri(root: Path) -> str:
-    """`MLFLOW_TRACKING_URI`, or the project's own SQLite store in `<root>/mlruns`."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlruns' / 'mlflow.db'}"
+    """`MLFLOW_TRACKING_URI`, or the project's own SQLite store in `mlruns`, from a temporary copy too."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or _sqlite(home(root) / "mlruns" / "mlflow.db")
 
 
 def store_folder(root: Path) -> Path:
     """The folder of the store's lock and artifacts: the database's own if it is SQLite."""
     uri = tracking_uri(root)
-    return _database(uri).parent if uri.startswith("sqlite:") else root.resolve() / "mlruns"
+    return _database(uri).parent if uri.startswith("sqlite") else home(root) / "mlruns"
 
 
 def open_store(root: Path, profile: str) -> Store:
@@ -89,7 +92,7 @@ def open_store(root: Path, profile: str) -> Store:
         if "MLFLOW_TRACKING_URI" not in os.environ:
             _set_moved_aside(_database(uri))
         try:
-            if uri.startswith("sqlite:") and not _database(uri).exists():
+            if uri.startswith("sqlite") and not _database(uri).exists():
                 _create(mlflow, _database(uri))
             given = os.environ.get("MLFLOW_TRACKING_URI")
             mlflow.set_tracking_uri(uri)  # the registry looks models up in the default store
@@ -98,8 +101,7 @@ def open_store(root: Path, profile: str) -> Store:
             client = mlflow.MlflowClient(uri, uri)
             experiment_id = _experiment(client, profile, None if remote else folder / "artifacts")
         except Exception as error:
-            reason = " ".join(str(error).split())[:300]
-            raise StoreError(f"cannot open the MLflow store {uri}: {reason}; check MLFLOW_TRACKING_URI") from error
+            raise StoreError(f"cannot open the MLflow store {uri}: {_reason(error, uri)}") from error
     return Store(uri, client, experiment_id)
 
 
@@ -165,7 +167,7 @@ def _create(mlflow: Any, database: Path) -> None:
     """Create a database completely or not at all: MLflow cannot open one that was killed between two tables."""
     with files.replacing(database) as part:
         part.unlink(missing_ok=True)
-        client = mlflow.MlflowClient(f"sqlite:///{part}", f"sqlite:///{part}")
+        client = mlflow.MlflowClient(_sqlite(part), _sqlite(part))
         client.search_experiments(max_results=1)
         client._tracking_client.store.engine.dispose()  # noqa: SLF001 - its connections would outlive the name
 
@@ -202,5 +204,20 @@ def _experiment(client: Any, profile: str, artifacts: Path | None) -> str:
     return str(existing.experiment_id)
 
 
+def _reason(error: Exception, uri: str) -> str:
+    """The first sentence of an error, and what to do."""
+    text = " ".join(str(error).split())
+    first = re.split(r"(?<=[^.\s]{2})\. (?=[A-Z])", text)[0].removesuffix(".") or type(error).__name__
+    if "out-of-date database schema" in text:
+        return f"{first}; make a backup, then run `mlflow db upgrade {shlex.quote(uri)}`"
+    return f"{first}; check MLFLOW_TRACKING_URI"
+
+
+def _sqlite(database: Path) -> str:
+    """The URI of a database. An encoded path needs the driver's name: without, MLflow makes folders of that name."""
+    path = str(database)
+    return f"sqlite+pysqlite:///{quote(path)}" if set(path) & set("?#%") else f"sqlite:///{path}"
+
+
 def _database(uri: str) -> Path:
-    return Path(uri.removeprefix("sqlite:///").partition("?")[0]).resolve()
+    return Path(unquote(uri.partition(":///")[2].partition("?")[0])).resolve()

@@ -14,13 +14,13 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from satclr.data import labels, tiles
+from satclr.data import labels, pixels, tiles
 from satclr.data.importing import reading, tables
 from satclr.data.importing.archives import Member, SourceError, complete, copy
 from satclr.data.importing.names import Names, split_of
 from satclr.data.importing.plan import SHOWN, Plan, Row, Table, Tile
 
-KEPT: Final = frozenset({".jpg", ".jpeg", ".png"})  # other images become PNG, without loss
+KEPT: Final = frozenset({".jpg", ".jpeg", ".png"})  # other images of 8 bits become PNG, without loss
 DOCUMENTS: Final = frozenset({"categories_names.xlsx", "category_labels.csv"})
 PLAIN_FOLDERS: Final = {"", "images", "image", "img", "imgs", "data", "tiles", "jpegimages"}  # not categories
 UNLABELLED: Final = re.compile(r"test.*|unlabel+ed.*")  # folders whose images may lack rows
@@ -35,6 +35,7 @@ class _Images:
     paths: list[PurePosixPath]
     categories: list[str]
     names: list[str]
+    deep: list[bool]  # of other than 8 bits per channel
 
 
 def plan(
@@ -54,7 +55,8 @@ def plan(
         raise SourceError(f"no image in it; a checkout of MLRSNet's repository has only labels: {advice}")
     paths = [PurePosixPath(labels.nfc(str(member.path))) for member in found]
     categories = _categories(paths)
-    images = _Images(found, paths, categories, _tile_names(paths, categories))
+    deep = [pixels.is_deep(member.file) for member in found]
+    images = _Images(found, paths, categories, _tile_names(paths, categories, deep), deep)
     others = [member for member in label_members if member.path.suffix.lower() in tables.SUFFIXES]
     documents = [member for member in others if member.path.name.lower() in DOCUMENTS]
     asked = [member for member in others if member not in documents and labels_from != "folders"]
@@ -74,7 +76,7 @@ def plan(
         rows = sum(len(reading.sheet.body) for reading in readings)
         _require_partners(absent, [] if unlabelled else without, images, rows)
     return Plan(
-        tiles=[_tile(found[i], categories[i], images.names[i]) for i in sorted(labelled)],
+        tiles=[_tile(images, i) for i in sorted(labelled)],
         tables=_tables(labelled, images),
         split=_official(readings, images, sorted(labelled), notes),
         documents=documents,
@@ -83,7 +85,7 @@ def plan(
         notes=notes,
         read=[reading.text for reading in readings],
         sources={images.names[i]: str(paths[i]) for i in sorted(labelled)},
-        unlabelled=[_tile(found[i], categories[i], images.names[i]) for i in without] if unlabelled else [],
+        unlabelled=[_tile(images, i) for i in without] if unlabelled else [],
     )
 
 
@@ -133,9 +135,10 @@ def _is_category(folder: str) -> bool:
     return folder.lower() not in PLAIN_FOLDERS and split_of(folder) is None
 
 
-def _tile_names(paths: Sequence[PurePosixPath], categories: Sequence[str]) -> list[str]:
+def _tile_names(paths: Sequence[PurePosixPath], categories: Sequence[str], deep: Sequence[bool]) -> list[str]:
     """A unique name for each tile: its file's, with its category, its split or both in front where names repeat."""
-    plain = [path.name if path.suffix.lower() in KEPT else f"{path.stem}.png" for path in paths]
+    kept = [own or path.suffix.lower() in KEPT for path, own in zip(paths, deep, strict=True)]
+    plain = [path.name if own else f"{path.stem}.png" for path, own in zip(paths, kept, strict=True)]
     splits = [_folder_split(path) or "all" for path in paths]
     rows = list(zip(splits, categories, plain, strict=True))
     choices = (
@@ -247,17 +250,18 @@ def _tables(labelled: Mapping[int, Row], images: _Images) -> dict[str, Table]:
     return result
 
 
-def _tile(member: Member, category: str, name: str) -> Tile:
-    if member.path.suffix.lower() in KEPT:
+def _tile(images: _Images, i: int) -> Tile:
+    member, category, name = images.members[i], images.categories[i], images.names[i]
+    if images.deep[i] or member.path.suffix.lower() in KEPT:
         size = 0 if member.unpacked else member.file.stat().st_size
         return Tile(category, name, size, partial(copy, member))
     return Tile(category, name, member.file.stat().st_size, partial(_to_png, member))
 
 
 def _to_png(member: Member, target: Path) -> None:
-    """Write an image as PNG. `tiles.picture` refuses what PNG would lose: other depths and further frames."""
+    """Write an image of 8 bits as PNG, without data transparent."""
     with complete(target) as part:
         try:
-            tiles.picture(member.file).save(part, "PNG")
+            pixels.picture(member.file).save(part, "PNG")
         except tiles.TileError as error:
             raise SourceError(f"{member.path}: {error}; fix it, or delete it and its row") from None

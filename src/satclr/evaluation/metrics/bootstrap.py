@@ -102,7 +102,7 @@ def standard_interval(estimate: float, samples: ArrayLike, *, tiles: int, seeds:
 def interval(samples: ArrayLike, level: float = 0.95) -> tuple[float, float]:
     """The percentile interval of bootstrap samples (R,): the central `level` of them, 0 < level < 1.
 
-    Raises ValueError on samples that are empty or not finite.
+    nan, of a resample that drew no positive, is left out. Raises ValueError on samples that are empty or infinite.
     Source: Efron & Tibshirani 1993, "An Introduction to the Bootstrap", section 13.3.
     """
     low, high = np.quantile(_finite(samples), [(1 - level) / 2, (1 + level) / 2])
@@ -115,7 +115,7 @@ def p_value(deltas: ArrayLike) -> float:
     Twice the smaller share of resamples on either side of zero, zero itself counted on both: p < 0.05 where
     the 95% percentile interval excludes zero, up to the +1. The resamples and the observed sample count
     together, (1 + #)/(1 + R): p is never 0, and at 1000 resamples never below 0.002.
-    Raises ValueError on deltas that are empty or not finite.
+    nan is left out. Raises ValueError on deltas that are empty or infinite.
     Source: inverted percentile interval, Efron & Tibshirani 1993, section 15.4; the +1, Davison & Hinkley
     1997, "Bootstrap Methods and their Application", section 4.2.
     """
@@ -238,6 +238,7 @@ def _draw_seeds(seeds: int, *, resamples: int, seed: int, arm: int) -> NDArray[n
 
 def _finite(samples: ArrayLike) -> Floats:
     values = np.asarray(samples, dtype=np.float64)
+    values = values[~np.isnan(values)]
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
         raise ValueError(f"{np.sum(~np.isfinite(values))} of {values.shape} bootstrap samples are not finite")
     return values

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from satclr import files, randomness
-from satclr.data import tiles as store
+from satclr.data import pixels
 from satclr.params import Settings, Views
 from satclr.pretrain.views.parameters import Parameters, draw
 from satclr.pretrain.views.rendering import evaluation_view, render
@@ -30,7 +30,7 @@ def write(tiles: Sequence[Path], out: Path, settings: Settings, *, seed: int) ->
     """Draw the sheets of several tiles one below the other. Raises `TileError` for a file that is not a tile."""
     sheets = []
     for i, path in enumerate(tiles):
-        tile = torch.from_numpy(store.decode(path, settings.data.tile_px).copy())
+        tile = torch.from_numpy(pixels.decode(path, settings.data.tile_px, scale=settings.data.scale).copy())
         sheets.append(contact_sheet(tile, settings.views, generator=randomness.generator(seed, "sheet", i)))
     with files.replacing(out) as part:
         Image.fromarray(np.concatenate([np.asarray(sheet) for sheet in sheets])).save(part, "PNG")
