@@ -146,6 +146,25 @@ def test_links_into_dvcs_cache_are_tiles(data: Path) -> None:
     assert tile.name in run(data).names
 
 
+def test_valid_pixels_and_the_scale_are_settings(data: Path) -> None:
+    clear = np.full((40, 40, 4), 200, np.uint8)
+    clear[:, :10, 3] = 0
+    Image.fromarray(clear).save(data / "Images/road/road_00003.jpg", "PNG")  # 75% of its pixels are valid
+    run(data, minimum_valid=0.7)
+    with pytest.raises(prepare.PrepareError, match=r"road_00003\.jpg: no data: 75% of its pixels"):
+        run(data, minimum_valid=0.8)
+    table = data / "Labels/road.csv"
+    table.write_text(table.read_text().replace("road_00003.jpg", "road_00003.tif"))
+    (data / "Images/road/road_00003.jpg").unlink()
+    Image.fromarray(np.full((40, 40), 300, np.uint16)).save(data / "Images/road/road_00003.tif")
+    pytest.importorskip("rasterio")
+    store = run(data, scale=[200, 400])
+    assert np.unique(store.pixels[store.names.index("road_00003.tif")]).tolist() == [128]
+    assert store.stats["scale"] == [200, 400]
+    with pytest.raises(ValueError, match="low < high"):
+        run(data, scale=[400, 200])
+
+
 def test_a_split_without_labels_is_refused(data: Path) -> None:
     names = sorted(path.name for path in data.rglob("*.jpg"))
     split = {n: "val" if n.endswith("_00001.jpg") else "test" if n.endswith("2.jpg") else "train" for n in names}

@@ -63,7 +63,7 @@ class Raster:
                 kind = f"{values.dtype} pixels, not 8 bits per channel"
                 raise TileError(f"{kind}: set data.scale, or prepare and train on tiles of this kind")
             low, high = scale
-            scaled = (np.nan_to_num(values.astype(np.float64)) - low) * (255 / (high - low))
+            scaled = (np.nan_to_num(values.astype(np.float64)) - low) * 255 / (high - low)
             values = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
         return values if self.valid.all() else np.where(self.valid[..., None], values, 0).astype(np.uint8)
 
