@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +266,10 @@ def test_unlabelled_tiles_change_nothing_but_what_pretraining_may_see(
     assert store.labelled == count
     assert store.rows("unlabelled").tolist() == list(range(count, count + 5))
     assert not store.targets[count:].any()
+    for rows, fits in ((count, True), (count + 5, False)):  # only labelled tiles are embedded
+        np.save(data / "features.npy", np.zeros((rows, 2), np.float32))
+        with nullcontext() if fits else pytest.raises(tiles.TileError, match="features"):
+            tiles.load_features(data / "features.npy", store)
     audit = json.loads((store.folder / "audit.json").read_text())
     assert audit["unlabelled"] == {"tiles": 5, "near_duplicates_of_tested": 1}
     assert "1 of 5 unlabelled tiles are near-duplicates" in " ".join(capsys.readouterr().err.split())
