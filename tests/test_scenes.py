@@ -63,6 +63,7 @@ def test_a_set_of_deep_geotiffs_goes_from_import_to_a_scenes_labels(
 ) -> None:
     def change(tree: dict[str, Any]) -> None:
         tree["run"] = ["baseline"]
+        tree["profiles"]["tiny"]["pretrain"]["arch"] = "resnet18"  # whose random features tell colours apart
         tree["profiles"]["tiny"]["data"]["tile_px"] = SIDE  # not resized, so that the percentiles are seen
         tree["profiles"]["tiny"]["probe"] |= {"epochs": 100, "learning_rate": 0.03}
 

@@ -77,7 +77,7 @@ def write_store(data: Path, out: Path, settings: Data) -> None:
                 _check_problems(data, problems, out)
             if not kept:
                 raise PrepareError(f"{data} has no usable tile")
-            record |= {"scale": list(scale)} if scale else {}
+            record["scale"] = scale
             _finish(data, parts, settings, table, kept, sums, digest, record)
     finally:
         files.write_json(out / "audit.json", record, allow_nan=True)
@@ -85,17 +85,15 @@ def write_store(data: Path, out: Path, settings: Data) -> None:
 
 def _training(data: Path, settings: Data, table: labels.Labels, rows: Sequence[tuple[int, Path]]) -> list[Path]:
     """The files of training tiles, to measure a scale; of all tiles in a split by group, for which pixels decide."""
-    names, split = [table.tiles[row] for row, _ in rows], settings.split
-    if not any(pixels.is_deep(path) for _, path in rows):
-        return []
-    if split.by == "group":
-        return [path for _, path in rows]
+    split, names, paths = settings.split, [table.tiles[row] for row, _ in rows], [path for _, path in rows]
+    if split.by == "group" or not any(map(pixels.is_deep, paths)):
+        return paths
     if split.file is not None:
         drawn = splits.from_file(data / split.file, names, left_out=set(table.tiles) - set(names))
     else:
         stratify = table.targets[[row for row, _ in rows]] if split.stratify else None
         drawn = splits.split(names, fractions=split.fractions, seed=split.seed, stratify=stratify)
-    return [path for (_, path), which in zip(rows, drawn, strict=True) if which == "train"]
+    return [path for path, which in zip(paths, drawn, strict=True) if which == "train"]
 
 
 def train_statistics(sums: Sums, tile_px: int) -> dict[str, list[float]]:
@@ -298,5 +296,5 @@ def _finish(
     digest = hashlib.sha256(digest + parts["index.csv"].read_bytes()).digest()
     stats = {"labels": list(table.names), "tile_px": settings.tile_px, "tiles": sizes}
     stats |= {"normalization": normalization, "digest": digest.hex()}
-    stats |= {key: record[key] for key in ("scale",) if key in record}
+    stats |= {"scale": record["scale"]} if record["scale"] else {}
     files.write_json(parts["stats.json"], stats)
