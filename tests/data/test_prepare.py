@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as nst
 from PIL import Image
 
 from satclr import randomness
-from satclr.data import prepare, splits, tiles
+from satclr.data import prepare, splits, statistics, tiles
 from tests.conftest import make_run, write_tile
 
 
@@ -52,7 +52,7 @@ def test_statistics_are_those_of_the_training_pixels(data: Path) -> None:
 def test_statistics_do_not_depend_on_the_order(pixels: Any, order: list[int]) -> None:
     values = pixels.reshape(12, -1, 3).astype(np.int64)
     sums = np.stack([values.sum(axis=1), (values**2).sum(axis=1)], axis=1)
-    assert prepare.train_statistics(sums, 6) == prepare.train_statistics(sums[order], 6)
+    assert statistics.train_statistics(sums, 6) == statistics.train_statistics(sums[order], 6)
 
 
 def notebook_statistics(images: Any) -> tuple[Any, Any]:
@@ -76,7 +76,7 @@ def test_released_statistics_are_the_notebooks() -> None:
     pixels = np.random.default_rng(2).integers(0, 256, (600, 5, 5, 3))
     values = pixels.reshape(600, -1, 3)
     sums = np.stack([values.sum(axis=1), (values**2).sum(axis=1)], axis=1)
-    found = prepare.released_statistics(sums, 5)
+    found = statistics.released_statistics(sums, 5)
     order = randomness.rng(0, "released statistics").permutation(600)  # of sums in any order, one of the notebook's
     mean, std = notebook_statistics(pixels[order] / 255)
     np.testing.assert_allclose(found["mean"], mean, rtol=1e-10)
@@ -92,7 +92,7 @@ def test_released_statistics_do_not_depend_on_the_order_of_categories() -> None:
     for order in [np.arange(count), *(rng.permutation(count) for _ in range(20))]:
         values = pixels[order].reshape(count, -1, 3)
         sums = np.stack([values.sum(axis=1), (values**2).sum(axis=1)], axis=1)
-        found.append(prepare.released_statistics(sums, 5))
+        found.append(statistics.released_statistics(sums, 5))
     for name in ("mean", "std"):
         values = np.array([each[name] for each in found])
         assert (values.std(axis=0) < 0.02 * values.mean(axis=0)).all()

@@ -23,12 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 from satclr import files, progress, randomness
-from satclr.data import audit, duplicates, labels, pixels, splits, tiles
+from satclr.data import audit, duplicates, labels, pixels, splits, statistics, tiles
 from satclr.params import Data
 from satclr.project import Project
 
-IMAGENET: Final = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-RELEASED_BATCH: Final = 256  # tiles per batch in the notebook's statistics
 CHUNK: Final = 256  # tiles decoded at a time, which bounds memory
 UNLABELLED: Final = "Unlabelled"  # images without a table, for pretraining alone
 CACHED: Final = re.compile(r"/[0-9a-f]{2}/[0-9a-f]{30}$")  # a file of DVC's cache, named by its content
@@ -82,7 +80,7 @@ def write_store(data: Path, out: Path, settings: Data) -> None:
                 raise PrepareError(f"{data} has no usable tile with labels")
             unlabelled = [others[row - len(table.tiles)] for row in kept if row >= len(table.tiles)]
             names = [os.path.relpath(path, data).encode(errors="backslashreplace").decode() for path in unlabelled]
-            record |= {"scale": list(scale)} if scale else {}
+            record["scale"] = scale
             _finish(data, parts, settings, table, kept[: len(kept) - len(names)], names, sums, digest, record)
     finally:
         files.write_json(out / "audit.json", record, allow_nan=True)
@@ -90,51 +88,15 @@ def write_store(data: Path, out: Path, settings: Data) -> None:
 
 def _training(data: Path, settings: Data, table: labels.Labels, rows: list[tuple[int, Path]]) -> list[Path]:
     """The files of training tiles, to measure a scale; of all tiles in a split by group, for which pixels decide."""
-    names, split = [table.tiles[row] for row, _ in rows], settings.split
-    if not any(pixels.is_deep(path) for _, path in rows):
-        return []
-    if split.by == "group":
-        return [path for _, path in rows]
+    split, names, paths = settings.split, [table.tiles[row] for row, _ in rows], [path for _, path in rows]
+    if split.by == "group" or not any(map(pixels.is_deep, paths)):
+        return paths
     if split.file is not None:
         drawn = splits.from_file(data / split.file, names, left_out=set(table.tiles) - set(names))
     else:
         stratify = table.targets[[row for row, _ in rows]] if split.stratify else None
         drawn = splits.split(names, fractions=split.fractions, seed=split.seed, stratify=stratify)
-    return [path for (_, path), which in zip(rows, drawn, strict=True) if which == "train"]
-
-
-def train_statistics(sums: Sums, tile_px: int) -> dict[str, list[float]]:
-    """Exact mean and population standard deviation per channel, of pixels in [0, 1].
-
-    Computed from integer sums, so the result does not depend on the order of the tiles.
-    """
-    count = len(sums) * tile_px**2
-    first, second = sums.sum(axis=0).tolist()  # Python integers do not overflow
-    variance = [(count * q - s * s) / count**2 for s, q in zip(first, second, strict=True)]
-    return {"mean": [s / count / 255 for s in first], "std": [max(v, 1e-12) ** 0.5 / 255 for v in variance]}
-
-
-def released_statistics(sums: Sums, tile_px: int) -> dict[str, list[float]]:
-    """Mean and standard deviation as in the paper's notebook, which adds up image means and variances.
-
-    In batches of 256, a batch's "mean" is the sum of its tiles' means, its "variance" the sum of their unbiased
-    variances; batches are then merged as if those were means and variances of n tiles (lbriody/simple-multilabel-cl,
-    `compute_mean_std`, `agg_batch_stats=False`). On MLRSNet they are near 90 and 4 instead of 0.4 and 0.2. As in the
-    notebook the tiles come shuffled: batches of one category each would differ more, and with them the deviation.
-    """
-    pixels, sums = tile_px**2, randomness.rng(0, "released statistics").permutation(sums)
-    means = sums[:, 0] / (255 * pixels)
-    variances = (sums[:, 1] / 255**2 - pixels * means**2) / (pixels - 1)
-    mean, variance, m = np.zeros(3), np.zeros(3), 0
-    for start in range(0, len(sums), RELEASED_BATCH):
-        batch = slice(start, start + RELEASED_BATCH)
-        n = len(means[batch])
-        mean_n, variance_n = means[batch].sum(axis=0), variances[batch].sum(axis=0)
-        between = m * n * (mean - mean_n) ** 2 / (m + n) ** 2
-        variance = (m * variance + n * variance_n) / (m + n) + between
-        mean = (m * mean + n * mean_n) / (m + n)
-        m += n
-    return {"mean": mean.tolist(), "std": np.sqrt(np.maximum(variance, 1e-24)).tolist()}
+    return [path for path, which in zip(paths, drawn, strict=True) if which == "train"]
 
 
 def _check_flagged(data: Path, found: audit.Audit, on_problem: str) -> set[int]:
@@ -317,13 +279,8 @@ def _finish(
     )
     files.write_csv(parts["index.csv"], tiles.INDEX, index)
     train = sums[: len(names)][np.array(split) == "train"]
-    normalization = {
-        "train": train_statistics(train, settings.tile_px),
-        "imagenet": IMAGENET,
-        "released": released_statistics(train, settings.tile_px),
-    }
     digest = hashlib.sha256(digest + parts["index.csv"].read_bytes()).digest()
     stats = {"labels": list(table.names), "tile_px": settings.tile_px, "tiles": sizes}
-    stats |= {"normalization": normalization, "digest": digest.hex()}
-    stats |= {key: record[key] for key in ("scale",) if key in record}
+    stats |= {"normalization": statistics.of(train, settings.tile_px), "digest": digest.hex()}
+    stats |= {"scale": record["scale"]} if record["scale"] else {}
     files.write_json(parts["stats.json"], stats)
