@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, Final
 import numpy as np
 import numpy.typing as npt
 
-from satclr import files, progress, randomness
+from satclr import files, progress
 from satclr.data import audit, duplicates, labels, pixels, splits, statistics, tiles
 from satclr.params import Data
 from satclr.project import Project
