@@ -17,13 +17,14 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from satclr import files, settings
-from satclr.project import Project
+from satclr.project import Project, Run
 
 ROOT = Path(__file__).parents[1]
 TABLE = re.compile(r"(<!-- table: (?P<run>[\w-]+) (?P<kind>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -48,6 +49,7 @@ def run(folder: Path) -> None:
     from satclr.pretrain import train
     from satclr.study import compare, results
 
+    probe.train = _remembering(probe.train)
     spec = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
     project = _project(ROOT / "build" / "runs" / folder.name, spec)
     began, computed = time.monotonic(), 0
@@ -69,6 +71,24 @@ def run(folder: Path) -> None:
         facts = common.machine() | {"commit": results.git_state(ROOT)[0], "runs": computed}
         facts["seconds"] = round(time.monotonic() - began)
         files.write_json(folder / "machine.json", facts)
+
+
+def _remembering(train: Callable[..., Iterator[dict[str, float]]]) -> Callable[..., Iterator[dict[str, float]]]:
+    """`probe.train`, which arms that only select another epoch of the same probe share."""
+    known: dict[str, list[tuple[dict[str, float], list[Any]]]] = {}
+
+    def trained(layer: Any, store: Any, features: Any, *, run: Run) -> Iterator[dict[str, float]]:
+        config = run.settings.probe.model_dump_json(exclude={"select"})
+        key = f"{files.sha256(run.encoder)} {run.seed} {config} {run.settings.evaluate}"
+        if key not in known:
+            steps = train(layer, store, features, run=run)
+            known[key] = [(measured, [p.detach().clone() for p in layer.parameters()]) for measured in steps]
+        for measured, values in known[key]:
+            for parameter, value in zip(layer.parameters(), values, strict=True):
+                parameter.data.copy_(value)
+            yield measured
+
+    return trained
 
 
 def _project(root: Path, spec: dict[str, Any]) -> Project:
