@@ -86,7 +86,7 @@ def write(
         "labels": len(LABELS),
         "labels_without_positives": [LABELS[-1]],
     }
-    (results / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    (results / "details.json").write_text(json.dumps(metrics), encoding="utf-8")
     classes = [
         [label, int(targets[1, :, k].sum()), 0.3, *([ap[k], ap[k] - 0.1, ap[k] + 0.1] if k < 4 else ["", "", ""])]
         for k, label in enumerate(LABELS)

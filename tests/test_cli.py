@@ -189,6 +189,10 @@ def test_the_whole_line_from_tiles_to_a_champion(project: Make, capsys: pytest.C
     assert list(report["arms"]) == ["baseline", "simclr"]
     (contrast,) = report["contrasts"]
     assert (contrast["arm"], contrast["against"]) == ("simclr", "baseline")
+    for file in [root / "reports/tiny/metrics.json", *root.glob("results/tiny/*/metrics.json")]:  # what DVC shows
+        shown = json.loads(file.read_text())
+        assert len(shown) <= 12
+        assert all(value is None or isinstance(value, int | float) for value in shown.values())
     delta = report["arms"]["simclr"]["test_mAP"] - report["arms"]["baseline"]["test_mAP"]
     assert contrast["delta_mAP"] == pytest.approx(delta)
     assert contrast["ci95"][0] <= contrast["ci95"][1]

@@ -146,7 +146,18 @@ def ladder(report: dict[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
-TABLES = {"arms": arms, "ladder": ladder}
+def factorial(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """What each departure of the released code contributes to the difference that all make."""
+    rows: list[tuple[str, ...]] = [("departure", "alone", "after the others", "Shapley value", "95% interval")]
+    for found in report["factorial"]:
+        for row in found["departures"]:
+            values = (f"{row[key]:+.3f}" for key in ("alone", "last", "shapley"))
+            rows.append((row["departure"], *values, _span(row["ci95"], "+")))
+        rows.append(("all three", "", "", f"{found['delta_mAP']:+.3f}", _span(found["ci95"], "+")))
+    return rows
+
+
+TABLES = {"arms": arms, "ladder": ladder, "factorial": factorial}
 
 
 def _span(ends: list[float], sign: str = "") -> str:

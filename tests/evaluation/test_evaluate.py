@@ -40,7 +40,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def measure(run: Run) -> dict[str, Any]:
     probe.run(run, lambda *_: None)
     evaluate.run(run, lambda *_: None)
-    text = (run.results / "metrics.json").read_text()
+    text = (run.results / "details.json").read_text()
     found: dict[str, Any] = json.loads(text, parse_constant=lambda c: pytest.fail(f"{c} is not JSON"))
     return found
 
@@ -161,4 +161,4 @@ def test_missing_or_foreign_inputs_are_refused(run_of: MakeRun, change: Callable
     change(run)
     with pytest.raises(ValueError, match=says):
         evaluate.run(run, lambda *_: None)
-    assert not (run.results / "metrics.json").exists()
+    assert not (run.results / "details.json").exists()

@@ -34,7 +34,7 @@ def test_untouched_tiles_score_as_in_evaluate_and_corrupted_ones_otherwise(
 
     assert measure() == measure()
     found = json.loads(out.read_text())
-    evaluated = json.loads((run.results / "metrics.json").read_text())
+    evaluated = json.loads((run.results / "details.json").read_text())
     assert found["clean_mAP"] == pytest.approx(evaluated["test_mAP"], abs=1e-6)
     assert list(found["corruptions"]) == ["haze", "rotation"]
     values = [v for each in found["corruptions"].values() for v in each.values()]

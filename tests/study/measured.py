@@ -77,7 +77,7 @@ def write_results(run: Run, skill: float, *, tiles: int = TILES["test"]) -> None
     few = [{"fraction": f, "tiles": int(40 * f), "subsets": [test_mAP * f, test_mAP]} for f in (0.1, 1.0)]
     values = {"test_mAP": test_mAP, "val_mAP": skill / 2, "test_knn_mAP": skill / 3, "label_efficiency": few}
     values |= {"test_mAP_bias": 0.01, "converged_strength": 0.1, "train_tiles": 40 - 4 * run.arm.endswith("by_group")}
-    files.write_json(run.results / "metrics.json", {"arm": run.arm, "seed": run.seed, **values})
+    files.write_json(run.results / "details.json", {"arm": run.arm, "seed": run.seed, **values})
     rows = [
         [label, n, n / tiles, *([a, a, a] if n else ["", "", ""])]
         for label, a, n in zip(LABELS, ap.tolist(), arrays["test_targets"].sum(0).tolist(), strict=True)

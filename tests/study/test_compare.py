@@ -100,7 +100,7 @@ def test_results_on_other_tiles_or_missing_are_not_compared(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("metrics.json", "{"), ("probe.csv", "epoch\nx\n"), ("scores.npz", "PK")]
+    ("name", "content"), [("details.json", "{"), ("probe.csv", "epoch\nx\n"), ("scores.npz", "PK")]
 )
 def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str) -> None:
     project = measured.project(tmp_path, {"baseline": 0.5})

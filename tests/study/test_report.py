@@ -14,6 +14,7 @@ from selenium.webdriver.support import ui as support
 
 from satclr.data import tiles
 from satclr.project import Project, ProjectError
+from satclr.study import compare
 from satclr.study.report import page, sections
 from satclr.study.results import Results
 
@@ -86,7 +87,7 @@ def test_the_verdict_is_the_intervals(interval: list[float], verdict: str) -> No
     arms = {"baseline": {"val_mAP": 0.9}, "a": {"val_mAP": 0.3}, "b": {"val_mAP": 0.4}}
     pairs = [("a", "baseline", [5, 6]), ("b", "baseline", interval), ("b", "a", [5, 6])]
     contrasts = [{"arm": arm, "against": against, "ci95": ci95} for arm, against, ci95 in pairs]
-    answer = page.answer({"arms": arms, "contrasts": contrasts})
+    answer = compare.answer({"arms": arms, "contrasts": contrasts})
     assert (answer["verdict"], answer["arm"]) == (verdict, "b")
 
 

@@ -59,7 +59,7 @@ def test_a_worse_candidate_becomes_challenger(make: Make) -> None:
     registry.run(project)
     project = make_project(project.root, "simclr", "baseline")
     metrics = write(project.run("baseline"), skill=2) | {"val_mAP": 0.999}
-    (project.run("baseline").results / "metrics.json").write_text(json.dumps(metrics))
+    (project.run("baseline").results / "details.json").write_text(json.dumps(metrics))
     decision = registry.run(project)
     assert (decision.arm, decision.decision) == ("baseline", "challenger")
     assert decision.delta_val_mAP is not None
@@ -129,7 +129,7 @@ def test_arms_compete_by_their_mean_over_seeds_and_test_decides_nothing(make: Ma
     project = make_project(project.root, "baseline", "random", seeds=(0, 1))
     for seed in (0, 1):  # better on validation, and on test the worst there is
         values, folder = write(project.run("random", seed), skill=4), project.run("random", seed).results
-        (folder / "metrics.json").write_text(json.dumps(values | {"test_mAP": 0.1}))
+        (folder / "details.json").write_text(json.dumps(values | {"test_mAP": 0.1}))
         arrays = dict(np.load(folder / "scores.npz"))
         np.savez(folder / "scores.npz", **arrays | {"test_scores": -arrays["test_scores"]})
     decision = registry.run(project)

@@ -1,6 +1,7 @@
 """The test: features and probe → scores, metrics with intervals, AP of each label.
 
-Out, in results/<profile>/<arm>-s<seed>/: metrics.json, per_class_ap.csv, scores.npz.
+Out, in results/<profile>/<arm>-s<seed>/: details.json, per_class_ap.csv, scores.npz, and metrics.json, the few numbers
+of details.json that `dvc metrics show` and `dvc exp show` print.
 
     satclr evaluate --profile sample --arm simclr --seed 0
 
@@ -24,6 +25,10 @@ from satclr.evaluation.linear import LinearProbe
 from satclr.project import Run
 
 BOOTSTRAP_RESAMPLES = 1000
+SHOWN = (
+    "test_mAP", "test_mAP_lo", "test_mAP_hi", "val_mAP", "best_epoch", "test_micro_mAP", "test_within_category_mAP",
+    "test_converged_mAP", "test_knn_mAP", "test_mAP_at_1_percent", "test_mAP_at_10_percent",
+)  # fmt: skip
 LABEL_FRACTIONS = (0.01, 0.1)  # of the training tiles, for probes on few labels
 
 Floats = npt.NDArray[np.float64]
@@ -89,8 +94,10 @@ def run(run: Run, _log: Log) -> None:
             thresholds=probe.thresholds,
             **arrays,
         )
-    files.write_json(run.results / "metrics.json", _without_nan(result))
     low, high = headline["mAP_ci95"]
+    flat = result | {"test_mAP_lo": low, "test_mAP_hi": high}
+    files.write_json(run.results / "details.json", _without_nan(result))
+    files.write_json(run.results / "metrics.json", _without_nan({name: flat[name] for name in SHOWN}))
     print(f"{run.key}: test mAP {headline['mAP']:.4f} [{low:.4f}, {high:.4f}]")
 
 

@@ -59,6 +59,7 @@ def run(project: Project) -> dict[str, Any]:
     report["leakage"] = contrasts.leakage(report, arms)
     out = project.reports
     files.write_json(out / "compare.json", report, allow_nan=True)
+    files.write_json(out / "metrics.json", headline(report), allow_nan=True)
     curves = [(r.run, row) for r in everything for row in r.curve("probe")]
     rows = [[run.arm, run.seed, int(row["epoch"]), *(row[key] for key in CURVES)] for run, row in curves]
     files.write_csv(out / "curves.csv", ["arm", "seed", "epoch", *CURVES], rows)
@@ -70,6 +71,38 @@ def run(project: Project) -> dict[str, Any]:
     _print(*tables, *factorial_tables(report), leakage_table(report))
     print(probe_note(report), end="")
     return report
+
+
+def answer(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The reference and the arm that validates best against it: verdict yes, no or open, and the contrast."""
+    reference, *others = report["arms"]
+    if not others:
+        return {"verdict": None, "reference": reference}
+    best = max(others, key=lambda name: float(report["arms"][name]["val_mAP"]))
+    contrast = next(c for c in report["contrasts"] if c["arm"] == best and c["against"] == reference)
+    low, high = contrast["ci95"]
+    verdict = "yes" if low > 0 else "no" if high < 0 else "open"
+    return {"verdict": verdict, "reference": reference, "arm": best, "contrast": contrast}
+
+
+def headline(report: Mapping[str, Any]) -> dict[str, float | None]:
+    """What a person compares in a terminal: the best arm by validation mAP against the reference, flat."""
+    found = answer(report)
+    reference, c = report["arms"][found["reference"]], found.get("contrast", {})
+    best = report["arms"][found.get("arm", found["reference"])]
+    low, high = c.get("ci95", (None, None))
+    return {
+        "reference_test_mAP": reference["test_mAP"],
+        "best_test_mAP": best["test_mAP"],
+        "best_val_mAP": best["val_mAP"],
+        "delta_mAP": c.get("delta_mAP"),
+        "delta_mAP_lo": low,
+        "delta_mAP_hi": high,
+        "p_holm": c.get("p_holm"),
+        "delta_converged_mAP": c.get("delta_converged_mAP"),
+        "delta_within_category_mAP": c.get("delta_within_category_mAP"),
+        "category_prior_test_mAP": report["references"]["category_prior"]["test_mAP"],
+    }
 
 
 def arm_table(report: Mapping[str, Any]) -> list[Row]:

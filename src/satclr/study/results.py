@@ -45,11 +45,12 @@ class Results:
 
     run: Run
 
-    RESULTS = ("pretrain.csv", "probe.csv", "metrics.json", "per_class_ap.csv", "scores.npz")
+    RESULTS = ("pretrain.csv", "probe.csv", "details.json", "per_class_ap.csv", "scores.npz")
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        return read_json(self._file("metrics.json"))
+        """All numbers of details.json."""
+        return read_json(self._file("details.json"))
 
     def curve(self, stage: str) -> list[dict[str, float]]:
         """The rows of pretrain.csv or probe.csv, one per epoch; none where nothing was trained."""

@@ -48,18 +48,6 @@ def run(project: Project) -> Path:
     return path
 
 
-def answer(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The reference and the arm that validates best against it: verdict yes, no or open, and the contrast."""
-    reference, *others = report["arms"]
-    if not others:
-        return {"verdict": None, "reference": reference}
-    best = max(others, key=lambda name: float(report["arms"][name]["val_mAP"]))
-    contrast = next(c for c in report["contrasts"] if c["arm"] == best and c["against"] == reference)
-    low, high = contrast["ci95"]
-    verdict = "yes" if low > 0 else "no" if high < 0 else "open"
-    return {"verdict": verdict, "reference": reference, "arm": best, "contrast": contrast}
-
-
 def _render(
     project: Project, report: dict[str, Any], arms: Mapping[str, Sequence[Results]]
 ) -> tuple[str, dict[str, Any]]:
@@ -73,7 +61,7 @@ def _render(
     )
     store = tiles.open_store(project.store)
     audit = read_json(existing(store.folder / "audit.json", project.root))
-    entries, verdict = report["arms"], answer(report)
+    entries, verdict = report["arms"], compare.answer(report)
     best = max(entries, key=lambda name: float(entries[name]["val_mAP"]))
     first = {name: seeds[0] for name, seeds in arms.items()}
     rows = files.read_csv(existing(project.reports / "per_class_ap.csv", project.root))
