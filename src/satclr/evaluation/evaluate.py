@@ -27,7 +27,7 @@ from satclr.project import Run
 BOOTSTRAP_RESAMPLES = 1000
 SHOWN = (
     "test_mAP", "test_mAP_lo", "test_mAP_hi", "val_mAP", "best_epoch", "test_micro_mAP", "test_within_category_mAP",
-    "test_converged_mAP", "test_knn_mAP", "test_mAP_at_1_percent", "test_mAP_at_10_percent",
+    "test_converged_mAP", "test_knn_mAP",
 )  # fmt: skip
 LABEL_FRACTIONS = (0.01, 0.1)  # of the training tiles, for probes on few labels
 
@@ -97,7 +97,7 @@ def run(run: Run, _log: Log) -> None:
     low, high = headline["mAP_ci95"]
     flat = result | {"test_mAP_lo": low, "test_mAP_hi": high}
     files.write_json(run.results / "details.json", _without_nan(result))
-    files.write_json(run.results / "metrics.json", _without_nan({name: flat[name] for name in SHOWN}))
+    files.write_json(run.results / "metrics.json", _without_nan({name: flat[name] for name in (*SHOWN, *map(_at, LABEL_FRACTIONS))}))
     print(f"{run.key}: test mAP {headline['mAP']:.4f} [{low:.4f}, {high:.4f}]")
 
 
@@ -169,11 +169,15 @@ def _other_taggers(
             values.append(_mean(few.scores(x["test"]), y["test"], undefined))
         mean, sd = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
         rows.append({"fraction": fraction, "tiles": size, "test_mAP": mean, "sd": sd, "subsets": values})
-        name = f"test_mAP_at_{100 * fraction:g}_percent"
+        name = _at(fraction)
         result |= {name: mean, f"{name}_sd": sd}
     whole = result["test_converged_mAP"]
     rows.append({"fraction": 1.0, "tiles": count, "test_mAP": whole, "sd": None, "subsets": [whole]})
     return result, scores
+
+
+def _at(fraction: float) -> str:
+    return f"test_mAP_at_{100 * fraction:g}_percent"
 
 
 def _per_class(
