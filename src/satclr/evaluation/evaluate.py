@@ -97,7 +97,8 @@ def run(run: Run, _log: Log) -> None:
     low, high = headline["mAP_ci95"]
     flat = result | {"test_mAP_lo": low, "test_mAP_hi": high}
     files.write_json(run.results / "details.json", _without_nan(result))
-    files.write_json(run.results / "metrics.json", _without_nan({name: flat[name] for name in (*SHOWN, *map(_at, LABEL_FRACTIONS))}))
+    shown = {name: flat[name] for name in (*SHOWN, *map(_at, LABEL_FRACTIONS))}
+    files.write_json(run.results / "metrics.json", _without_nan(shown))
     print(f"{run.key}: test mAP {headline['mAP']:.4f} [{low:.4f}, {high:.4f}]")
 
 
