@@ -88,7 +88,7 @@ def report(profile: Profile = None) -> None:
     """Draw the figures, write the study as one page in reports/<profile>, and publish both to MLflow."""
     from satclr.tracking import runs
 
-    runner.profile_stage("study.report.page", profile)
+    runner.profile_stage("study.report", profile)
     runs.publish_report(_project(profile))
 
 

@@ -66,7 +66,7 @@ def test_batches_are_in_index_order_unless_their_tiles_share_statistics(store: t
 
 
 class ColourOfTheBatch:
-    """A tile's mean colour, normalised by the mean and deviation of its batch, with noise so that no probe is perfect."""
+    """A tile's mean colour, normalised by the mean and deviation of its batch, with noise: no probe is perfect."""
 
     width, device = 3, torch.device("cpu")
 
