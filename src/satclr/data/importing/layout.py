@@ -17,8 +17,7 @@ from typing import Final
 from satclr.data import labels, pixels, tiles
 from satclr.data.importing import reading, tables
 from satclr.data.importing.archives import Member, SourceError, complete, copy
-from satclr.data.importing.names import Names, split_of
-from satclr.data.importing.plan import SHOWN, Plan, Row, Table, Tile
+from satclr.data.importing.plan import SHOWN, Names, Plan, Row, Table, Tile, split_of
 
 KEPT: Final = frozenset({".jpg", ".jpeg", ".png"})  # other images of 8 bits become PNG, without loss
 DOCUMENTS: Final = frozenset({"categories_names.xlsx", "category_labels.csv"})

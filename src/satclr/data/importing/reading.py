@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from satclr.data.importing.archives import SourceError
-from satclr.data.importing.names import Names, is_count, split_of
+from satclr.data.importing.plan import Names, is_count, split_of
 from satclr.data.importing.tables import Cell, Row, Sheet, UnreadError
 
 ONES: Final = frozenset({"1", "1.0", "true", "t", "yes", "y"})
