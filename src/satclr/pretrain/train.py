@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from satclr import files, machine, progress, randomness
 from satclr.data import tiles
-from satclr.pretrain import caching, checkpoint, diagnostics, distributed, finetune, views, weights
+from satclr.pretrain import architectures, caching, checkpoint, diagnostics, distributed, finetune, views
 from satclr.pretrain import encoder as encoders
 from satclr.pretrain import loss as losses
 from satclr.pretrain import optimizer as optimizers
@@ -77,7 +77,7 @@ def fingerprint(run: Run) -> str:
     selected.
     """
     config = run.settings.pretrain
-    start = weights.named_file(config.arch, config.weights, root=run.root)
+    start = architectures.named_file(config.arch, config.weights, root=run.root)
     store = tiles.open_store(run.store)
     unused = {"select"} if config.finetune.epochs else {"select", "finetune"}
     facts = {
@@ -85,7 +85,7 @@ def fingerprint(run: Run) -> str:
         "pretrain": config.model_dump(mode="json", exclude=unused)
         | {"precision": machine.precision(config.precision)[0], "keep_epochs": checkpoint.kept_epochs(config)},
         "seed": run.seed,
-        "store": [store.digest, weights.input_statistics(config, store, root=run.root)],
+        "store": [store.digest, architectures.input_statistics(config, store, root=run.root)],
         "weights": files.sha256(start) if start else None,
         "code": code_digest(run.root, "pretrain"),
     }
@@ -100,8 +100,8 @@ def pretrain(run: Run, folder: Path, log: Log, *, fingerprint: str) -> None:
         return
     computed, reason = machine.precision(config.precision)
     store = tiles.open_store(run.store).learning(config.near_duplicates, tiles=config.tiles)
-    mean, std = statistics = weights.input_statistics(config, store, root=run.root)
-    start, crop_px = weights.named_file(config.arch, config.weights, root=run.root), run.settings.views.crop_px
+    mean, std = statistics = architectures.input_statistics(config, store, root=run.root)
+    start, crop_px = architectures.named_file(config.arch, config.weights, root=run.root), run.settings.views.crop_px
     seed = randomness.derive(run.seed, "encoder")
     encoder, width = encoders.initial(config.arch, config.weights, seed=seed, root=run.root, crop_px=crop_px)
     encoder.to(machine.device())

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from satclr.evaluation.metrics.ranking import (
+from satclr.evaluation.metrics.measures import (
     Bools,
     Floats,
     average_precision,
