@@ -289,10 +289,6 @@ def _end(error: BaseException) -> int:
         return 0
     if os.environ.get("SATCLR_TRACEBACK"):
         traceback.print_exception(error)
-    print_error(runner.sentence(error))
-    return runner.exit_code(error)
-
-
-def print_error(message: str) -> None:
     rank = f" (process {os.environ['RANK']})" if "RANK" in os.environ else ""
-    typer.secho(f"error{rank}: {message}", fg=typer.colors.RED, err=True)
+    typer.secho(f"error{rank}: {runner.sentence(error)}", fg=typer.colors.RED, err=True)
+    return runner.exit_code(error)

@@ -16,7 +16,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -34,11 +34,11 @@ from satclr.pretrain import loss as losses
 from satclr.pretrain import optimizer as optimizers
 from satclr.pretrain.checkpoint import RunError
 from satclr.pretrain.convolution import speed_up_small_maps
+from satclr.progress import Log
 from satclr.project import Run, code_digest
 
 LOSSES_AT_ONCE = 32  # on a GPU, where reading a loss waits for the device
 
-Log = Callable[[int, Mapping[str, float]], None]
 Save = Callable[..., None]  # of the encoder, to a path
 Forward = Callable[[Tensor], Tensor]  # (rows,3,S,S) → z (rows,D)
 Statistics = tuple[tiles.Channels, tiles.Channels]  # mean and std of the encoder's input
