@@ -20,7 +20,7 @@ from torch import nn
 
 from satclr import files, progress
 from satclr.data import tiles
-from satclr.data.tiles import Channels
+from satclr.data.tiles import Statistics
 from satclr.params import Pretrain
 from satclr.pretrain import distributed
 
@@ -161,7 +161,7 @@ def load_into(model: nn.Module, arch: str, weights: str, *, root: Path) -> None:
         model.load_state_dict(fitting(converted, model, source=weights), strict=False)
 
 
-def input_statistics(config: Pretrain, store: tiles.TileStore, *, root: Path) -> tuple[Channels, Channels]:
+def input_statistics(config: Pretrain, store: tiles.TileStore, *, root: Path) -> Statistics:
     """Mean and std of the encoder's input, as `normalization` asks for.
 
     `encoder`: an encoder file's own, those of published weights or of timm's model, and ImageNet's otherwise.
@@ -249,7 +249,7 @@ def fitting(state: State, model: nn.Module, *, source: object) -> State:
     return given
 
 
-def _published_statistics(arch: str, weights: str) -> tuple[Channels, Channels] | None:
+def _published_statistics(arch: str, weights: str) -> Statistics | None:
     """Mean and std of the input that published weights were trained on; None where nobody says."""
     config: Any = None
     if arch.startswith(TIMM):

@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from satclr import machine, progress, randomness
 from satclr.data import tiles
-from satclr.data.tiles import Channels
+from satclr.data.tiles import Statistics
 from satclr.pretrain import views
 from satclr.project import Run
 
@@ -29,7 +29,6 @@ KNN_TILES = 4096  # at most, of each split
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # as `evaluate` has them
 
 Rows = npt.NDArray[np.int64]
-Statistics = tuple[Channels, Channels]
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from torch import nn
 
 from satclr import files, machine, progress, randomness
 from satclr.data import tiles
-from satclr.data.tiles import Channels
+from satclr.data.tiles import Channels, Statistics
 from satclr.params import Settings
 from satclr.pretrain import architectures, distributed, views
 from satclr.pretrain.architectures import EncoderError, build
@@ -43,7 +43,7 @@ def initial(arch: str, start: str, *, seed: int, root: Path, crop_px: int = 224)
 
 
 def adapt_batch_norm(
-    encoder: nn.Module, store: tiles.TileStore, settings: Settings, statistics: tuple[Channels, Channels], *, seed: int
+    encoder: nn.Module, store: tiles.TileStore, settings: Settings, statistics: Statistics, *, seed: int
 ) -> None:
     """Re-estimate BatchNorm's running statistics on evaluation views of the training tiles (arXiv:1603.04779).
 

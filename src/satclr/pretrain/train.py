@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from satclr import files, machine, progress, randomness
 from satclr.data import tiles
+from satclr.data.tiles import Statistics
 from satclr.pretrain import architectures, caching, checkpoint, diagnostics, distributed, finetune, views
 from satclr.pretrain import encoder as encoders
 from satclr.pretrain import loss as losses
@@ -41,7 +42,6 @@ LOSSES_AT_ONCE = 32  # on a GPU, where reading a loss waits for the device
 
 Save = Callable[..., None]  # of the encoder, to a path
 Forward = Callable[[Tensor], Tensor]  # (rows,3,S,S) → z (rows,D)
-Statistics = tuple[tiles.Channels, tiles.Channels]  # mean and std of the encoder's input
 Unread = list[tuple[Tensor, npt.NDArray[np.int64]]]  # losses on the device, and their tiles' rows
 
 
