@@ -33,12 +33,9 @@ Rows = npt.NDArray[np.int64]
 
 @torch.no_grad()
 def after_epoch(
-    model: nn.Sequential,
-    store: tiles.TileStore,
-    run: Run,
-    statistics: Statistics,
+    model: nn.Sequential, store: tiles.TileStore, run: Run, statistics: Statistics,
     former: Sequence[Mapping[str, float]],
-) -> dict[str, float]:
+) -> dict[str, float]:  # fmt: skip
     """Measure `model`, an encoder and its projection head, in training; `former` are the earlier epochs' values.
 
     `statistics` are the mean and std of the encoder's input. Warns in the first epoch whose projections have collapsed.

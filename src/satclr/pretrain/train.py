@@ -199,14 +199,9 @@ def train(
 
 
 def project(
-    forward: Forward,
-    run: Run,
-    statistics: Statistics,
-    pixels: Tensor,
-    drawn: views.Parameters,
-    at: tuple[int, int],
+    forward: Forward, run: Run, statistics: Statistics, pixels: Tensor, drawn: views.Parameters, at: tuple[int, int],
     part: caching.Part,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Render both views of this process's tiles of a micro-batch and encode them: z (2,b,D) in float32.
 
     pixels (b',H,H,3) uint8 are this process's tiles of the batch, `drawn` the parameters of all its 2B views,

@@ -168,13 +168,8 @@ def _problems(predictions: Sequence[Prediction]) -> Iterator[str]:
 def _json(prediction: Prediction, top: int) -> str:
     """A prediction without what it does not have."""
     source, best = prediction.source, dict(islice(prediction.probabilities.items(), top))
-    row: dict[str, Any] = {
-        "tile": source.name,
-        "probabilities": best,
-        "labels": prediction.labels,
-        "bounds": source.bounds,
-    }
-    row |= {"polygon": source.polygon, "error": prediction.error}
+    row: dict[str, Any] = {"tile": source.name, "probabilities": best, "labels": prediction.labels}
+    row |= {"bounds": source.bounds, "polygon": source.polygon, "error": prediction.error}
     return json.dumps({k: v for k, v in row.items() if v not in ({}, None, "")}, ensure_ascii=False)
 
 

@@ -127,14 +127,9 @@ def load_mlflow() -> Any:
 
 
 def log(
-    store: Store,
-    run_id: str,
-    *,
-    params: Mapping[str, str] | None = None,
-    metrics: Sequence[Point] = (),
-    tags: Mapping[str, str] | None = None,
-    model_id: str | None = None,
-) -> None:
+    store: Store, run_id: str, *, params: Mapping[str, str] | None = None, metrics: Sequence[Point] = (),
+    tags: Mapping[str, str] | None = None, model_id: str | None = None,
+) -> None:  # fmt: skip
     """Log to a run in as few requests as MLflow allows; with `model_id`, metrics are the model's too."""
     from mlflow.entities import Metric, Param, RunTag
 

@@ -9,7 +9,7 @@ from satclr.evaluation.metrics.bootstrap import (
     benjamini_hochberg, draw_counts, holm, interval, jackknife_bias, p_value, paired_bootstrap_average_precision,
     paired_bootstrap_over_seeds, resampled_average_precision, standard_interval, wald_p_value,
 )
-from satclr.evaluation.metrics.measures import (
+from satclr.evaluation.metrics.scores import (
     TEMPERATURE_RANGE, average_precision, coverage_error, expected_calibration_error, fit_temperature,
     label_ranking_average_precision, mean_average_precision, micro_average_precision, nan_mean, one_error,
     precision_recall_f1, sigmoid, tune_thresholds, within_category_average_precision,

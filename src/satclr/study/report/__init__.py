@@ -114,12 +114,9 @@ def _render(
 
 
 def _charts(
-    arms: Mapping[str, Sequence[Results]],
-    report: Mapping[str, Any],
-    labels: Sequence[Mapping[str, Any]],
-    label_counts: Mapping[str, int],
-    palette: figures.Palette,
-) -> dict[str, Any]:
+    arms: Mapping[str, Sequence[Results]], report: Mapping[str, Any], labels: Sequence[Mapping[str, Any]],
+    label_counts: Mapping[str, int], palette: figures.Palette,
+) -> dict[str, Any]:  # fmt: skip
     """Every figure of the page, by name."""
     entries, names = report["arms"], [row["label"] for row in labels]
     drawn = _training_curves(arms, palette)
