@@ -20,7 +20,7 @@ STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages
 MODULES = {
     "prepare": "data.prepare", "pretrain": "pretrain.train", "embed": "evaluation.embed", "probe": "evaluation.probe",
     "evaluate": "evaluation.evaluate", "robustness": "evaluation.robustness", "maps": "evaluation.maps",
-    "compare": "study.compare", "report": "study.report.page",
+    "compare": "study.compare", "report": "study.report",
 }  # fmt: skip
 
 

@@ -88,7 +88,7 @@ def report(profile: Profile = None) -> None:
     """Draw the figures, write the study as one page in reports/<profile>, and publish both to MLflow."""
     from satclr.tracking import runs
 
-    runner.profile_stage("study.report.page", profile)
+    runner.profile_stage("study.report", profile)
     runs.publish_report(_project(profile))
 
 
@@ -289,10 +289,6 @@ def _end(error: BaseException) -> int:
         return 0
     if os.environ.get("SATCLR_TRACEBACK"):
         traceback.print_exception(error)
-    print_error(runner.sentence(error))
-    return runner.exit_code(error)
-
-
-def print_error(message: str) -> None:
     rank = f" (process {os.environ['RANK']})" if "RANK" in os.environ else ""
-    typer.secho(f"error{rank}: {message}", fg=typer.colors.RED, err=True)
+    typer.secho(f"error{rank}: {runner.sentence(error)}", fg=typer.colors.RED, err=True)
+    return runner.exit_code(error)

@@ -133,27 +133,26 @@ def load_tensors(path: Path) -> tuple[Arrays, dict[str, str]]:
     Raises FileNotFoundError, or `FileError` for a damaged file and for values that are not finite. safetensors
     checks the header against the file's size before it allocates memory, and runs no code.
     """
-    from safetensors import safe_open
-
-    try:
-        with safe_open(path, "np") as file:
-            facts = dict(file.metadata() or {})
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever a damaged or hostile file raises
-        raise FileError(f"{path} is not a complete safetensors file ({error}); create or download it again") from None
+    with _opened(path) as file:
+        facts = dict(file.metadata() or {})
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     require_finite(tensors, path)
     return tensors, facts
 
 
 def load_facts(path: Path) -> dict[str, str]:
     """The facts (as JSON) alone, from the file's header. Raises as `load_tensors`."""
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     from safetensors import safe_open
 
     try:
         with safe_open(path, "np") as file:
-            return dict(file.metadata() or {})
+            yield file
     except FileNotFoundError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever a damaged or hostile file raises

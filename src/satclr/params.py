@@ -18,8 +18,9 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Arch = Annotated[str, Field(pattern=r"^(timm/)?[a-z][a-z0-9_]*$")]  # whether it exists is for `pretrain` to say
 Probability = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
-JitterRange = Annotated[float, Field(ge=0, le=1)]
+Whole = Annotated[int, Field(ge=0, lt=2**31)]
+Batch = Annotated[int, Field(ge=2, lt=2**31)]
+Positive = Annotated[float, Field(gt=0)]
 Pair = Annotated[tuple[float, float], Field(strict=False)]
 
 
@@ -49,17 +50,15 @@ class Split(Model):
 
     by: Literal["tile", "group"]  # group: near-duplicates stay together
     fractions: Annotated[tuple[float, float, float], Field(strict=False)]  # train, val, test
-    seed: Seed
+    seed: Whole
     stratify: bool  # give every split its share of each label (Sechidis et al. 2011)
     file: str | None  # a CSV in the data folder (columns image, split) instead of a random split
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.file is not None and (self.by == "group" or self.stratify):
-            raise ValueError(
-                f"by: {self.by} and stratify: {str(self.stratify).lower()} apply to a random split, "
-                f"but file: {self.file} fixes the split; set file: null to draw one"
-            )
+            random = f"by: {self.by} and stratify: {str(self.stratify).lower()} apply to a random split"
+            raise ValueError(f"{random}, but file: {self.file} fixes the split; set file: null to draw one")
         if min(self.fractions) <= 0 or abs(sum(self.fractions) - 1) > 1e-9:
             raise ValueError(f"fractions {list(self.fractions)} must be three positive numbers that sum to 1")
         return self
@@ -75,7 +74,7 @@ class Data(Model):
     tile_px: Annotated[int, Field(ge=8, le=1024)]  # side of the tiles in the store
     labels: Labels
     split: Split
-    scale: Annotated[tuple[float, float], Field(strict=False)] | None  # values that become 0 and 255, where a file has
+    scale: Pair | None  # values that become 0 and 255, where a file has
     # other than 8 bits per channel; null: percentiles 2 and 98 of the training tiles, which stats.json records
     minimum_valid: Probability  # share of a tile's pixels that must hold data (alpha, mask, nodata value)
     on_unreadable: Literal["fail", "drop"]  # drop: leave unreadable tiles out and list them in audit.json
@@ -96,9 +95,9 @@ class Views(Model):
     ratio: Pair  # width / height of the crop
     flip_p: Probability
     jitter_p: Probability
-    brightness: JitterRange  # factor in [1 - x, 1 + x]
-    contrast: JitterRange
-    saturation: JitterRange
+    brightness: Probability  # factor in [1 - x, 1 + x]
+    contrast: Probability
+    saturation: Probability
     hue: Annotated[float, Field(ge=0, le=0.5)]  # shift in [-x, x] of the colour circle
     grayscale_p: Probability
     blur_p: Probability
@@ -114,9 +113,8 @@ class Views(Model):
         if self.scale[1] > 1:
             raise ValueError(f"scale [{self.scale[0]}, {self.scale[1]}] must not exceed 1.0, the whole tile")
         if self.blur_kernel_px % 2 == 0 or self.blur_kernel_px > 2 * self.crop_px - 1:
-            raise ValueError(
-                f"blur_kernel_px {self.blur_kernel_px} must be odd and less than twice crop_px {self.crop_px}"
-            )
+            allowed = f"odd and less than twice crop_px {self.crop_px}"
+            raise ValueError(f"blur_kernel_px {self.blur_kernel_px} must be {allowed}")
         return self
 
 
@@ -141,8 +139,8 @@ class Projection(Model):
 class Finetune(Model):
     """Training of encoder and a linear head on labels, after pretraining: a ceiling for frozen probes."""
 
-    epochs: Annotated[int, Field(ge=0, lt=2**31)]  # at most; 0: the encoder stays as pretrained
-    learning_rate: Annotated[float, Field(gt=0)]  # of Adam
+    epochs: Whole  # at most; 0: the encoder stays as pretrained
+    learning_rate: Positive  # of Adam
     patience: Count  # epochs without a lower validation loss before it stops
 
 
@@ -151,8 +149,7 @@ class Pretrain(Model):
 
     arch: Arch  # a classification model of torchvision, or timm/<name>
     weights: str  # IMAGENET1K_V2 or timm's tag, none, or the path of a safetensors or state-dict file
-    normalization: Literal["train", "imagenet", "released", "encoder"]  # mean and std of its input; train: of the split
-    # `train`; encoder: its own
+    normalization: Literal["train", "imagenet", "released", "encoder"]  # its input's mean and std; encoder: its own
     tiles: Literal["train", "unlabelled", "both"]  # to learn from; labels see unlabelled ones as negatives
     objective: Objective
     near_duplicates: NearDuplicates
@@ -164,18 +161,18 @@ class Pretrain(Model):
     epochs: Count
     select: Select  # the epoch whose encoder is probed
     keep_epochs: Annotated[str | list[int], PlainValidator(_epochs)]  # arms select among them without retraining
-    batch_size: Annotated[int, Field(ge=2, lt=2**31)]  # tiles per step, over all processes; two views each
-    micro_batch_size: Annotated[int, Field(ge=2, lt=2**31)] | None  # tiles in memory at once; null: all
+    batch_size: Batch  # tiles per step, over all processes; two views each
+    micro_batch_size: Batch | None  # tiles in memory at once; null: all
     optimizer: Literal["adam", "adamw", "lars"]
-    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate: Positive
     weight_decay: Annotated[float, Field(ge=0)]
     schedule: Literal["constant", "cosine"]
-    warmup_epochs: Annotated[int, Field(ge=0, lt=2**31)]  # linear, before the cosine
+    warmup_epochs: Whole  # linear, before the cosine
     finetune: Finetune
     precision: Precision  # of the encoder's arithmetic; the loss is float32
     matmul_convolutions: bool  # on a CPU, compute 3x3 convolutions of small maps as matrix products
     compile: bool  # torch.compile, with one process
-    knn_every_epochs: Annotated[int, Field(ge=0, lt=2**31)]  # k-NN mAP on validation while training; 0: never
+    knn_every_epochs: Whole  # k-NN mAP on validation while training; 0: never
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -185,13 +182,14 @@ class Pretrain(Model):
         if self.warmup_epochs and self.schedule == "constant":
             raise ValueError(f"warmup_epochs {self.warmup_epochs} requires schedule: cosine")
         if self.nt_xent_weight and self.objective in {"none", "nt_xent"}:
-            raise ValueError(
-                f"nt_xent_weight {self.nt_xent_weight} requires an objective that uses labels, not {self.objective}"
-            )
+            needed = f"an objective that uses labels, not {self.objective}"
+            raise ValueError(f"nt_xent_weight {self.nt_xent_weight} requires {needed}")
         if self.tiles == "unlabelled" and self.objective not in {"none", "nt_xent"}:
             raise ValueError(f"objective {self.objective} learns from labels, which tiles: unlabelled do not have")
         if self.micro_batch_size is not None and self.forward == "separate":
             raise ValueError(f"micro_batch_size {self.micro_batch_size} requires forward: joint")
+        if self.adapt_batch_norm and self.objective != "none":
+            raise ValueError("adapt_batch_norm requires pretrain.objective: none")
         return self
 
 
@@ -206,8 +204,8 @@ class Probe(Model):
 
     batch_norm: Literal["frozen", "batch"]  # batch: normalize by the statistics of the batch (notebook)
     epochs: Count
-    batch_size: Annotated[int, Field(ge=2, lt=2**31)]
-    learning_rate: Annotated[float, Field(gt=0)]
+    batch_size: Batch
+    learning_rate: Positive
     near_duplicates: NearDuplicates  # in all that learns from labels: the converged probe and k-NN too
     select: Select  # the epoch that is tested
 
@@ -263,12 +261,6 @@ class Settings(Model):
     maps: Maps
     register_: Register = Field(alias="register")
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.pretrain.adapt_batch_norm and self.pretrain.objective != "none":
-            raise ValueError("pretrain.adapt_batch_norm requires pretrain.objective: none")
-        return self
-
     def flat(self) -> dict[str, str]:
         """`section.key` → text, as MLflow shows parameters."""
         return dict(_flatten(self.model_dump(mode="json", by_alias=True), ""))
@@ -285,7 +277,7 @@ class Params(Model):
     """params.yaml as written."""
 
     profile: str
-    seeds: Annotated[list[Seed], Field(min_length=1)]
+    seeds: Annotated[list[Whole], Field(min_length=1)]
     run: Annotated[list[str], Field(min_length=1)]
     ladder: list[str]
     machine: Machine

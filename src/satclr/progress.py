@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+Log = Callable[[int, Mapping[str, float]], None]  # epoch, metrics
 
 FIRST_LINE_S, LINE_EVERY_S, WINDOW = 2.0, 10.0, 3
 

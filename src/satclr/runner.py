@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
@@ -56,7 +56,10 @@ def arm_stage(
         if shared and run.processes > 1 and "RANK" not in os.environ:
             _torchrun(name, run)
             return
-        with _live(run, name, fingerprint) if live and _trains(run, name) else nullcontext(_quiet) as log:
+        logged: Any = nullcontext(lambda _step, _metrics: None)
+        if live and _trains(run, name):
+            logged = import_module("satclr.tracking.live").live(run, name, fingerprint)
+        with logged as log:
             stage.run(run, log)
         if publish:
             runs.publish(run)
@@ -66,16 +69,6 @@ def _trains(run: Run, name: str) -> bool:
     config = run.settings.pretrain
     idle = name == "pretrain" and config.objective == "none" and not config.finetune.epochs
     return not idle and os.environ.get("RANK", "0") == "0"
-
-
-def _live(run: Run, name: str, fingerprint: str) -> Any:
-    from satclr.tracking import live
-
-    return live.live(run, name, fingerprint)
-
-
-def _quiet(_step: int, _metrics: Mapping[str, float]) -> None:
-    """A log for stages that have nothing to show while they run."""
 
 
 @contextmanager

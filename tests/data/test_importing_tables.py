@@ -107,6 +107,7 @@ FORMS: dict[str, tuple[str, str | bytes]] = {
     "tags without header": ("x.txt", "".join(f"{n}, {', '.join(t)}\n" for n, t in TAGS.items())),
     "a row per label": ("x.csv", "image,label\n" + "".join(f"{n},{t}\n" for n, tags in TAGS.items() for t in tags)),
     "xlsx, second sheet": ("Labels.XLSX", book()),
+    "xlsm": ("labels.xlsm", book()),
     "records": ("labels.json", json.dumps(RECORDS)),
     "lines of records": ("metadata.jsonl", "\n".join(map(json.dumps, RECORDS))),
     "object of lists": ("labels.json", json.dumps({f"{n}.jpg": t for n, t in TAGS.items()})),

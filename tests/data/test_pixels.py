@@ -13,7 +13,7 @@ from PIL import Image
 
 from satclr.data import pixels
 from satclr.data.tiles import TileError
-from satclr.tracking import sources
+from satclr.tracking import predict
 
 rasterio = pytest.importorskip("rasterio")
 pytestmark = pytest.mark.filterwarnings("ignore:.*geotransform.*", "ignore::PendingDeprecationWarning")
@@ -76,9 +76,9 @@ def test_a_tiff_and_its_parts_are_read_alike(kind: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(whole.rgb(scale), expected.transpose(1, 2, 0))
     assert whole.valid.mean() == (0.75 if (expected[:, :, :16] == 0).all() else 1)
     assert pixels.is_deep(tmp_path / "a.tif") == whole.deep == (scale is not None)
-    (single,) = sources.find([tmp_path / "a.tif"], scene_tile_px=SIDE)
+    (single,) = predict.find([tmp_path / "a.tif"], scene_tile_px=SIDE)
     np.testing.assert_array_equal(pixels.read(single.read()).values, whole.values)
-    for part in sources.find([tmp_path / "a.tif"], scene_tile_px=SIDE // 2):  # as predict
+    for part in predict.find([tmp_path / "a.tif"], scene_tile_px=SIDE // 2):  # as predict
         x, y = (int(text.split("=")[1]) for text in part.name.split("#")[1].split(","))
         found = np.asarray(pixels.picture(io.BytesIO(part.read()), scale=scale).convert("RGB"))
         np.testing.assert_array_equal(found, expected[:, y : y + SIDE // 2, x : x + SIDE // 2].transpose(1, 2, 0))
@@ -92,7 +92,7 @@ def test_a_palette_becomes_its_colours_in_parts_too(tmp_path: Path) -> None:
     with Image.open(tmp_path / "a.tif") as image:
         expected = np.asarray(image.convert("RGB"))
     np.testing.assert_array_equal(pixels.read(tmp_path / "a.tif").values, expected)
-    part = sources.find([tmp_path / "a.tif"], scene_tile_px=SIDE // 2)[3]
+    part = predict.find([tmp_path / "a.tif"], scene_tile_px=SIDE // 2)[3]
     np.testing.assert_array_equal(pixels.read(part.read()).values, expected[SIDE // 2 :, SIDE // 2 :])
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from satclr import files, randomness
 from satclr.data import labels
 from satclr.data.importing import SourceError, archives
-from satclr.pretrain import encoder, weights
+from satclr.pretrain import architectures, encoder
 
 from ..data import rar
 from . import ACCEPTED, REFUSED, Outcomes, edited, explore
@@ -79,7 +79,7 @@ def read(path: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
         archives.members(path, scratch)
     else:
-        weights.read(path)
+        architectures.read_weights(path)
 
 
 def run(cases: int, seed: int, folder: Path) -> Outcomes:

@@ -9,6 +9,7 @@ import pytest
 from satclr import files
 from satclr.data.tiles import TileStore
 from satclr.pretrain import train
+from satclr.progress import Log
 from satclr.project import Run
 from tests.conftest import ROOT
 
@@ -26,7 +27,7 @@ def make_root(folder: Path, store: TileStore) -> Path:
     return folder
 
 
-def pretrained(run: Run, log: train.Log = lambda _epoch, _metrics: None) -> files.Arrays:
+def pretrained(run: Run, log: Log = lambda _epoch, _metrics: None) -> files.Arrays:
     """The encoder that the stage writes."""
     train.run(run, log)
     return files.load_tensors(run.encoder)[0]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from satclr import files, randomness
 from satclr.data.tiles import TileStore
-from satclr.pretrain import encoder, weights
+from satclr.pretrain import architectures, encoder
 from tests.conftest import make_run
 
 
@@ -128,14 +128,15 @@ def test_the_input_statistics_are_the_encoders_own(
 ) -> None:
     def own(arch: str, start: str) -> Any:
         config = make_run(pretrain={"arch": arch, "weights": start, "normalization": "encoder"}).settings.pretrain
-        return weights.input_statistics(config, store, root=saved.parent)
+        return architectures.input_statistics(config, store, root=saved.parent)
 
     imagenet = store.statistics("imagenet")
     assert own("timm/vit_tiny_patch16_224", "none") == ((0.5,) * 3, (0.5,) * 3)
     assert own("timm/efficientnet_lite0", "ra_in1k") == imagenet
     assert own("resnet18", "IMAGENET1K_V1") == own("resnet18", "none") == imagenet
     assert own("resnet18", saved.name) == ((0.5,) * 3, (0.2,) * 3)
-    assert weights.input_statistics(make_run().settings.pretrain, store, root=saved.parent) == store.statistics("train")
+    config = make_run().settings.pretrain
+    assert architectures.input_statistics(config, store, root=saved.parent) == store.statistics("train")
 
 
 def test_an_encoder_without_batch_norm_says_so(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from satclr.project import Project
 from satclr.study import compare, contrasts, factorial
-from satclr.study.report import page
+from satclr.study import report as reporting
 
 from . import measured
 
@@ -81,7 +81,7 @@ def test_eight_arms_are_attributed_with_the_intervals_of_the_contrasts(
     shown = compare.factorial_tables(report)[0]
     assert f"{rows['statistics']['shapley']:+.4f}" in shown[-2]
     assert "Shapley value" in capsys.readouterr().out
-    html = page.run(Project(tmp_path)).read_text()
+    html = reporting.run(Project(tmp_path)).read_text()
     assert f"{rows['epoch']['shapley']:+.4f}" in html
 
 

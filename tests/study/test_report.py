@@ -15,13 +15,13 @@ from selenium.webdriver.support import ui as support
 from satclr.data import tiles
 from satclr.project import Project, ProjectError
 from satclr.study import compare
-from satclr.study.report import page, sections
+from satclr.study import report as reporting
 from satclr.study.results import Results
 
 
 @pytest.fixture(scope="module")
 def written(measured: Path) -> Path:
-    return page.run(Project(measured))
+    return reporting.run(Project(measured))
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_the_page_is_one_file_that_loads_nothing(written: Path, measured: Path) 
     figures = {path.stem: path.read_bytes() for path in (written.parent / "figures").iterdir()}
     assert {"ladder", "train_loss", "pretrain_loss", "differences", "robustness", "prevalence"} < figures.keys()
     assert all(png.startswith(b"\x89PNG") for png in figures.values())
-    assert html == page.run(Project(measured)).read_text()
+    assert html == reporting.run(Project(measured)).read_text()
     assert figures == {path.stem: path.read_bytes() for path in (written.parent / "figures").iterdir()}
     own = html.replace(max(re.findall(r"<script>(.*?)</script>", html, re.DOTALL), key=len), "")  # without Plotly
     assert not re.search(r"""\s(src|href)=["'](?!data:|#)""", own)
@@ -63,21 +63,21 @@ def test_the_page_shows_the_numbers_of_compare(written: Path, measured: Path, st
 def test_mistakes_are_the_highest_without_and_the_lowest_with_the_label(measured: Path, store: tiles.TileStore) -> None:
     results = Results(Project(measured).run("simclr"))
     test = results.scores("test")
-    hardest = sections.hardest(results, store)
+    hardest = reporting.hardest(results, store)
     assert [float(row["AP"]) for row in hardest] == sorted(float(row["AP"]) for row in hardest)
     for row in hardest:
         k = store.labels.index(row["label"])
         for examples, has, sign in ((row["wrong"], 0, -1), (row["missed"], 1, 1)):
             rows = np.flatnonzero(test.targets[:, k] == has)
-            expected = rows[np.argsort(sign * test.scores[rows, k], kind="stable")][: sections.EXAMPLES]
+            expected = rows[np.argsort(sign * test.scores[rows, k], kind="stable")][: reporting.EXAMPLES]
             assert [e["score"] for e in examples] == pytest.approx(test.scores[expected, k])
             assert all(test.targets[test.tiles.index(e["tile"]), k] == has for e in examples)
 
 
 def test_the_corrupted_tile_is_one_the_audit_trusts(store: tiles.TileStore) -> None:
     test = [store.names[row] for row in store.rows("test")]
-    rows = sections.corrupted({"haze": {"1": 0.5, "3": 0.4}}, store, flagged=test[1:])
-    expected = sections.uri(store.pixels[store.names.index(test[0])], side_px=sections.CORRUPTION_PX)
+    rows = reporting.corrupted({"haze": {"1": 0.5, "3": 0.4}}, store, flagged=test[1:])
+    expected = reporting.uri(store.pixels[store.names.index(test[0])], side_px=reporting.CORRUPTION_PX)
     assert rows[0] == {"name": "untouched", "pictures": [expected]}
     assert [(row["name"], len(row["pictures"])) for row in rows[1:]] == [("haze", 2)]
 
@@ -97,11 +97,11 @@ def test_what_does_not_fit_is_named(measured: Path, tmp_path: Path) -> None:
     tree = json.loads(path.read_text())
     tree["arms"]["other"] = tree["arms"].pop("baseline")
     path.write_text(json.dumps(tree))
-    with pytest.raises(page.ReportError, match="run `satclr compare` again"):
-        page.run(Project(tmp_path / "copy"))
+    with pytest.raises(reporting.ReportError, match="run `satclr compare` again"):
+        reporting.run(Project(tmp_path / "copy"))
     path.unlink()
     with pytest.raises(ProjectError, match=r"compare\.json does not exist"):
-        page.run(Project(tmp_path / "copy"))
+        reporting.run(Project(tmp_path / "copy"))
 
 
 @pytest.fixture(scope="module")

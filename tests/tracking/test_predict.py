@@ -24,7 +24,7 @@ from satclr.evaluation.linear import LinearProbe
 from satclr.pretrain import encoder
 from satclr.pretrain.views import evaluation_view
 from satclr.project import Project
-from satclr.tracking import export, predict, registry, runs, sources, store
+from satclr.tracking import export, predict, registry, runs, store
 from satclr.tracking.store import TrackingError
 from tests.made_up import CROP_PX, LABELS, MEAN, STD, THRESHOLDS, TILE_PX, jpeg, pixels
 from tests.tracking.conftest import copy_store, make_project, write
@@ -137,7 +137,7 @@ def test_a_corrupt_tile_is_reported_and_the_others_are_labelled(
 def test_labels_may_be_called_as_columns_are(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
     names = ["error", "labels", "metal", "predicted_labels", "tile", "tile (label)"]
     scores = dict(zip(names, np.linspace(0.1, 0.6, 6).tolist(), strict=True))
-    predict._print_csv(names, [predict.Prediction(sources.Source("roof_1.jpg", bytes), scores, ["tile"])])
+    predict._print_csv(names, [predict.Prediction(predict.Source("roof_1.jpg", bytes), scores, ["tile"])])
     ((row),) = csv.DictReader(io.StringIO(capsys.readouterr().out))
     assert (row["tile"], row["error"], row["labels"]) == ("roof_1.jpg", "", "tile")
     assert len(row) == 3 + len(names)
@@ -154,8 +154,8 @@ def test_the_table_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypat
     monkeypatch.setenv("COLUMNS", "80")
     names = ["airplane", "bare-soil", "buildings", "cars", "chaparral", "court", "mobile-home", "pavement", "sand"]
     probabilities = dict(zip(names, np.linspace(0.99, 0.01, len(names)), strict=True))
-    short = sources.Source("short.jpg", bytes)
-    deep = sources.Source("/a/folder/of/" + "many/folders/" * 8 + "mobilehomepark01.tif", bytes)
+    short = predict.Source("short.jpg", bytes)
+    deep = predict.Source("/a/folder/of/" + "many/folders/" * 8 + "mobilehomepark01.tif", bytes)
     found = [predict.Prediction(short, probabilities, names[:2]), predict.Prediction(deep, probabilities, names)]
     predict._print_table(found, 3)
     lines = capsys.readouterr().out.splitlines()
@@ -168,12 +168,12 @@ def test_the_table_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypat
 
 def test_wrong_paths_are_named(project: Project, tmp_path: Path) -> None:
     with pytest.raises(TrackingError, match=r"nowhere\.jpg does not exist"):
-        sources.find([tmp_path / "nowhere.jpg"])
+        predict.find([tmp_path / "nowhere.jpg"])
     with pytest.raises(TrackingError, match="contains no pictures"):
-        sources.find([tmp_path])
+        predict.find([tmp_path])
     (tmp_path / "b.png").touch()
     (tmp_path / "a.png").touch()
-    names = [Path(source.name).name for source in sources.find([str(tmp_path / "*.png")])]
+    names = [Path(source.name).name for source in predict.find([str(tmp_path / "*.png")])]
     assert names == ["a.png", "b.png"]
 
 
@@ -199,7 +199,7 @@ def test_a_scene_is_cut_into_located_tiles(tmp_path: Path) -> None:
     facts = {"driver": "GTiff", "width": 100, "height": 70, "count": 3, "dtype": "uint8", "crs": "EPSG:32633"}
     with rasterio.open(tmp_path / "scene.tif", "w", transform=transform, **facts) as scene:
         scene.write(scene_pixels)
-    found = sources.find([tmp_path / "scene.tif"], scene_tile_px=48)
+    found = predict.find([tmp_path / "scene.tif"], scene_tile_px=48)
     corners = [(x, y) for y in (0, 22) for x in (0, 48, 52)]
     assert [source.name.split("#")[1] for source in found] == [f"x={x},y={y}" for x, y in corners]
     assert found[-1].bounds == (500_104, 3_999_860, 500_200, 3_999_956)

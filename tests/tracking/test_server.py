@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from satclr.tracking import predict, registry, sources, store
+from satclr.tracking import predict, registry, store
 from tests import made_up
 from tests.tracking.conftest import make_project
 from tests.tracking.serving import free_port, served
@@ -92,7 +92,7 @@ def test_four_arms_log_at_once_to_a_server_on_postgresql(
             run_id = found[f"{arm}-s0 pretrain"].info.run_id
             assert len(opened.client.get_metric_history(run_id, "pretrain/loss")) == 50
         assert registry.run(machines["simclr"]).decision == "champion"
-        tile = sources.Source("tile.jpg", lambda: made_up.jpeg(1))
+        tile = predict.Source("tile.jpg", lambda: made_up.jpeg(1))
         (tagged,) = predict.predict(predict.champion(machines["baseline"]), [tile], done=lambda _: None)
         assert not tagged.error
         assert registry.run(machines["supcon_any"]).decision == "challenger"

@@ -171,10 +171,8 @@ def undocumented(labels: Labels, known: Known | None, folder: Path) -> Iterator[
         strange = {}
     kind, title = "undocumented-label", f"Labels that {source} does not list for their category"
     yield from _finding(labels, kind, "suspect", strange, title, "Correct the rows, or drop them.")
-    title, advice = (
-        f"Labels that {source} omits and the sound release has",
-        "Nothing to do: the document is incomplete.",
-    )
+    title = f"Labels that {source} omits and the sound release has"
+    advice = "Nothing to do: the document is incomplete."
     yield from _finding(labels, kind, "notice", usual, title, advice, flagged=False)
 
 

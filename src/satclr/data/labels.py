@@ -96,12 +96,12 @@ def _spelling() -> dict[str, str]:
 
 
 def sheets(path: Path) -> list[list[list[str]]]:
-    """The sheets of a table file (.xlsx; anything else is delimited text, one sheet), as rows of cells.
+    """The sheets of a table file (.xlsx or .xlsm; anything else is delimited text, one sheet), as rows of cells.
 
     Blank rows are left out. Raises `LabelError` for a damaged file, and for a spreadsheet that would fill the memory: a
     few bytes can claim 17 billion cells.
     """
-    if path.suffix.lower() != ".xlsx":
+    if path.suffix.lower() not in {".xlsx", ".xlsm"}:
         return [[cells for _, cells in rows(path)]]
     import openpyxl
 

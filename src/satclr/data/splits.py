@@ -72,13 +72,9 @@ def decide(
 
 
 def split(
-    names: Sequence[str],
-    *,
-    fractions: Fractions,
-    seed: int,
-    groups: Sequence[Hashable] | None = None,
+    names: Sequence[str], *, fractions: Fractions, seed: int, groups: Sequence[Hashable] | None = None,
     stratify: Targets | None = None,
-) -> list[str]:
+) -> list[str]:  # fmt: skip
     """Draw train, val or test for each of N tiles with unique names.
 
     fractions: of train, val and test, adding up to 1. groups: N keys; tiles with the same key stay together. stratify:

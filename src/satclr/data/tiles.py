@@ -31,6 +31,7 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 
 Tiles = npt.NDArray[np.uint8]
 Channels = tuple[float, float, float]  # red, green, blue
+Statistics = tuple[Channels, Channels]  # mean and std of pixels in [0, 1]
 
 
 class TileError(ValueError):
@@ -79,7 +80,7 @@ class TileStore:
         """A digest of every pixel, label and split of the store."""
         return str(self.stats["digest"])
 
-    def statistics(self, name: str) -> tuple[Channels, Channels]:
+    def statistics(self, name: str) -> Statistics:
         """Mean and standard deviation per channel (pixels in [0, 1]): train, imagenet or released."""
         entry = self.stats["normalization"][name]
         return tuple(entry["mean"]), tuple(entry["std"])

@@ -1,5 +1,5 @@
 """From an encoder to the scores and numbers of one run: embed, probe, evaluate, robustness, maps."""
 
-from collections.abc import Callable, Mapping
+from satclr.progress import Log
 
-Log = Callable[[int, Mapping[str, float]], None]  # epoch, metrics
+__all__ = ["Log"]

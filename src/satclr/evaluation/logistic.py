@@ -52,10 +52,10 @@ def standardize(train: Floats, *others: Floats) -> list[Floats]:
     return parts
 
 
-def best(train: Split, val: Split, *, strengths: Sequence[float] = STRENGTHS) -> Best:
+def best(train: Split, val: Split) -> Best:
     """Fit `train` from strong to weak until validation mAP falls, and keep the best on `val`, the stronger on a tie."""
     chosen, since = Best(np.nan, -np.inf, *(np.zeros(0),) * 2), 0
-    for strength, weight, bias in fit(*train, strengths=strengths):
+    for strength, weight, bias in fit(*train, strengths=STRENGTHS):
         ap = metrics.average_precision(val[0] @ weight.T + bias, val[1])
         found = Best(strength, metrics.mean_average_precision(ap), weight, bias)
         if not chosen.weight.size or found.val_mAP > chosen.val_mAP:

@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from satclr import machine, progress, randomness
 from satclr.data import tiles
-from satclr.data.tiles import Channels
+from satclr.data.tiles import Statistics
 from satclr.pretrain import views
 from satclr.project import Run
 
@@ -29,17 +29,13 @@ KNN_TILES = 4096  # at most, of each split
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # as `evaluate` has them
 
 Rows = npt.NDArray[np.int64]
-Statistics = tuple[Channels, Channels]
 
 
 @torch.no_grad()
 def after_epoch(
-    model: nn.Sequential,
-    store: tiles.TileStore,
-    run: Run,
-    statistics: Statistics,
+    model: nn.Sequential, store: tiles.TileStore, run: Run, statistics: Statistics,
     former: Sequence[Mapping[str, float]],
-) -> dict[str, float]:
+) -> dict[str, float]:  # fmt: skip
     """Measure `model`, an encoder and its projection head, in training; `former` are the earlier epochs' values.
 
     `statistics` are the mean and std of the encoder's input. Warns in the first epoch whose projections have collapsed.

@@ -16,9 +16,9 @@ from torch import nn
 
 from satclr import files, machine, progress, randomness
 from satclr.data import tiles
-from satclr.data.tiles import Channels
+from satclr.data.tiles import Channels, Statistics
 from satclr.params import Settings
-from satclr.pretrain import architectures, distributed, views, weights
+from satclr.pretrain import architectures, distributed, views
 from satclr.pretrain.architectures import EncoderError, build
 
 __all__ = ["EncoderError", "Frozen", "build", "initial", "load", "save"]
@@ -38,12 +38,12 @@ def initial(arch: str, start: str, *, seed: int, root: Path, crop_px: int = 224)
     with randomness.seeded(seed):
         model, width = build(arch, crop_px)
     if start != "none":
-        weights.load_into(model, arch, start, root=root)
+        architectures.load_into(model, arch, start, root=root)
     return model.eval(), width
 
 
 def adapt_batch_norm(
-    encoder: nn.Module, store: tiles.TileStore, settings: Settings, statistics: tuple[Channels, Channels], *, seed: int
+    encoder: nn.Module, store: tiles.TileStore, settings: Settings, statistics: Statistics, *, seed: int
 ) -> None:
     """Re-estimate BatchNorm's running statistics on evaluation views of the training tiles (arXiv:1603.04779).
 
@@ -97,7 +97,8 @@ def load(path: Path) -> tuple[nn.Module, int]:
         raise EncoderError(f"{path}: crop_px {crop_px} is not between 8 and {MAX_CROP_PX}")
     state = {key: torch.from_numpy(value) for key, value in arrays.items()}
     skeleton = architectures.skeleton(arch, crop_px)  # a header may name any: no memory before the tensors fit
-    fitted, width = weights.fitting(state, skeleton, source=path), architectures.feature_dim(skeleton, arch, crop_px)
+    fitted = architectures.fitting(state, skeleton, source=path)
+    width = architectures.feature_dim(skeleton, arch, crop_px)
     model = architectures.headless(arch, crop_px)
     model.load_state_dict(fitted, strict=False)
     return model.eval(), width

@@ -9,7 +9,6 @@ validation loss. The head is discarded: the stages after this one embed tiles an
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,10 +24,10 @@ from satclr.pretrain import distributed, views
 from satclr.pretrain import encoder as encoders
 from satclr.pretrain.checkpoint import RunError
 from satclr.pretrain.convolution import speed_up_small_maps
+from satclr.progress import Log
 from satclr.project import Run
 
 Statistics = tuple[tiles.Channels, tiles.Channels, int]  # mean and std of the input, crop_px
-Log = Callable[[int, Mapping[str, float]], None]
 
 
 def without(run: Run) -> Run:

@@ -16,7 +16,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -28,20 +28,20 @@ from torch import Tensor, nn
 
 from satclr import files, machine, progress, randomness
 from satclr.data import tiles
-from satclr.pretrain import caching, checkpoint, diagnostics, distributed, finetune, views, weights
+from satclr.data.tiles import Statistics
+from satclr.pretrain import architectures, caching, checkpoint, diagnostics, distributed, finetune, views
 from satclr.pretrain import encoder as encoders
 from satclr.pretrain import loss as losses
 from satclr.pretrain import optimizer as optimizers
 from satclr.pretrain.checkpoint import RunError
 from satclr.pretrain.convolution import speed_up_small_maps
+from satclr.progress import Log
 from satclr.project import Run, code_digest
 
 LOSSES_AT_ONCE = 32  # on a GPU, where reading a loss waits for the device
 
-Log = Callable[[int, Mapping[str, float]], None]
 Save = Callable[..., None]  # of the encoder, to a path
 Forward = Callable[[Tensor], Tensor]  # (rows,3,S,S) → z (rows,D)
-Statistics = tuple[tiles.Channels, tiles.Channels]  # mean and std of the encoder's input
 Unread = list[tuple[Tensor, npt.NDArray[np.int64]]]  # losses on the device, and their tiles' rows
 
 
@@ -77,7 +77,7 @@ def fingerprint(run: Run) -> str:
     selected.
     """
     config = run.settings.pretrain
-    start = weights.named_file(config.arch, config.weights, root=run.root)
+    start = architectures.named_file(config.arch, config.weights, root=run.root)
     store = tiles.open_store(run.store)
     unused = {"select"} if config.finetune.epochs else {"select", "finetune"}
     facts = {
@@ -85,7 +85,7 @@ def fingerprint(run: Run) -> str:
         "pretrain": config.model_dump(mode="json", exclude=unused)
         | {"precision": machine.precision(config.precision)[0], "keep_epochs": checkpoint.kept_epochs(config)},
         "seed": run.seed,
-        "store": [store.digest, weights.input_statistics(config, store, root=run.root)],
+        "store": [store.digest, architectures.input_statistics(config, store, root=run.root)],
         "weights": files.sha256(start) if start else None,
         "code": code_digest(run.root, "pretrain"),
     }
@@ -100,8 +100,8 @@ def pretrain(run: Run, folder: Path, log: Log, *, fingerprint: str) -> None:
         return
     computed, reason = machine.precision(config.precision)
     store = tiles.open_store(run.store).learning(config.near_duplicates, tiles=config.tiles)
-    mean, std = statistics = weights.input_statistics(config, store, root=run.root)
-    start, crop_px = weights.named_file(config.arch, config.weights, root=run.root), run.settings.views.crop_px
+    mean, std = statistics = architectures.input_statistics(config, store, root=run.root)
+    start, crop_px = architectures.named_file(config.arch, config.weights, root=run.root), run.settings.views.crop_px
     seed = randomness.derive(run.seed, "encoder")
     encoder, width = encoders.initial(config.arch, config.weights, seed=seed, root=run.root, crop_px=crop_px)
     encoder.to(machine.device())
@@ -199,14 +199,9 @@ def train(
 
 
 def project(
-    forward: Forward,
-    run: Run,
-    statistics: Statistics,
-    pixels: Tensor,
-    drawn: views.Parameters,
-    at: tuple[int, int],
+    forward: Forward, run: Run, statistics: Statistics, pixels: Tensor, drawn: views.Parameters, at: tuple[int, int],
     part: caching.Part,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Render both views of this process's tiles of a micro-batch and encode them: z (2,b,D) in float32.
 
     pixels (b',H,H,3) uint8 are this process's tiles of the batch, `drawn` the parameters of all its 2B views,

@@ -69,12 +69,9 @@ def measure(arms: Arms, categories: Sequence[str]) -> dict[str, Measure]:
 
 
 def measured(
-    scores: Mapping[str, npt.NDArray[np.floating[Any]]],
-    targets: npt.NDArray[np.uint8],
-    categories: Sequence[str] | None,
-    *,
-    zero: Collection[str] = (),
-) -> Measure:
+    scores: Mapping[str, npt.NDArray[np.floating[Any]]], targets: npt.NDArray[np.uint8],
+    categories: Sequence[str] | None, *, zero: Collection[str] = (),
+) -> Measure:  # fmt: skip
     """A measure of scores, arm → (S,N,K), on targets (N,K); with the tiles' categories, AP is within them."""
     seed = randomness.derive(0, "bootstrap") % 2**32
     samples = metrics.paired_bootstrap_over_seeds(

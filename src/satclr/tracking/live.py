@@ -11,19 +11,18 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from satclr import progress
+from satclr.progress import Log
 from satclr.project import Run
 from satclr.tracking.store import Point, Store, StoreError, log, mark_killed, open_store, owner, tag
 
 FLUSH_S = 5.0
 KILLED_S = 10.0  # to end the run of an interrupted stage
 RETRIES = "2"  # of an HTTP request: what fails is sent again FLUSH_S later
-
-Log = Callable[[int, Mapping[str, float]], None]
 
 
 @contextmanager

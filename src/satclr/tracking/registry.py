@@ -97,7 +97,7 @@ def run(project: Project) -> Decision:
     return decision
 
 
-def promote(project: Project, version: str, reason: str = "by hand") -> Decision:
+def promote(project: Project, version: str) -> Decision:
     """Make a version champion, whatever the gate decided."""
     registry = _Registry(project)
     champion, known = registry.by_alias(CHAMPION), registry.versions()
@@ -108,10 +108,10 @@ def promote(project: Project, version: str, reason: str = "by hand") -> Decision
         raise TrackingError(f"{registry.name} version {version} is the champion already")
     registry.set_champion(known[version], champion)
     registry.client.delete_model_version_tag(registry.name, version, ROLLED_BACK)
-    return registry.record("promoted", known[version], champion, reason)
+    return registry.record("promoted", known[version], champion, "by hand")
 
 
-def rollback(project: Project, reason: str = "by hand") -> Decision:
+def rollback(project: Project) -> Decision:
     """Make the former champion champion again."""
     registry = _Registry(project)
     client, name, champion = registry.client, registry.name, registry.by_alias(CHAMPION)
@@ -124,7 +124,7 @@ def rollback(project: Project, reason: str = "by hand") -> Decision:
     client.delete_registered_model_alias(name, PREVIOUS)
     if OVER in former.tags:
         client.set_registered_model_alias(name, PREVIOUS, former.tags[OVER])
-    return registry.record("rolled back", former, champion, reason)
+    return registry.record("rolled back", former, champion, "by hand")
 
 
 def restore(project: Project) -> Decision | None:

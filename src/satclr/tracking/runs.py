@@ -86,8 +86,7 @@ def publish_report(project: Project) -> str:
         run_id = _create(store, "compare", tags | {"mlflow.note.content": content.report_note(report)})
         log(store, run_id, metrics=stamped(content.report_metrics(report, folder / "per_class_ap.csv")))
         for path in found:
-            parent = path.relative_to(folder.parent).parent.relative_to(project.profile)
-            store.client.log_artifact(run_id, str(path), str("report" / parent))
+            store.client.log_artifact(run_id, str(path), str("report" / path.parent.relative_to(folder)))
         store.client.set_terminated(run_id)
     _make_current(store, run_id, tag("kind", "compare"))
     return run_id

@@ -5,6 +5,7 @@ In: a project's root and a profile. Out: `Store`, a client and the profile's exp
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -25,7 +26,6 @@ from filelock import FileLock
 
 from satclr import files, progress
 from satclr.project import home
-from satclr.tracking import pages
 
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -36,6 +36,14 @@ QUIET = {
     "MLFLOW_LOG_UV_FILES": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+# Views are saved as experiment tags; `satclr ui` opens the first, and the menu Views lists both.
+CURRENT = "tags.`satclr.state` = 'current' and tags.`satclr.kind` = 'arm'"
+COLUMNS = (
+    *(f"metrics.`{name}`" for name in ("test/mAP", "test/mAP_lo", "test/mAP_hi", "test/micro_mAP", "val/mAP")),
+    *("metrics.`best_epoch`", "tags.`satclr.arm`", "tags.`satclr.seed`"),
+    *("attributes.`Dataset`", "attributes.`Models`", "attributes.`Description`"),
+)
+ARM_RUNS, BY_ARM = "satclr-arm-runs", "satclr-by-arm"
 METRICS, PAIRS, VALUE_LENGTH = (800, 100, 6000)  # per request; MLflow allows 1000 entities, 100 parameters or tags
 
 Number = tuple[str, float, int]  # key, value, step
@@ -119,14 +127,9 @@ def load_mlflow() -> Any:
 
 
 def log(
-    store: Store,
-    run_id: str,
-    *,
-    params: Mapping[str, str] | None = None,
-    metrics: Sequence[Point] = (),
-    tags: Mapping[str, str] | None = None,
-    model_id: str | None = None,
-) -> None:
+    store: Store, run_id: str, *, params: Mapping[str, str] | None = None, metrics: Sequence[Point] = (),
+    tags: Mapping[str, str] | None = None, model_id: str | None = None,
+) -> None:  # fmt: skip
     """Log to a run in as few requests as MLflow allows; with `model_id`, metrics are the model's too."""
     from mlflow.entities import Metric, Param, RunTag
 
@@ -163,6 +166,26 @@ def mark_killed(store: Store) -> None:
             store.client.set_terminated(run.info.run_id, "KILLED")
 
 
+def experiment_tags(profile: str) -> dict[str, str]:
+    """The tags of a profile's experiment: its kind, its description, its two saved views."""
+    by_arm = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "satclr.arm"}]}
+    return {
+        "mlflow.experimentKind": "custom_model_development",  # else the UI opens as for language models
+        "mlflow.note.content": (
+            f"Arms of profile `{profile}`. **Views → Arm runs** lists the current run of each arm and seed,"
+            " best test mAP first; **Views → Arms, mean over seeds** groups them. Runs of earlier settings are"
+            " tagged `satclr.state = superseded`; live runs of the stages are children of their arm run."
+        ),
+        f"mlflow.sharedViewState.{ARM_RUNS}": _view("Arm runs", None),
+        f"mlflow.sharedViewState.{BY_ARM}": _view("Arms, mean over seeds", by_arm),
+    }
+
+
+def runs_page(base: str, experiment_id: str) -> str:
+    """The address of an experiment's arm runs."""
+    return f"{base}/#/experiments/{experiment_id}/runs?viewStateShareKey={ARM_RUNS}&workflowType=machine_learning"
+
+
 def _create(mlflow: Any, database: Path) -> None:
     """Create a database completely or not at all: MLflow cannot open one that was killed between two tables."""
     with files.replacing(database) as part:
@@ -191,7 +214,7 @@ def _set_moved_aside(database: Path) -> None:
 def _experiment(client: Any, profile: str, artifacts: Path | None) -> str:
     from mlflow.exceptions import MlflowException
 
-    tags = pages.experiment_tags(profile)
+    tags = experiment_tags(profile)
     location = None if artifacts is None else f"{artifacts.as_uri()}/{quote(profile)}"
     if client.get_experiment_by_name(profile) is None:
         with suppress(MlflowException):  # another machine creates it at the same moment
@@ -221,3 +244,10 @@ def _sqlite(database: Path) -> str:
 
 def _database(uri: str) -> Path:
     return Path(unquote(uri.partition(":///")[2].partition("?")[0])).resolve()
+
+
+def _view(name: str, group_by: dict[str, Any] | None) -> str:
+    state = {"searchFilter": CURRENT, "orderByKey": COLUMNS[0], "orderByAsc": False, "groupBy": group_by}
+    state |= {"startTime": "ALL", "lifecycleFilter": "Active", "modelVersionFilter": "All Runs", "datasetsFilter": []}
+    state |= {"selectedColumns": list(COLUMNS), "columnOrder": list(COLUMNS), "runsHiddenMode": "SHOW_ALL"}
+    return json.dumps({"name": name, "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)})

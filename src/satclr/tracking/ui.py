@@ -14,8 +14,8 @@ import urllib.request
 import webbrowser
 
 from satclr.project import Project
-from satclr.tracking import pages, runs
-from satclr.tracking.store import QUIET, TrackingError, open_store, store_folder, tracking_uri
+from satclr.tracking import runs
+from satclr.tracking.store import QUIET, TrackingError, open_store, runs_page, store_folder, tracking_uri
 
 STARTUP_S = 180.0
 HOST = "127.0.0.1"
@@ -33,7 +33,7 @@ def serve(project: Project, *, port: int = 5000, browser: bool = False) -> int:
         _require_free(port)
     runs.publish_all(project)
     base = uri.rstrip("/") if remote else f"http://{HOST}:{port}"
-    page = pages.runs_page(base, open_store(project.root, project.profile).experiment_id)
+    page = runs_page(base, open_store(project.root, project.profile).experiment_id)
     if remote:
         print(page)
         return 0

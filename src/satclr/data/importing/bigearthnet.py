@@ -21,8 +21,7 @@ import numpy.typing as npt
 
 from satclr.data.importing import tables
 from satclr.data.importing.archives import SourceError, complete
-from satclr.data.importing.names import split_of
-from satclr.data.importing.plan import Plan, Table, Tile
+from satclr.data.importing.plan import Plan, Table, Tile, split_of
 
 BANDS: Final = ("B04", "B03", "B02")  # red, green, blue
 WHITE: Final = 3_000  # reflectance 0.3

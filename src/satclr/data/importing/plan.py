@@ -1,18 +1,28 @@
-"""What an import will write: the tiles, their tables, the split, and what is left out."""
+"""What an import will write, and which image a name in a table means.
+
+A `Plan` has the tiles, their tables, the split, and what is left out. `Names` finds an image with or without suffix
+and folders, in any letter case and Unicode form.
+"""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
-from satclr.data import labels
+from satclr.data import labels, tiles
 from satclr.data.importing.archives import Member
 from satclr.files import some
 
 SHOWN: Final = 10
+# Folders (also table names and cells) that name a split, perhaps with the kind of file: train, images_tr, test-jpg.
+SPLIT = re.compile(
+    r"(?:images?[-_ ])?(?:(?P<train>train(?:ing)?|tr)|(?P<val>val(?:id(?:ation)?)?|dev)|(?P<test>test(?:ing)?|te))"
+    r"(?:[-_ ]?(?:set|split|images?|imgs?|jpe?g|png|tiff?|list|file(?:name)?s))?"
+)
 
 Row = tuple[tuple[str, ...], list[str]]  # columns and cells
 Table = tuple[tuple[str, ...], list[tuple[str, list[str]]]]  # columns, (tile, cells)
@@ -79,3 +89,69 @@ def skipped(images: Sequence[str], rows: Sequence[str]) -> list[str]:
         for what, names in (("images without row", images), ("rows without image", rows))
         if names
     ]
+
+
+def split_of(text: str) -> str | None:
+    """The split that a folder's name or a cell stands for: train, val, test or None."""
+    found = SPLIT.fullmatch(text.strip().lower())
+    return found.lastgroup if found else None
+
+
+def is_count(text: str) -> bool:
+    """Whether `text` is a number without sign and point, of a length that Python converts."""
+    return text.isdecimal() and len(text) < 300
+
+
+class Names:
+    """The names of a download's images. paths: where each is in the download."""
+
+    def __init__(self, paths: Sequence[PurePosixPath]) -> None:
+        self.paths = paths
+        self.keys: dict[str, set[int]] = {}
+        for position, path in enumerate(paths):
+            for start in range(len(path.parts)):
+                tail = PurePosixPath(*path.parts[start:])
+                for name in (str(tail), str(tail.with_suffix(""))):
+                    self.keys.setdefault(_key(name), set()).add(position)
+            if is_count(path.stem):  # a spreadsheet drops leading zeros
+                self.keys.setdefault(f"#{int(path.stem)}", set()).add(position)
+
+    def hits(self, names: Iterable[str], *, numbers: bool = False) -> int:
+        """How many different ones of `names` may be images. numbers: leading zeros may be missing."""
+        return sum(bool(self._positions(name, any_folder=True, numbers=numbers)) for name in set(names))
+
+    def _positions(self, name: str, *, any_folder: bool, numbers: bool = False) -> set[int]:
+        """The images that a name may mean. any_folder: leading folders that the download lacks do not matter."""
+        key = _key(name)
+        path = PurePosixPath(key)
+        bare = str(path.with_suffix("")) if path.suffix in tiles.SUFFIXES else key
+        starts = range(len(path.parts)) if any_folder else (0,)
+        for start in starts:
+            tails = ("/".join(PurePosixPath(text).parts[start:]) for text in (key, bare))
+            for tail in tails:
+                if tail and tail in self.keys:
+                    return self.keys[tail]
+        number = bare.removesuffix(".0")
+        return self.keys.get(f"#{int(number)}", set()) if numbers and is_count(number) else set()
+
+    def find(self, name: str, *, folder: PurePosixPath, cells: Sequence[str], any_folder: bool) -> int | None:
+        """The position of the image that a row means, or None without one.
+
+        Where several have that name, those below the table's own folder come first, then those in the row's split or in
+        a folder that another of its `cells` names. Raises `ValueError` where several remain.
+        """
+        found = self._positions(name, any_folder=any_folder, numbers=True)
+        if len(found) > 1:
+            exact = self.keys.get(_key(str(folder / _key(name))), set()) & found
+            below = exact or {i for i in found if self.paths[i].is_relative_to(folder)} or found
+            given = {split_of(cell) or _key(cell) for cell in cells}
+            named = {i for i in below if given & {split_of(p) or _key(p) for p in self.paths[i].parts[:-1]}}
+            found = named or below
+        if len(found) > 1:
+            raise ValueError(f"{name!r} may be {' or '.join(sorted(str(self.paths[i]) for i in found)[:2])}")
+        return next(iter(found), None)
+
+
+def _key(text: str) -> str:
+    path = labels.nfc(text).strip().replace("\\", "/").casefold().removeprefix("./").lstrip("/")
+    return str(PurePosixPath(path)) if path else ""

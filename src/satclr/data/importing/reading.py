@@ -10,10 +10,11 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from satclr.data.importing.archives import SourceError
-from satclr.data.importing.names import Names, is_count, split_of
+from satclr.data.importing.plan import Names, is_count, split_of
 from satclr.data.importing.tables import Cell, Row, Sheet, UnreadError
 
 ONES: Final = frozenset({"1", "1.0", "true", "t", "yes", "y"})
@@ -116,7 +117,7 @@ def _columns(sheet: Sheet, names: Names) -> tuple[_Columns, list[Row]]:
         header = ["image", "labels"][: len(header)] if image == 0 and len(header) <= 2 else [""] * len(header)
     values = [_folded(Counter(str(cells[i]) for _, cells in body)) for i in range(len(header))]
     others = [i for i in range(len(header)) if i != image and (header[i] or set(values[i]) - {""})]
-    split = next((i for i in others if header[i] in SPLITS and _share(values[i], _is_split) > 0.5), None)
+    split = next((i for i in others if header[i] in SPLITS and _share(values[i], split_of) > 0.5), None)
     others = [i for i in others if i != split]
     hot, meaning, kind = _hot(values, others)
     lists = {i for i in others if any(isinstance(cells[i], list) for _, cells in body)}
@@ -170,12 +171,8 @@ def _folded(cells: Counter[str]) -> Counter[str]:
     return result
 
 
-def _share(cells: Counter[str], test: Callable[[str], bool]) -> float:
+def _share(cells: Counter[str], test: Callable[[str], object]) -> float:
     return sum(count for cell, count in cells.items() if test(cell)) / max(cells.total(), 1)
-
-
-def _is_split(cell: str) -> bool:
-    return split_of(cell) is not None
 
 
 def _is_word(cell: str) -> bool:
@@ -213,6 +210,10 @@ def _whole(cell: Cell) -> list[str]:
     return [name.strip() for name in found if name.strip()]
 
 
+def _separated(separator: str | None, cell: Cell) -> list[str]:
+    return _whole(cell.split(separator) if isinstance(cell, str) else cell)
+
+
 def _literal(cell: Cell) -> list[str]:
     """The items of a list as Python, JSON or NumPy write it."""
     text = str(cell).strip()
@@ -237,21 +238,13 @@ def _parser(header: str, cells: Sequence[Cell]) -> tuple[Parse, str]:
     if not texts or all(text[0] in "[({" for text in texts):
         parse, kind = _literal, "lists"
     elif separator:
-        parse, kind = (
-            (lambda cell: _whole(str(cell).split(separator)) if isinstance(cell, str) else _whole(cell)),
-            f"separated by {separator}",
-        )
+        parse, kind = partial(_separated, separator), f"separated by {separator}"
     elif shared and (header in TAGS or 2 * len(words) <= len(texts)):
-        parse, kind = (
-            (lambda cell: _whole(cell.split()) if isinstance(cell, str) else _whole(cell)),
-            "separated by spaces",
-        )
+        parse, kind = partial(_separated, None), "separated by spaces"
     else:
         parse, kind = _whole, ""
     found = [parse(cell) for cell in cells]
-    if len({len(names) for names in found}) == 1 < len(found[0]) and {n for names in found for n in names} <= {
-        "0",
-        "1",
-    }:
+    values = {name for names in found for name in names}
+    if len({len(names) for names in found}) == 1 < len(found[0]) and values <= {"0", "1"}:
         raise UnreadError("lists of 0 and 1, without the labels' names")
     return parse, kind

@@ -85,8 +85,8 @@ def _padded(sheet: list[list[str]]) -> list[list[str]]:
     return [row + [""] * (width - len(row)) for row in sheet[start:]]
 
 
-def _numbered(rows: Iterable[Sequence[Cell]], unit: str, start: int = 1) -> list[Row]:
-    return [(f"{unit} {i}", list(row)) for i, row in enumerate(rows, start)]
+def _numbered(rows: Iterable[Sequence[Cell]], unit: str) -> list[Row]:
+    return [(f"{unit} {i}", list(row)) for i, row in enumerate(rows, 1)]
 
 
 def parquet(path: Path) -> list[dict[str, Any]]:

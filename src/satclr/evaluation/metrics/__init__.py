@@ -9,12 +9,10 @@ from satclr.evaluation.metrics.bootstrap import (
     benjamini_hochberg, draw_counts, holm, interval, jackknife_bias, p_value, paired_bootstrap_average_precision,
     paired_bootstrap_over_seeds, resampled_average_precision, standard_interval, wald_p_value,
 )
-from satclr.evaluation.metrics.decisions import (
-    TEMPERATURE_RANGE, expected_calibration_error, fit_temperature, precision_recall_f1, sigmoid, tune_thresholds,
-)
-from satclr.evaluation.metrics.ranking import (
-    average_precision, coverage_error, label_ranking_average_precision, mean_average_precision,
-    micro_average_precision, nan_mean, one_error, within_category_average_precision,
+from satclr.evaluation.metrics.scores import (
+    TEMPERATURE_RANGE, average_precision, coverage_error, expected_calibration_error, fit_temperature,
+    label_ranking_average_precision, mean_average_precision, micro_average_precision, nan_mean, one_error,
+    precision_recall_f1, sigmoid, tune_thresholds, within_category_average_precision,
 )
 
 __all__ = [

@@ -12,14 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from satclr.evaluation.metrics.ranking import (
-    Bools,
-    Floats,
-    average_precision,
-    checked,
-    mean_average_precision,
-    nan_mean,
-)
+from satclr.evaluation.metrics.scores import Bools, Floats, average_precision, checked, mean_average_precision, nan_mean
 
 Counts = NDArray[np.int32]
 JACKKNIFE_GROUPS = 20
@@ -27,13 +20,9 @@ BLOCK = 64  # resamples at a time: the counts of 10,000 tiles then stay in a cac
 
 
 def paired_bootstrap_average_precision(
-    scores_by_arm: Sequence[ArrayLike],
-    targets: ArrayLike,
-    *,
-    resamples: int,
-    seed: int,
+    scores_by_arm: Sequence[ArrayLike], targets: ArrayLike, *, resamples: int, seed: int,
     categories: Sequence[str] | None = None,
-) -> Floats:
+) -> Floats:  # fmt: skip
     """AP of every arm and label on the same `resamples` draws of N tiles with replacement: (resamples, arms, K).
 
     scores_by_arm: A arrays (N,K), finite; targets: (N,K) of 0 and 1. nan where a label loses its positives. With
@@ -50,13 +39,9 @@ def paired_bootstrap_average_precision(
 
 
 def paired_bootstrap_over_seeds(
-    scores_by_arm: Sequence[ArrayLike],
-    targets: ArrayLike,
-    *,
-    resamples: int,
-    seed: int,
+    scores_by_arm: Sequence[ArrayLike], targets: ArrayLike, *, resamples: int, seed: int,
     categories: Sequence[str] | None = None,
-) -> tuple[Floats, Floats]:
+) -> tuple[Floats, Floats]:  # fmt: skip
     """AP of every arm and label, averaged over seeds, when tiles are redrawn, and when tiles and seeds are.
 
     scores_by_arm: A arrays (S,N,K), each with its own number of seeds S. Returns two arrays (resamples, arms, K): over

@@ -5,9 +5,7 @@ along its diagonal; on a GPU one dense block. Products take and leave axes trans
 
 Colour jitter and grayscale are a chain of blends around one hue rotation, in place on planes in [0,1]. A blend makes x
 into clamp(gain·x + pixel·luma(x) + view·mean(luma(x))): brightness, contrast and saturation are blends, grayscale is
-saturation by 0. A view's four operations in its own order are up to three blends before its hue and up to three after.
-All views go through the same steps; in a step that is not its own, a view's blend is the identity, and where the host
-knows it beforehand the view is not touched at all.
+saturation by 0. The package's docstring says how all views go through the same steps.
 """
 
 import math

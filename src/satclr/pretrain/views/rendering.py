@@ -30,14 +30,9 @@ _DEVICE_CHUNK_FLOATS = 2**26
 
 
 def render(
-    tiles: Tensor,
-    parameters: Parameters,
-    *,
-    crop_px: int,
-    mean: Triple,
-    std: Triple,
+    tiles: Tensor, parameters: Parameters, *, crop_px: int, mean: Triple, std: Triple,
     dtype: torch.dtype = torch.float32,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Render a view for each row: crop, flip, jitter, grayscale, blur, normalise, as torchvision does.
 
     tiles uint8 (N,H,W,3) on any device; row j shows tile j % N. Returns channels-last (count,3,S,S),
