@@ -138,7 +138,8 @@ def _knn_map(model: nn.Sequential, store: tiles.TileStore, run: Run, statistics:
     mean, std = statistics
 
     def resize(pixels: Tensor, _first: int) -> Tensor:
-        return views.evaluation_view(pixels, crop_px=run.settings.views.crop_px, mean=mean, std=std)
+        crop_px, interpolation = run.settings.views.crop_px, run.settings.views.interpolation
+        return views.evaluation_view(pixels, crop_px=crop_px, mean=mean, std=std, interpolation=interpolation)
 
     rows = {split: _some(store, split, KNN_TILES, run) for split in ("train", "val")}
     h = {split: torch.cat(list(_encode(model[0], store, rows[split], run, resize))).cpu() for split in rows}

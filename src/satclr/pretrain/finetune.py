@@ -61,7 +61,7 @@ def run(run: Run, source: Path, curve: Path, target: Path, log: Log, *, fingerpr
     with progress.bar("finetune", config.epochs, "epochs") as advance:
         for epoch in range(1, config.epochs + 1):
             train_loss = _train(run, store, model, optimizer, statistics, computed, epoch)
-            val_loss = _validate(store, model, statistics, computed)
+            val_loss = _validate(store, model, statistics, computed, run.settings.views.interpolation)
             if not math.isfinite(train_loss + val_loss):
                 advice = "lower pretrain.finetune.learning_rate"
                 raise RunError(f"fine-tuning: the loss is {train_loss} in epoch {epoch}, {val_loss} on val; {advice}")
@@ -108,12 +108,14 @@ def _train(
 
 
 @torch.no_grad()
-def _validate(store: tiles.TileStore, model: nn.Module, statistics: Statistics, computed: str) -> float:
+def _validate(
+    store: tiles.TileStore, model: nn.Module, statistics: Statistics, computed: str, interpolation: str
+) -> float:
     """The mean loss on whole validation tiles, in eval mode."""
     model.eval()
     rows, total, (mean, std, crop_px) = store.rows("val"), 0.0, statistics
     for batch, pixels in tiles.stream(store, tiles.split_batches(rows, 256), machine.device()):
-        x = views.evaluation_view(pixels, crop_px=crop_px, mean=mean, std=std)
+        x = views.evaluation_view(pixels, crop_px=crop_px, mean=mean, std=std, interpolation=interpolation)
         total += float(_loss(model, x, store, batch, computed)) * len(batch)
     return total / len(rows)
 
