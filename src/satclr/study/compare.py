@@ -206,6 +206,7 @@ def _print(*tables: Sequence[Row]) -> None:
         if i:
             console.print()
         shown = Table(*header, box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+        shown.columns[0].no_wrap, shown.columns[0].min_width = True, max(len(row[0]) for row in rows)
         for row in rows:
             shown.add_row(*row)
         console.print(shown)
