@@ -20,6 +20,7 @@ STRENGTHS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
 TOLERANCE = 1e-5  # of the gradient, in the coordinates of `fit`
 PROGRESS = 1e-9  # of the loss between iterations, below which float32 has no more to give
 ITERATIONS = 500  # at most, for each strength
+THREADED = 10_000_000  # values of a feature matrix, from which on its products gain from BLAS threads
 PATIENCE = 2  # strengths in a row without a better validation mAP, after which weaker ones are not tried
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -72,6 +73,7 @@ def fit(x: Floats, targets: Targets, *, strengths: Sequence[float]) -> Iterator[
     each axis is scaled to about the same curvature; L-BFGS then takes tens of iterations instead of hundreds.
     """
     from scipy.optimize import minimize
+    from threadpoolctl import threadpool_limits
 
     axes, spread = principal_axes(x)
     z, y = x @ axes, targets.astype(x.dtype)
@@ -93,7 +95,9 @@ def fit(x: Floats, targets: Targets, *, strengths: Sequence[float]) -> Iterator[
 
         start = (np.column_stack([weight, bias]) / scale).ravel()
         limits = {"maxiter": ITERATIONS, "gtol": TOLERANCE, "ftol": PROGRESS, "maxcor": 10}
-        w = minimize(loss, start, jac=True, method="L-BFGS-B", options=limits).x.reshape(scale.shape) * scale
+        # L-BFGS's vector operations are up to ten times slower on OpenBLAS's threads.
+        with threadpool_limits(1 if x.size < THREADED else None, "blas"):
+            w = minimize(loss, start, jac=True, method="L-BFGS-B", options=limits).x.reshape(scale.shape) * scale
         weight, bias = w[:, :-1], w[:, -1]
         yield strength, (weight @ axes.T).astype(x.dtype), bias.astype(x.dtype)
 
