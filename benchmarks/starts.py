@@ -1,10 +1,10 @@
-"""How long each stage takes when it has little to compute, against the imports that it cannot do without.
+"""How long each stage takes on the finished sample, against the imports that it cannot do without.
 
-    dvc repro && python benchmarks/starts.py                          a finished sample; writes benchmarks/starts.json
-    python benchmarks/starts.py --project OTHER --satclr OTHER/.venv/bin/satclr    the same for another checkout
+    dvc repro && python benchmarks/starts.py            writes benchmarks/results/starts-<instructions>.json
+    python benchmarks/starts.py --before OTHER          beside another checkout with a .venv, after its `dvc repro`
 
-Stages and imports take turns, so that a change of the machine's speed reaches both. Pretraining finds its finished
-encoder, so its row is start alone; `work_s` is what a stage itself computed, by DVC's undisturbed run elsewhere.
+Stages, imports and checkouts take turns, so that a change of the machine's speed reaches all. Pretraining finds its
+finished encoder, so its row is start alone. The sum counts the stages of both arms.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import argparse
 import json
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import common
+import torch
 
+OUT = Path(__file__).with_name("results") / f"starts-{torch.backends.cpu.get_cpu_capability().lower()}.json"
 ARM = ("--arm", "simclr", "--seed", "0")
 STAGES: dict[str, tuple[str, ...]] = {
     "--help": (),
@@ -35,6 +36,8 @@ STAGES: dict[str, tuple[str, ...]] = {
     "register": (),
     "predict": ("data/sample/Images/river/river_00001.jpg",),
 }
+ARM_STAGES = {name for name, options in STAGES.items() if options == ARM}
+PEOPLE = {"--help", "arms", "predict"}
 IMPORTS = (
     "numpy, scipy",
     "numpy, scipy, sklearn",
@@ -47,30 +50,34 @@ IMPORTS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--project", type=Path, default=common.ROOT, help="a project after `dvc repro`")
-    parser.add_argument("--satclr", type=Path, default=Path(sys.executable).with_name("satclr"))
+    parser.add_argument("--before", type=Path, help="another checkout")
     parser.add_argument("--rounds", type=int, default=3)
     chosen = parser.parse_args()
-    python = chosen.satclr.with_name("python")
-    commands: dict[str, Sequence[str]] = {
-        f"import {names}": (str(python), "-W", "ignore", "-c", f"import {names}") for names in IMPORTS
-    }
-    commands |= {name: (str(chosen.satclr), name, *options) for name, options in STAGES.items()}
-    times: dict[str, list[float]] = {name: [] for name in commands}
+    projects = {"now": common.ROOT} | ({"before": chosen.before} if chosen.before else {})
+    times: dict[str, dict[str, list[float]]] = {}
     for _ in range(chosen.rounds + 1):
-        for name, command in commands.items():
-            began = time.perf_counter()
-            subprocess.run(command, cwd=chosen.project, check=True, capture_output=True)
-            times[name].append(time.perf_counter() - began)
-    seconds = {name: round(statistics.median(found[1:]), 2) for name, found in times.items()}  # the first warms files
-    for name, value in seconds.items():
-        ratios = [
-            f"{value / seconds[f'import {names}']:5.2f} x {names}" for names in ("numpy, scipy, sklearn", "torch")
-        ]
-        print(f"{name:36} {value:6.2f} s   {'   '.join(ratios) if name in STAGES else ''}")
-    if chosen.project == common.ROOT:
-        found = {"machine": common.machine(), "rounds": chosen.rounds, "seconds": seconds}
-        (common.ROOT / "benchmarks" / "starts.json").write_text(json.dumps(found, indent=1) + "\n")
+        for which, project in projects.items():
+            for name, command in commands(project).items():
+                began = time.perf_counter()
+                subprocess.run(command, cwd=project, check=True, capture_output=True)
+                times.setdefault(name, {}).setdefault(which, []).append(time.perf_counter() - began)
+    seconds = {  # the first round warms files
+        name: {which: round(statistics.median(found[1:]), 2) for which, found in each.items()}
+        for name, each in times.items()
+    }
+    counts = {name: 2 if name in ARM_STAGES else 1 for name in STAGES if name not in PEOPLE}
+    total = {w: round(sum(n * seconds[name][w] for name, n in counts.items()), 1) for w in projects}
+    for name, each in [*seconds.items(), ("sum over the ablation, without prepare", total)]:
+        print(f"{name:40}", "   ".join(f"{which} {value:6.2f} s" for which, value in each.items()))
+    found = {"machine": common.machine(), "rounds": chosen.rounds, "seconds": seconds, "sum": total}
+    OUT.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def commands(project: Path) -> dict[str, Sequence[str]]:
+    """What is timed in a checkout."""
+    bin_ = project / ".venv" / "bin"
+    imports = {f"import {names}": (str(bin_ / "python"), "-W", "ignore", "-c", f"import {names}") for names in IMPORTS}
+    return imports | {name: (str(bin_ / "satclr"), name, *options) for name, options in STAGES.items()}
 
 
 if __name__ == "__main__":

@@ -191,6 +191,11 @@ def some(names: Sequence[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + more
 
 
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """A number with its noun: 1 tile, 1,200 tiles; plural: if it is not the noun with an s."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
 def sha256(*paths: Path) -> str:
     """The SHA-256 of the files' contents, one after the other."""
     digest = hashlib.sha256()

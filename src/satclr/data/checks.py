@@ -17,6 +17,7 @@ import numpy.typing as npt
 from satclr.data.known import Known, Release, digests, documented, namesake
 from satclr.data.labels import Labels, nfc
 from satclr.data.tiles import SUFFIXES
+from satclr.files import counted
 
 Rows = npt.NDArray[np.intp]
 
@@ -99,12 +100,12 @@ def lost(labels: Labels, known: Known | None) -> Iterator[Finding]:
             (gone if certain else likely)[line] = missing
         elif certain and len(missing):
             (slips if share >= RARELY_MISSING else partly).append(missing)
-    title = f"The label their name stands for is lost: {_count(len(gone), 'category', 'categories')}"
+    title = f"The label their name stands for is lost: {counted(len(gone), 'category', 'categories')}"
     advice = "Their rows are wrong: restore the column from an earlier release, or drop them."
-    yield from _finding(labels, "lost-label", "error", gone, title, advice, counted=False)
-    title = f"The label their name may stand for is absent: {_count(len(likely), 'category', 'categories')}"
+    yield from _finding(labels, "lost-label", "error", gone, title, advice, count_tiles=False)
+    title = f"The label their name may stand for is absent: {counted(len(likely), 'category', 'categories')}"
     advice = "Look at a few tiles; where the label is visible, restore the column."
-    yield from _finding(labels, "lost-label", "suspect", likely, title, advice, flagged=False, counted=False)
+    yield from _finding(labels, "lost-label", "suspect", likely, title, advice, flagged=False, count_tiles=False)
     title = f"Their category's own label is missing, which {RARELY_MISSING:.0%} there have"
     advice = "Look at them; add the label if visible."
     yield from _finding(labels, "missing-namesake", "suspect", slips, title, advice)
@@ -144,7 +145,7 @@ def runs(labels: Labels) -> Iterator[Finding]:
     filled: dict[str, Rows] = {}
     for (category, first, final), found in sorted(marked.items(), key=lambda item: (-len(item[1]), item[0])):
         labels_ = f"{length[found[0]]} labels from {first!r} to {final!r}"
-        filled[f"{category}: {labels_} on {_count(len(found), 'tile')}"] = np.array(found, dtype=np.intp)
+        filled[f"{category}: {labels_} on {counted(len(found), 'tile')}"] = np.array(found, dtype=np.intp)
     title = "A range of neighbouring columns filled with ones"
     yield from _finding(labels, "run-of-ones", "error", filled, title, DROP)
 
@@ -162,11 +163,11 @@ def undocumented(labels: Labels, known: Known | None, folder: Path) -> Iterator[
                 found = rows[labels.targets[rows, k] == 1]
                 which = usual if name in beside.get(category, ()) else strange
                 if found.size:
-                    which[f"{category}: {name!r} on {_count(len(found), 'tile')}"] = found
+                    which[f"{category}: {name!r} on {counted(len(found), 'tile')}"] = found
     strange, usual = (dict(sorted(d.items(), key=lambda item: -len(item[1]))) for d in (strange, usual))
     misfits = len(_union(strange.values()))
     if misfits > MISFIT_MAX * len(labels.tiles):
-        title = f"{source} does not fit these labels: {_count(misfits, 'tile')} have others than it lists"
+        title = f"{source} does not fit these labels: {counted(misfits, 'tile')} have others than it lists"
         yield Finding("undocumented-label", "notice", title, "Check whether it belongs to this data set.")
         strange = {}
     kind, title = "undocumented-label", f"Labels that {source} does not list for their category"
@@ -192,12 +193,12 @@ def unusable(labels: Labels) -> Iterator[Finding]:
     ):
         if names := tuple(labels.names[k] for k in np.flatnonzero(which)):
             advice = "No meaningful AP: leave the label out or find tiles."
-            yield Finding(kind, "notice", f"{title}: {_count(len(names), 'label')}", advice, details=names)
+            yield Finding(kind, "notice", f"{title}: {counted(len(names), 'label')}", advice, details=names)
     same: dict[bytes, list[str]] = {}
     for k in np.flatnonzero((counts > 0) & (counts < len(labels.tiles))):
         same.setdefault(labels.targets[:, k].tobytes(), []).append(labels.names[k])
     if sets := tuple(" = ".join(names) for names in same.values() if len(names) > 1):
-        title = f"Labels that always coincide: {_count(len(sets), 'set')}"
+        title = f"Labels that always coincide: {counted(len(sets), 'set')}"
         advice = "They count twice in every mean: keep one, or check how the table was made."
         yield Finding("identical-labels", "notice", title, advice, details=sets)
 
@@ -205,7 +206,7 @@ def unusable(labels: Labels) -> Iterator[Finding]:
 def repairs(labels: Labels) -> Iterator[Finding]:
     """Report headers that were corrected while reading."""
     if labels.repairs:
-        title = f"Read otherwise than written: {_count(len(labels.repairs), 'header')}"
+        title = f"Read otherwise than written: {counted(len(labels.repairs), 'header')}"
         yield Finding("repaired-header", "notice", title, "Nothing to do.", details=labels.repairs)
 
 
@@ -215,11 +216,11 @@ def images(labels: Labels, folder: Path) -> Iterator[Finding]:
     files = {(nfc(path.parent.name), nfc(path.name)) for path in found}
     expected = dict.fromkeys(zip(labels.categories, labels.tiles, strict=True))
     absent = np.array([row for row, tile in enumerate(expected) if tile not in files], dtype=np.intp)
-    title = f"No image in {folder}: {_count(len(absent), 'row')}"
+    title = f"No image in {folder}: {counted(len(absent), 'row')}"
     advice = "Fetch the images, or delete the rows."
-    yield from _finding(labels, "row-without-image", "error", [absent], title, advice, counted=False)
+    yield from _finding(labels, "row-without-image", "error", [absent], title, advice, count_tiles=False)
     if extra := sorted(files - expected.keys()):
-        title = f"No row for {_count(len(extra), 'image')} in {folder}"
+        title = f"No row for {counted(len(extra), 'image')} in {folder}"
         examples = tuple("/".join(file) for file in extra[:EXAMPLES])
         yield Finding("image-without-row", "error", title, "Label them, or move them away.", examples=examples)
 
@@ -248,11 +249,11 @@ def _tables(labels: Labels) -> Iterator[tuple[str, Rows, list[int]]]:
 
 def _finding(
     labels: Labels, kind: str, level: str, found: dict[str, Rows] | list[Rows], title: str, advice: str, *,
-    flagged: bool = True, counted: bool = True,
+    flagged: bool = True, count_tiles: bool = True,
 ) -> Iterator[Finding]:  # fmt: skip
     """The finding about some rows, if any; its details are the keys of `found`, else each category's number of tiles.
 
-    counted: append the number of tiles to the title.
+    count_tiles: append the number of tiles to the title.
     """
     indices = tuple(_union(found.values() if isinstance(found, dict) else found).tolist())
     if not indices:
@@ -261,14 +262,10 @@ def _finding(
     counts = Counter(labels.categories[row] for row in indices).most_common()
     details = tuple(f"{category}: {n:,} of {sizes[category]:,} tiles" for category, n in counts)
     details = tuple(found) if isinstance(found, dict) else details
-    title += f": {_count(len(indices), 'tile')}" if counted else ""
+    title += f": {counted(len(indices), 'tile')}" if count_tiles else ""
     examples = tuple(labels.tiles[row] for row in indices[:: max(1, len(indices) // EXAMPLES)][:EXAMPLES])
     yield Finding(kind, level, title, advice, indices, flagged, details, examples)
 
 
 def _union(rows: Iterable[Rows]) -> Rows:
     return np.unique(np.concatenate([np.empty(0, dtype=np.intp), *rows]))
-
-
-def _count(count: int, noun: str, plural: str | None = None) -> str:
-    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"

@@ -15,7 +15,7 @@ from typing import Final
 
 from satclr.data import labels, tiles
 from satclr.data.importing.archives import Member
-from satclr.files import some
+from satclr.files import counted, some
 
 SHOWN: Final = 10
 # Folders (also table names and cells) that name a split, perhaps with the kind of file: train, images_tr, test-jpg.
@@ -73,9 +73,10 @@ class Plan:
             matched.append(f"  {name} ← {self.sources.get(name, name)}: {', '.join(present) or 'no label'}")
         tables = [f"read: {text}" for text in self.read[:SHOWN]]
         if more := self.read[SHOWN:]:
-            tables.append(f"and {len(more)} more tables")
+            tables.append(f"and {counted(len(more), 'more table')}")
         split = Counter((self.split or {}).values())
-        sizes = f"{len(self.tiles):,} tiles, {len(self.tables)} categories, {len(names)} labels: {some(names, SHOWN)}"
+        counts = (counted(len(self.tiles), "tile"), counted(len(self.tables), "category", "categories"))
+        sizes = f"{', '.join(counts)}, {counted(len(names), 'label')}: {some(names, SHOWN)}"
         tables += [sizes, *(f"official split: {n:,} {name}" for name, n in split.items()), *matched]
         if self.unlabelled:
             tables.append(f"unlabelled: {len(self.unlabelled):,} images without row")
