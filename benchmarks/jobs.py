@@ -12,13 +12,11 @@ import json
 import os
 import re
 import shutil
-import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +96,6 @@ def results(project: Path) -> dict[str, dict[str, str]]:
         outs = [out for stage in stages.values() for out in stage.get("outs", [])]
         found[ref.rsplit("/", 1)[1]] = {o["path"]: o["md5"] for o in outs if not o["path"].startswith("reports/")}
     return found
-
-
-def tracked(project: Path) -> list[tuple[str, str]]:
-    """Name and status of the arm runs in the project's MLflow store."""
-    with closing(sqlite3.connect(project / "mlruns" / "mlflow.db")) as db:
-        return db.execute("SELECT name, status FROM runs WHERE name LIKE 'simclr-s_' ORDER BY name").fetchall()
 
 
 def command(project: Path, *line: str) -> str:

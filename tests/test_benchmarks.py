@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import runpy
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -55,3 +58,25 @@ def test_the_quick_way_of_all_that_have_one() -> None:
         "torch's convolutions",
     ):
         assert name in shown
+
+
+@pytest.mark.slow
+def test_two_jobs_of_dvcs_queue_share_one_store_and_give_the_results_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    jobs = importlib.import_module("jobs")
+    sections = jobs.SECTIONS | {"pretrain": jobs.SECTIONS["pretrain"] | {"epochs": 1}}
+    copies = {count: jobs.make(tmp_path / f"jobs{count}", sections, tiles=128) for count in (1, 2)}
+    for count, copy in copies.items():
+        jobs.work_off(copy, [f"seeds=[{seed}]" for seed in range(4)], jobs=count)
+    one, two = map(jobs.results, copies.values())
+    assert len(one) == 4
+    assert len(set(map(str, one.values()))) == 4
+    assert one == two
+    with closing(sqlite3.connect(copies[2] / "mlruns" / "mlflow.db")) as db:
+        runs = db.execute("SELECT name, status FROM runs WHERE name LIKE 'simclr-s_' ORDER BY name").fetchall()
+        reasons = db.execute("SELECT value FROM model_version_tags WHERE key = 'satclr.reason'").fetchall()
+    assert runs == [(f"simclr-s{seed}", "FINISHED") for seed in range(4)]
+    assert [reason for (reason,) in reasons].count("the first version") == 1
+    assert len(reasons) == 4
