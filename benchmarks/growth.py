@@ -213,6 +213,17 @@ def main(counts: Sequence[int]) -> None:
     files.write_json(OUT, document)
 
 
+def table(found: dict[str, Any]) -> str:
+    """The rows as they stand in docs/scale.md."""
+    counts = list(found["rows"][0]["sizes"])
+    lines = [f"| stage | {' | '.join(f'{int(c):,} tiles' for c in counts)} | × linear | memory, MiB more |"]
+    lines.append("| --- |" + " --- |" * (len(counts) + 2))
+    for row in found["rows"]:
+        each = " | ".join(f"{row['sizes'][c]['s']:,.2f} s" for c in counts)
+        lines.append(f"| {row['stage']} | {each} | {row['times_linear']:.2f} | {row['MiB_more']:,} |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     which, size = sys.argv[1:]
     with tempfile.TemporaryDirectory() as name:

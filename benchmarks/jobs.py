@@ -23,6 +23,8 @@ from typing import Any
 import common
 import yaml
 
+from satclr import files
+
 OUT = common.ROOT / "docs" / "runs" / "jobs.json"
 EXPERIMENTS = 6
 SECTIONS: dict[str, Any] = {
@@ -44,12 +46,18 @@ def main() -> None:
     found = {
         "machine": common.machine(),
         "experiments": EXPERIMENTS,
-        "seconds": {f"{jobs} jobs": round(value, 1) for jobs, value in seconds.items()},
+        "seconds": {files.counted(jobs, "job"): round(value) for jobs, value in seconds.items()},
         "ratio": round(seconds[2] / seconds[1], 3),
         "same_results": one == two,
     }
     OUT.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
+
+
+def table(found: dict[str, Any]) -> str:
+    """The numbers as they stand in docs/scale.md."""
+    lines = ["| six experiments by | seconds |", "| --- | --- |"]
+    return "\n".join([*lines, *(f"| {jobs} | {seconds:,} |" for jobs, seconds in found["seconds"].items())])
 
 
 def make(folder: Path, sections: Mapping[str, Any], *, tiles: int) -> Path:

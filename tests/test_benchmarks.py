@@ -46,6 +46,14 @@ def test_the_docs_show_the_committed_coverage() -> None:
     assert found["coverage_over_tiles"].keys() == committed["rows"][0]["coverage_over_tiles"].keys()
 
 
+@pytest.mark.parametrize("name", ["growth", "jobs", "shards"])
+def test_the_docs_show_the_committed_tables(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    benchmark = importlib.import_module(name)
+    committed = json.loads(benchmark.OUT.read_text())
+    assert benchmark.table(committed) in (FOLDER.parent / "docs" / "scale.md").read_text()
+
+
 @pytest.mark.slow
 def test_the_quick_way_of_all_that_have_one() -> None:
     pytest.importorskip("lightly", reason="uv sync --group bench")
