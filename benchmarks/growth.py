@@ -46,10 +46,11 @@ class Noise:
 
     def __getitem__(self, rows: slice | int) -> npt.NDArray[np.uint8]:
         if not isinstance(rows, slice):
-            chunk = rows // duplicates.CHUNK * duplicates.CHUNK
-            tile: npt.NDArray[np.uint8] = self[chunk : chunk + duplicates.CHUNK][rows - chunk]
+            tile: npt.NDArray[np.uint8] = self[rows : rows + 1][0]
             return tile
-        raw = np.random.default_rng(rows.start).bytes((min(rows.stop, self.count) - rows.start) * TILE_PX**2 * 3)
+        drawn = TILE_PX**2 * 3 // 32  # steps of the generator for a tile, of four 64-bit numbers
+        generator = np.random.Generator(np.random.Philox(0).advance(rows.start * drawn))
+        raw = generator.bytes((min(rows.stop, self.count) - rows.start) * TILE_PX**2 * 3)
         pixels: npt.NDArray[np.uint8] = np.frombuffer(raw, np.uint8).reshape(-1, TILE_PX, TILE_PX, 3)
         return pixels
 
