@@ -49,7 +49,7 @@ class Noise:
             tile: npt.NDArray[np.uint8] = self[rows : rows + 1][0]
             return tile
         drawn = TILE_PX**2 * 3 // 32  # steps of the generator for a tile, of four 64-bit numbers
-        generator = np.random.Generator(np.random.Philox(0).advance(rows.start * drawn))
+        generator = np.random.Generator(np.random.Philox(0).advance(int(rows.start) * drawn))
         raw = generator.bytes((min(rows.stop, self.count) - rows.start) * TILE_PX**2 * 3)
         pixels: npt.NDArray[np.uint8] = np.frombuffer(raw, np.uint8).reshape(-1, TILE_PX, TILE_PX, 3)
         return pixels
