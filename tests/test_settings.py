@@ -106,6 +106,17 @@ def test_an_invalid_setting_is_named(
     assert "\n" not in str(caught.value)
 
 
+def test_an_arm_need_not_go_together_with_a_profile_that_it_does_not_run_with(
+    tree: dict[str, Any], tmp_path: Path
+) -> None:
+    tree["profiles"]["brief"] = merge(tree["profiles"]["sample"], {"pretrain": {"epochs": 1}})
+    params = load(tree | {"profile": "brief"}, tmp_path)
+    with pytest.raises(ParamsError, match=r"arms\.simclr_epoch_2\.pretrain\.select 2 must be at most epochs 1"):
+        settings.resolve(params, "brief", "simclr_epoch_2")
+    with pytest.raises(ParamsError, match="simclr_epoch_2"):
+        load(tree | {"profile": "brief", "run": ["baseline", "simclr_epoch_2"]}, tmp_path)
+
+
 @pytest.mark.parametrize("section", SECTIONS)
 def test_a_missing_section_is_named(section: str, tree: dict[str, Any], tmp_path: Path) -> None:
     del tree["profiles"]["sample"][section]

@@ -26,8 +26,14 @@ class ParamsError(ValueError):
     """An invalid setting: the message names its key, its value and what is allowed."""
 
 
+class CombinationError(ParamsError):
+    """Settings of a section, each valid, that do not go together."""
+
+
 def load(path: Path) -> Params:
     """Read and check the whole file: every arm with every profile.
+
+    An arm's settings need not go together with those of a profile that it does not run with.
 
     Raises `ParamsError` naming the key's path, the value and what is allowed.
     """
@@ -42,9 +48,15 @@ def load(path: Path) -> Params:
         raise ParamsError(f"{path.name} must be a mapping, not {type(tree).__name__}")
     params = _validate(Params, tree, sources={})
     _check_names(params)
-    for profile in params.profiles:
-        for arm in params.arms:
-            resolve(params, profile, arm)
+    for arm in params.arms:
+        failed: dict[str, CombinationError] = {}
+        for profile in params.profiles:
+            try:
+                resolve(params, profile, arm)
+            except CombinationError as error:
+                failed[profile] = error
+        if failed and (len(failed) == len(params.profiles) or (arm in params.run and params.profile in failed)):
+            raise failed.get(params.profile) or next(iter(failed.values()))
     return params
 
 
@@ -110,8 +122,10 @@ def _validate(model: type[M], tree: Mapping[str, Any], *, sources: Mapping[str, 
     try:
         return model.model_validate(dict(tree))
     except ValidationError as error:
-        sentences = [_sentence(problem, model, sources) for problem in error.errors(include_url=False)]
-        raise ParamsError(f"{FILE}: " + "; ".join(sentences)) from None
+        problems = error.errors(include_url=False)
+        combined = all(problem["type"] == "value_error" and len(problem["loc"]) == 1 for problem in problems)
+        sentences = [_sentence(problem, model, sources) for problem in problems]
+        raise (CombinationError if combined else ParamsError)(f"{FILE}: " + "; ".join(sentences)) from None
 
 
 def _sentence(problem: Any, model: type[Model], sources: Mapping[str, Mapping[str, Any]]) -> str:
