@@ -109,7 +109,7 @@ def test_an_invalid_setting_is_named(
 def test_an_arm_need_not_go_together_with_a_profile_that_it_does_not_run_with(
     tree: dict[str, Any], tmp_path: Path
 ) -> None:
-    tree["profiles"]["brief"] = merge(tree["profiles"]["sample"], {"pretrain": {"epochs": 1}})
+    tree["profiles"] = {"brief": merge(tree["profiles"]["sample"], {"pretrain": {"epochs": 1}})}
     params = load(tree | {"profile": "brief"}, tmp_path)
     with pytest.raises(ParamsError, match=r"arms\.simclr_epoch_2\.pretrain\.select 2 must be at most epochs 1"):
         settings.resolve(params, "brief", "simclr_epoch_2")

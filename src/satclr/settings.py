@@ -33,7 +33,7 @@ class CombinationError(ParamsError):
 def load(path: Path) -> Params:
     """Read and check the whole file: every arm with every profile.
 
-    An arm's settings need not go together with those of a profile that it does not run with.
+    An arm need not go together with a profile that it does not run with, if it does with another or the defaults.
 
     Raises `ParamsError` naming the key's path, the value and what is allowed.
     """
@@ -48,15 +48,16 @@ def load(path: Path) -> Params:
         raise ParamsError(f"{path.name} must be a mapping, not {type(tree).__name__}")
     params = _validate(Params, tree, sources={})
     _check_names(params)
+    scales = {"": {}, **params.profiles}  # the defaults alone, too
     for arm in params.arms:
         failed: dict[str, CombinationError] = {}
-        for profile in params.profiles:
+        for profile in scales:
             try:
-                resolve(params, profile, arm)
+                _resolve(params, scales, profile, arm)
             except CombinationError as error:
                 failed[profile] = error
-        if failed and (len(failed) == len(params.profiles) or (arm in params.run and params.profile in failed)):
-            raise failed.get(params.profile) or next(iter(failed.values()))
+        if len(failed) == len(scales) or (arm in params.run and params.profile in failed):
+            raise failed[params.profile]
     return params
 
 
@@ -65,9 +66,13 @@ def resolve(params: Params, profile: str, arm: str) -> Settings:
 
     Raises `ParamsError` for an unknown profile or arm and for settings that do not go together.
     """
-    tree = merge(params.defaults, pick(params.profiles, profile, "profile"))
+    return _resolve(params, params.profiles, profile, arm)
+
+
+def _resolve(params: Params, profiles: Mapping[str, dict[str, Any]], profile: str, arm: str) -> Settings:
+    tree = merge(params.defaults, pick(profiles, profile, "profile"))
     tree = merge(tree, pick(params.arms, arm, "arm"))
-    sources = {f"arms.{arm}": params.arms[arm], f"profiles.{profile}": params.profiles[profile]}
+    sources = {f"arms.{arm}": params.arms[arm], f"profiles.{profile}": profiles[profile]}
     return _validate(Settings, tree, sources=sources | {"defaults": params.defaults})
 
 
