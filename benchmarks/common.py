@@ -54,7 +54,9 @@ def subset(out: Path, *, count: int, tile_px: int | None = None) -> Path:
     pixels than it needs. Where the data set is too small, tiles repeat under new names.
     """
     source = data()
-    tables = {path.stem: list(csv.reader(path.open())) for path in sorted((source / "Labels").glob("*.csv"))}
+    tables = {
+        path.stem: list(csv.reader(path.read_text().splitlines())) for path in sorted((source / "Labels").glob("*.csv"))
+    }
     listed = [(name, row) for name, table in tables.items() for row in table[1:]]
     chosen: dict[str, list[list[str]]] = {}
     for i in range(count):
