@@ -19,6 +19,7 @@ from PIL import UnidentifiedImageError
 from sqlalchemy.exc import OperationalError
 
 from satclr import cli, files
+from satclr.pretrain import encoder
 from satclr.project import find
 from satclr.tracking import store
 from satclr.tracking.predict import champion_files
@@ -73,6 +74,36 @@ def test_arms_shows_the_resolved_table(project: Make, capsys: pytest.CaptureFixt
         "-S '+arms.",
     ):
         assert text in out
+
+
+def test_arms_shows_each_distinct_encoder(project: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    small, vit = "shufflenet_v2_x0_5", {"arch": "timm/vit_tiny_patch16_224", "normalization": "encoder"}
+
+    def change(tree: dict[str, Any]) -> None:
+        tree["arms"] = {"simclr": tree["arms"]["simclr"], "baseline": {"pretrain": {"objective": "none"}}}
+        tree["arms"] |= {"vit": {"pretrain": vit}, "shown": {"pretrain": {"normalization": "imagenet"}}}
+        tree["run"], tree["ladder"] = ["simclr", "vit"], []
+
+    root = project(change)
+    code, out, err = satclr("arms", "--encoders", capsys=capsys)
+    assert code == 0, err
+    assert out.count("run `satclr prepare`") == out.count("train") == 1
+    satclr("prepare", capsys=capsys)
+    _, out, _ = satclr("arms", "--encoders", capsys=capsys)
+    sizes = [f"{arch} {size(arch):,} {width} 32" for arch, width in ((small, "1,024"), (vit["arch"], 192))]
+    statistics = json.loads((root / "build/tiny/stats.json").read_text())["normalization"]
+    rows = [("train", sizes[0], statistics["train"]["mean"], statistics["train"]["std"])]
+    rows += [("encoder", sizes[1], (0.5,) * 3, (0.5,) * 3)]
+    rows += [("imagenet", sizes[0], (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
+    expected = []
+    for name, first, mean, std in rows:
+        expected += [f"{first} {name}", "none mean {:.3f} {:.3f} {:.3f}".format(*mean)]
+        expected += ["std {:.3f} {:.3f} {:.3f}".format(*std)]
+    assert [" ".join(line.split()) for line in out.splitlines()[1:]] == expected
+
+
+def size(arch: str) -> int:
+    return sum(p.numel() for p in encoder.build(arch, 32)[0].parameters())
 
 
 def faulty_table(root: Path) -> None:
