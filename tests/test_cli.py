@@ -247,7 +247,8 @@ def test_the_whole_line_from_tiles_to_a_champion(project: Make, capsys: pytest.C
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto"])
 def test_an_encoder_of_timm_goes_the_whole_line(name: str, project: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    """From weights for 224 px to views of 32 px; the registered model, `predict` and ONNX say the same."""
+    """Every stage, from weights for 224 px to views of 32 px; the served model, `predict` and ONNX say the same."""
+    import mlflow
     import timm
     import torch
 
@@ -263,12 +264,17 @@ def test_an_encoder_of_timm_goes_the_whole_line(name: str, project: Make, capsys
 
     root = project(change)
     torch.save({f"backbone.{k}": v for k, v in timm.create_model(name).state_dict().items()}, root / "start.pth")
-    arms = [(stage, "--arm", arm) for arm in ("simclr", "baseline_batch_norm") for stage in STAGES]
-    for command in [("prepare",), *arms, ("compare",), ("register",)]:
+    stages = (*STAGES, "robustness", "maps")
+    arms = [(stage, "--arm", arm) for arm in ("simclr", "baseline_batch_norm") for stage in stages]
+    for command in [("prepare",), *arms, ("compare",), ("report",), ("register",)]:
         code, _, err = satclr(*command, capsys=capsys)
         assert code == 0, err
     rows = files.read_csv(root / "results/tiny/simclr-s0/pretrain.csv")
     assert [row["knn_val_mAP"] != "" for row in rows] == [False, True]
+    compared = json.loads((root / "reports/tiny/compare.json").read_text())["arms"]["simclr"]
+    assert compared["robustness"]["corruptions"].keys() == {"haze", "rotation"}
+    assert compared["maps"]["trustworthiness"].keys() == {"pca"}
+    assert f"timm/{name}" in (root / "reports/tiny/report.html").read_text()
     facts = {key: json.loads(text) for key, text in files.load_facts(root / ENCODER).items()}
     config = timm.get_pretrained_cfg(name)
     assert (facts["arch"], tuple(facts["mean"]), tuple(facts["std"])) == (f"timm/{name}", config.mean, config.std)
@@ -279,6 +285,9 @@ def test_an_encoder_of_timm_goes_the_whole_line(name: str, project: Make, capsys
     code, out, err = satclr("predict", "--json", "--top", "3", str(tile), capsys=capsys)
     assert code == 0, err
     expected = json.loads(out)["probabilities"]
+    served = mlflow.pyfunc.load_model("models:/satclr-tiny@champion", dst_path=str(root))
+    answer = served.predict(pd.DataFrame({"tile": [tile.read_bytes()]}))
+    assert answer[list(expected)].iloc[0].to_dict() == pytest.approx(expected)
     model = Tagger()
     with champion_files(find("tiny")) as (_, *parts):
         model.load(*parts)
