@@ -19,6 +19,7 @@ from PIL import UnidentifiedImageError
 from sqlalchemy.exc import OperationalError
 
 from satclr import cli, files
+from satclr.pretrain import encoder
 from satclr.project import find
 from satclr.tracking import store
 from satclr.tracking.predict import champion_files
@@ -73,6 +74,36 @@ def test_arms_shows_the_resolved_table(project: Make, capsys: pytest.CaptureFixt
         "-S '+arms.",
     ):
         assert text in out
+
+
+def test_arms_shows_each_distinct_encoder(project: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    small, vit = "shufflenet_v2_x0_5", {"arch": "timm/vit_tiny_patch16_224", "normalization": "encoder"}
+
+    def change(tree: dict[str, Any]) -> None:
+        tree["arms"] = {"simclr": tree["arms"]["simclr"], "baseline": {"pretrain": {"objective": "none"}}}
+        tree["arms"] |= {"vit": {"pretrain": vit}, "shown": {"pretrain": {"normalization": "imagenet"}}}
+        tree["run"], tree["ladder"] = ["simclr", "vit"], []
+
+    root = project(change)
+    code, out, err = satclr("arms", "--encoders", capsys=capsys)
+    assert code == 0, err
+    assert out.count("run `satclr prepare`") == out.count("train") == 1
+    satclr("prepare", capsys=capsys)
+    _, out, _ = satclr("arms", "--encoders", capsys=capsys)
+    sizes = [f"{arch} {size(arch):,} {width} 32" for arch, width in ((small, "1,024"), (vit["arch"], 192))]
+    statistics = json.loads((root / "build/tiny/stats.json").read_text())["normalization"]
+    rows = [("train", sizes[0], statistics["train"]["mean"], statistics["train"]["std"])]
+    rows += [("encoder", sizes[1], (0.5,) * 3, (0.5,) * 3)]
+    rows += [("imagenet", sizes[0], (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
+    expected = []
+    for name, first, mean, std in rows:
+        expected += [f"{first} {name}", "none mean {:.3f} {:.3f} {:.3f}".format(*mean)]
+        expected += ["std {:.3f} {:.3f} {:.3f}".format(*std)]
+    assert [" ".join(line.split()) for line in out.splitlines()[1:]] == expected
+
+
+def size(arch: str) -> int:
+    return sum(p.numel() for p in encoder.build(arch, 32)[0].parameters())
 
 
 def faulty_table(root: Path) -> None:
@@ -216,7 +247,8 @@ def test_the_whole_line_from_tiles_to_a_champion(project: Make, capsys: pytest.C
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto"])
 def test_an_encoder_of_timm_goes_the_whole_line(name: str, project: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    """From weights for 224 px to views of 32 px; the registered model, `predict` and ONNX say the same."""
+    """Every stage, from weights for 224 px to views of 32 px; the served model, `predict` and ONNX say the same."""
+    import mlflow
     import timm
     import torch
 
@@ -232,12 +264,17 @@ def test_an_encoder_of_timm_goes_the_whole_line(name: str, project: Make, capsys
 
     root = project(change)
     torch.save({f"backbone.{k}": v for k, v in timm.create_model(name).state_dict().items()}, root / "start.pth")
-    arms = [(stage, "--arm", arm) for arm in ("simclr", "baseline_batch_norm") for stage in STAGES]
-    for command in [("prepare",), *arms, ("compare",), ("register",)]:
+    stages = (*STAGES, "robustness", "maps")
+    arms = [(stage, "--arm", arm) for arm in ("simclr", "baseline_batch_norm") for stage in stages]
+    for command in [("prepare",), *arms, ("compare",), ("report",), ("register",)]:
         code, _, err = satclr(*command, capsys=capsys)
         assert code == 0, err
     rows = files.read_csv(root / "results/tiny/simclr-s0/pretrain.csv")
     assert [row["knn_val_mAP"] != "" for row in rows] == [False, True]
+    compared = json.loads((root / "reports/tiny/compare.json").read_text())["arms"]["simclr"]
+    assert compared["robustness"]["corruptions"].keys() == {"haze", "rotation"}
+    assert compared["maps"]["trustworthiness"].keys() == {"pca"}
+    assert f"timm/{name}" in (root / "reports/tiny/report.html").read_text()
     facts = {key: json.loads(text) for key, text in files.load_facts(root / ENCODER).items()}
     config = timm.get_pretrained_cfg(name)
     assert (facts["arch"], tuple(facts["mean"]), tuple(facts["std"])) == (f"timm/{name}", config.mean, config.std)
@@ -248,6 +285,9 @@ def test_an_encoder_of_timm_goes_the_whole_line(name: str, project: Make, capsys
     code, out, err = satclr("predict", "--json", "--top", "3", str(tile), capsys=capsys)
     assert code == 0, err
     expected = json.loads(out)["probabilities"]
+    served = mlflow.pyfunc.load_model("models:/satclr-tiny@champion", dst_path=str(root))
+    answer = served.predict(pd.DataFrame({"tile": [tile.read_bytes()]}))
+    assert answer[list(expected)].iloc[0].to_dict() == pytest.approx(expected)
     model = Tagger()
     with champion_files(find("tiny")) as (_, *parts):
         model.load(*parts)

@@ -4,8 +4,9 @@
     python -m tools.runs --tables                         write the tables of the docs from the compare.json files
 
 run.yaml holds a profile, arms, seeds and what it changes in params.yaml; `$DATA` in a value is the folder SATCLR_DATA,
-which holds the data set and the weights. All stages run in one process, so nothing is spent on starting them; what is
-done already, in build/runs/<name>, is not repeated.
+which holds the data set and the weights. The images of splits that it lists as `unlabelled` are in `Unlabelled` too, in
+a copy of the data set: pretraining may then see them. All stages run in one process, so nothing is spent on starting
+them; what is done already, in build/runs/<name>, is not repeated.
 """
 
 from __future__ import annotations
@@ -99,10 +100,28 @@ def _project(root: Path, spec: dict[str, Any]) -> Project:
     (root / "data").mkdir(parents=True, exist_ok=True)
     (root / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
     shutil.copy(ROOT / "dvc.yaml", root)
-    link = root / "data" / spec["profile"]
-    if not link.exists():
-        link.symlink_to(data / spec["profile"])
-    return Project(root)
+    project, source = Project(root), data / spec["profile"]
+    if project.data.exists():
+        return project
+    if "unlabelled" in spec:
+        _copy(source, project.data, project.settings.data.split.file, spec["unlabelled"])
+    else:
+        project.data.symlink_to(source)
+    return project
+
+
+def _copy(source: Path, target: Path, split_file: str | None, unlabelled: list[str]) -> None:
+    """Copy a data set, with the images of the splits `unlabelled` once more in `Unlabelled`."""
+    split_of = {row["image"]: row["split"] for row in files.read_csv(source / str(split_file))}
+    part = target.with_name(f"{target.name}.part")
+    for file in (path for path in source.rglob("*") if path.is_file()):
+        places = [part / file.relative_to(source)]
+        if split_of.get(file.name) in unlabelled:
+            places.append(part / "Unlabelled" / split_of[file.name] / file.name)
+        for place in places:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
+    part.rename(target)
 
 
 def documents() -> list[Path]:
@@ -157,7 +176,17 @@ def factorial(report: dict[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
-TABLES = {"arms": arms, "ladder": ladder, "factorial": factorial}
+def labels(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The converged probe on shares of the training labels: mean ± standard deviation over subsets and seeds."""
+    shares = next(iter(report["arms"].values()))["label_efficiency"]
+    rows: list[tuple[str, ...]] = [("arm", *(f"{row['fraction']:.0%}: {row['tiles']:,} tiles" for row in shares))]
+    for name, arm in report["arms"].items():
+        cells = ((row["test_mAP"], row["sd"]) for row in arm["label_efficiency"])
+        rows.append((f"`{name}`", *(f"{mean:.3f}" + ("" if sd is None else f" ± {sd:.3f}") for mean, sd in cells)))
+    return rows
+
+
+TABLES = {"arms": arms, "ladder": ladder, "factorial": factorial, "labels": labels}
 
 
 def _span(ends: list[float], sign: str = "") -> str:

@@ -29,6 +29,7 @@ app = typer.Typer(
 
 Profile = Annotated[str | None, typer.Option(help="A profile of params.yaml; by default the one it names.")]
 ArmName = Annotated[str, typer.Option("--arm", help="An arm of params.yaml.")]
+Encoders = Annotated[bool, typer.Option("--encoders", help="Show the encoders' size and input statistics instead.")]
 LabelsFrom = Literal["folders", "tables"]
 Seed = Annotated[int | None, typer.Option(help="The seed; by default the first of params.yaml.")]
 
@@ -108,20 +109,24 @@ def _project(profile: str | None = None, *, or_ours: bool = False) -> Project:
 
 
 @app.command()
-def arms(profile: Profile = None) -> None:
+def arms(profile: Profile = None, encoders: Encoders = False) -> None:
     """Show the resolved arms: every setting of the first that runs, and what each other arm changes."""
     chosen = _project(profile)
-    running = chosen.params.run
-    reference, *others = dict.fromkeys([*running, *chosen.params.arms])
-    settings = {name: chosen.run(name).settings.flat() for name in (reference, *others)}
-    progress.print_table(list(settings[reference].items()), header=(f"profile {chosen.profile}", reference))
+    if encoders:
+        from satclr.pretrain import encoder
+
+        progress.print_table(encoder.table(map(chosen.run, chosen.params.arms)), header=encoder.COLUMNS)
+        return
+    names = dict.fromkeys([*chosen.params.run, *chosen.params.arms])
+    settings = {name: chosen.run(name).settings.flat() for name in names}
+    reference, first = next(iter(settings.items()))
+    progress.print_table(list(first.items()), header=(f"profile {chosen.profile}", reference))
     typer.echo()
-    rows: list[tuple[str, ...]] = [(reference, "yes" if reference in running else "no", "")]
-    for name in others:
-        changes = [f"{k} {v}" for k, v in settings[name].items() if settings[reference].get(k, v) != v]
-        rows.append((name, "yes" if name in running else "no", "\n".join(changes)))
+    changes = {n: [f"{k} {v}" for k, v in flat.items() if first.get(k, v) != v] for n, flat in settings.items()}
+    rows = [(n, "yes" if n in chosen.params.run else "no", "\n".join(lines)) for n, lines in changes.items()]
     progress.print_table(rows, header=("arm", "runs", f"changes to {reference}"))
-    typer.echo("\nTo try a value that an arm inherits: dvc exp run -S '+arms.simclr.pretrain.temperature=0.1'")
+    typer.echo("\nFor the encoders' size and input statistics: satclr arms --encoders")
+    typer.echo("To try a value that an arm inherits: dvc exp run -S '+arms.simclr.pretrain.temperature=0.1'")
 
 
 @app.command()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from tests.conftest import ROOT
+
 HEAVY = ("torch", "torchvision", "torch._dynamo", "sympy", "sklearn", "umap", "matplotlib", "plotly", "mlflow")
 
 STEP = """
@@ -23,12 +25,17 @@ def imported(code: str) -> set[str]:
     """The heavy modules that a new Python has loaded after `code`."""
     code += f"\nimport sys\nprint(*[name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
-    return set(done.stdout.split())
+    return set(done.stdout.splitlines()[-1].split())
 
 
 def test_what_works_on_numbers_imports_no_torch() -> None:
     stages = ("evaluation.evaluate", "evaluation.maps", "study.compare", "data.audit", "data.importing")
     assert imported("".join(f"import satclr.{name}\n" for name in stages)) == set()
+
+
+def test_the_arms_are_shown_without_torch() -> None:
+    code = f"import os; os.chdir({str(ROOT)!r}); from satclr import cli; cli.app(['arms'], standalone_mode=False)"
+    assert imported(f"{code}\nprint()") == set()
 
 
 def test_a_probe_trains_without_torchvision_and_torchs_compiler() -> None:

@@ -1,6 +1,7 @@
 """Each number against a loop or an independent definition; a measurement leaves the training as it is."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,8 +79,15 @@ def test_a_measurement_changes_neither_weights_nor_statistics(
     assert same(again, watched)
 
 
-def test_the_knn_map_is_that_of_the_finished_encoder(root: Path, store: tiles.TileStore) -> None:
-    run = make_run(root, pretrain={"arch": "squeezenet1_1", "knn_every_epochs": 2})
+@pytest.mark.parametrize("which", ["train", "both", "unlabelled"])
+def test_the_knn_map_is_that_of_the_finished_encoder_without_unlabelled_tiles(
+    which: str, root: Path, store: tiles.TileStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits = store.splits.astype("U10")
+    splits[store.rows("train")[::2]] = tiles.UNLABELLED
+    store = replace(store, splits=splits)
+    monkeypatch.setattr(tiles, "open_store", lambda _: store)
+    run = make_run(root, pretrain={"arch": "squeezenet1_1", "knn_every_epochs": 2, "tiles": which})
     pretrained(run)
     features = Frozen(run.encoder)(torch.from_numpy(np.array(store.pixels)))
     train_rows, val = store.rows("train"), store.rows("val")

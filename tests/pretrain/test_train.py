@@ -1,5 +1,4 @@
 import dataclasses
-import json
 import math
 import os
 import signal
@@ -16,7 +15,7 @@ import torch
 
 from satclr import files, machine, randomness
 from satclr.data import tiles
-from satclr.pretrain import caching, checkpoint, encoder, finetune, optimizer, train
+from satclr.pretrain import caching, checkpoint, encoder, optimizer, train
 from satclr.project import Run
 from tests.conftest import ROOT, make_run
 from tests.pretrain.conftest import fresh, losses, make_root, pretrained, same
@@ -217,40 +216,6 @@ def test_weights_may_be_an_encoder_of_ours(root: Path) -> None:
     first.encoder.unlink()
     with pytest.raises(encoder.EncoderError, match=r"encoder\.safetensors does not exist"):
         train.fingerprint(warm)
-
-
-def test_fine_tuning_starts_from_the_pretrained_encoder_and_keeps_its_best_epoch(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    start, logged = pretrained(make_run(root)), []
-    curve, calls = losses(make_run(root)), pretrain_calls(monkeypatch)
-    changes = {"finetune": {"epochs": 12, "learning_rate": 1e-3, "patience": 2}}
-    run = make_run(root, pretrain=changes)
-    weights = pretrained(run, lambda epoch, measured: logged.append((epoch, dict(measured))))
-    assert calls == [], "the pretraining of the same arm is used"
-    assert losses(run) == curve
-    assert not same(weights, start)
-    found = [measured["finetune_val_loss"] for _, measured in logged]
-    best = 1 + int(np.argmin(found))
-    assert [epoch for epoch, _ in logged] == list(range(1, len(found) + 1))
-    assert len(found) == min(12, best + 2)
-    assert logged[-1][1]["finetune_loss"] < logged[0][1]["finetune_loss"]
-    facts = {name: json.loads(text) for name, text in files.load_facts(run.encoder).items()}
-    assert facts["finetuned"] == {"epoch": best, "val_loss": min(found)}
-    assert facts["fingerprint"] == train.fingerprint(run) != train.fingerprint(make_run(root))
-    fresh(run)
-    short = make_run(root, pretrain={"finetune": changes["finetune"] | {"epochs": best}})
-    assert same(pretrained(short), weights)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(checkpoint.RunError, match=r"pretrain\.finetune requires one process, not 2"):
-        finetune.without(run)
-
-
-def pretrain_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A list that grows with each step of contrastive pretraining."""
-    calls: list[int] = []
-    monkeypatch.setattr(caching, "backward", at_step(1, lambda _: calls.append(1)))
-    return calls
 
 
 def poison(model: torch.nn.Module) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from satclr.data import prepare, tiles
+from tests.conftest import write_data
 from tools import runs
 
 
@@ -24,3 +28,31 @@ def test_a_table_is_filled_from_its_run(monkeypatch: pytest.MonkeyPatch) -> None
     assert "| `baseline` | 0.5000 | 0.400 to 0.600 |" in filled
     assert "old" not in filled
     assert runs.with_tables(filled) == filled
+
+
+def test_splits_may_be_unlabelled_tiles_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "data" / "ucmerced"
+    write_data(data)
+    names = sorted(path.name for path in data.glob("Images/*/*"))
+    with (data / "aitlas_split.csv").open("w", newline="") as file:
+        splits = ("train", "train", "val", "test")
+        csv.writer(file).writerows([("image", "split"), *((name, splits[i % 4]) for i, name in enumerate(names))])
+    monkeypatch.setenv("SATCLR_DATA", str(data.parent))
+    spec = {"profile": "ucmerced", "arms": ["simclr"], "seeds": [0], "unlabelled": ["val", "test"]}
+    project = runs._project(tmp_path / "run", spec)
+    assert runs._project(tmp_path / "run", spec).data == project.data
+    prepare.run(project)
+    store = tiles.open_store(project.store)
+    assert (store.labelled, len(store.rows("unlabelled"))) == (48, 24)
+    tested = np.flatnonzero(np.isin(store.splits, ("val", "test")))
+    known, seen = ({store.pixels[row].tobytes() for row in rows} for rows in (tested, store.rows("unlabelled")))
+    assert known == seen
+    assert len(store.learning("keep", tiles="both").rows("train")) == 48
+    assert len(store.learning("leave_out", tiles="both").rows("train")) == 24
+    assert not (data / "Unlabelled").exists()
+
+
+def test_label_efficiency_is_a_row_an_arm() -> None:
+    rows = [{"fraction": f, "tiles": n, "test_mAP": f, "sd": sd} for f, n, sd in ((0.01, 13, 0.1), (1.0, 1285, None))]
+    table = runs.labels({"arms": {"simclr": {"label_efficiency": rows}}})
+    assert table == [("arm", "1%: 13 tiles", "100%: 1,285 tiles"), ("`simclr`", "0.010 ± 0.100", "1.000")]

@@ -5,14 +5,14 @@ In: (N,2,3) int64, the sum and the sum of squares of each tile's pixel values, p
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from satclr import randomness
 
-IMAGENET: Final = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+IMAGENET: Final[dict[str, Any]] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 RELEASED_BATCH: Final = 256  # tiles per batch in the notebook's statistics
 
 Sums = npt.NDArray[np.int64]

@@ -20,6 +20,7 @@ from torch import nn
 
 from satclr import files, progress
 from satclr.data import tiles
+from satclr.data.statistics import IMAGENET
 from satclr.data.tiles import Statistics
 from satclr.params import Pretrain
 from satclr.pretrain import distributed
@@ -162,17 +163,25 @@ def load_into(model: nn.Module, arch: str, weights: str, *, root: Path) -> None:
 
 
 def input_statistics(config: Pretrain, store: tiles.TileStore, *, root: Path) -> Statistics:
-    """Mean and std of the encoder's input, as `normalization` asks for.
+    """Mean and std of the encoder's input, as `normalization` asks for."""
+    return own_statistics(config, root=root) or store.statistics(config.normalization)
+
+
+def own_statistics(config: Pretrain, *, root: Path) -> Statistics | None:
+    """Mean and std of the input as far as they do not depend on the tiles: `imagenet` and `encoder`.
 
     `encoder`: an encoder file's own, those of published weights or of timm's model, and ImageNet's otherwise.
     """
-    if config.normalization != "encoder":
-        return store.statistics(config.normalization)
-    file = named_file(config.arch, config.weights, root=root)
-    facts = files.load_facts(file) if file and file.suffix == ".safetensors" else {}
-    if {"arch", "mean", "std"} <= facts.keys():  # an encoder of ours
-        return tuple(json.loads(facts["mean"])), tuple(json.loads(facts["std"]))
-    return _published_statistics(config.arch, config.weights) or store.statistics("imagenet")
+    if config.normalization in ("train", "released"):
+        return None
+    if config.normalization == "encoder":
+        file = named_file(config.arch, config.weights, root=root)
+        facts = files.load_facts(file) if file and file.suffix == ".safetensors" else {}
+        if {"arch", "mean", "std"} <= facts.keys():  # an encoder of ours
+            return tuple(json.loads(facts["mean"])), tuple(json.loads(facts["std"]))
+        if found := _published_statistics(config.arch, config.weights):
+            return found
+    return tuple(IMAGENET["mean"]), tuple(IMAGENET["std"])
 
 
 def _published(arch: str, weights: str) -> State:

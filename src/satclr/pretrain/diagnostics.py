@@ -47,7 +47,7 @@ def after_epoch(
     values = measure(h, z, model)
     if config.knn_every_epochs and (epoch % config.knn_every_epochs == 0 or epoch == config.epochs):
         model.eval()  # with BatchNorm's running statistics, as the encoder will be used
-        values["knn_val_mAP"] = _knn_map(model, store, run, statistics)
+        values["knn_val_mAP"] = _knn_map(model, run, statistics)
         model.train()
     by_labels = config.objective != "nt_xent"  # which asks for no more directions than there are labels
     possible = min(*z.shape, len(store.labels)) if by_labels else min(z.shape)
@@ -131,11 +131,12 @@ def _encode_views(
     return h, model[1](h).float()
 
 
-def _knn_map(model: nn.Sequential, store: tiles.TileStore, run: Run, statistics: Statistics) -> float:
+def _knn_map(model: nn.Sequential, run: Run, statistics: Statistics) -> float:
     """Macro mAP of a nearest-neighbour tagger from training to validation tiles, over labels that have positives."""
     from sklearn.metrics import average_precision_score
 
     mean, std = statistics
+    store = tiles.open_store(run.store).learning(run.settings.pretrain.near_duplicates)  # without unlabelled tiles
 
     def resize(pixels: Tensor, _first: int) -> Tensor:
         crop_px, interpolation = run.settings.views.crop_px, run.settings.views.interpolation

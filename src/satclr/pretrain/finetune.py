@@ -27,6 +27,9 @@ from satclr.pretrain.convolution import speed_up_small_maps
 from satclr.progress import Log
 from satclr.project import Run
 
+# Large crops and flips: what is labelled must stay in sight, in the colours and sharpness of evaluation.
+MILD = {"scale": (0.5, 1.0), "jitter_p": 0.0, "grayscale_p": 0.0, "blur_p": 0.0}
+
 Statistics = tuple[tiles.Channels, tiles.Channels, int]  # mean and std of the input, crop_px
 
 
@@ -89,13 +92,14 @@ def _train(
     device, rows = machine.device(), store.rows("train")
     size, (mean, std, crop_px) = run.settings.pretrain.batch_size, statistics
     order = rows[randomness.permutation(len(rows), run.seed, "finetune order", epoch).numpy()]
-    batches = [batch for batch in tiles.split_batches(order, size) if len(batch) > 1]  # BatchNorm takes no single tile
+    batches = tiles.split_batches(order, size, smallest=size // 2 + 1)  # for BatchNorm's sake
+    mild = run.settings.views.model_copy(update=MILD)
     dtype = torch.bfloat16 if computed == "bfloat16" else torch.float32
     losses: list[Tensor] = []
     model.train()
     for step, (batch, pixels) in enumerate(tiles.stream(store, batches, device)):
         source = randomness.generator(run.seed, "finetune views", epoch, step)
-        drawn = views.draw(source, len(batch), run.settings.views, tile_px=pixels.shape[1]).to(device)
+        drawn = views.draw(source, len(batch), mild, tile_px=pixels.shape[1]).to(device)
         x = views.render(pixels, drawn, crop_px=crop_px, mean=mean, std=std, dtype=dtype)
         optimizer.zero_grad(set_to_none=True)
         dropout = randomness.derive(run.seed, "finetune dropout", epoch, step)
@@ -104,7 +108,7 @@ def _train(
         loss.backward()
         optimizer.step()
         losses.append(loss.detach() * len(batch))
-    return float(torch.stack(losses).sum()) / sum(map(len, batches))
+    return float(torch.stack(losses).sum()) / len(rows)
 
 
 @torch.no_grad()
