@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from satclr import files, settings
+from satclr import files, machine, settings
 from satclr.project import Project, Run
 
 ROOT = Path(__file__).parents[1]
@@ -70,6 +70,7 @@ def run(folder: Path) -> None:
         import common
 
         facts = common.machine() | {"commit": results.git_state(ROOT)[0], "runs": computed}
+        facts["precision"] = machine.precision(project.settings.pretrain.precision)[0]
         facts["seconds"] = round(time.monotonic() - began)
         files.write_json(folder / "machine.json", facts)
 

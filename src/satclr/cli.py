@@ -117,13 +117,19 @@ def arms(profile: Profile = None, encoders: Encoders = False) -> None:
 
         progress.print_table(encoder.table(map(chosen.run, chosen.params.arms)), header=encoder.COLUMNS)
         return
-    names = dict.fromkeys([*chosen.params.run, *chosen.params.arms])
-    settings = {name: chosen.run(name).settings.flat() for name in names}
-    reference, first = next(iter(settings.items()))
+    from satclr import settings
+
+    running = chosen.params.run
+    first = chosen.run(reference := running[0]).settings.flat()
     progress.print_table(list(first.items()), header=(f"profile {chosen.profile}", reference))
     typer.echo()
-    changes = {n: [f"{k} {v}" for k, v in flat.items() if first.get(k, v) != v] for n, flat in settings.items()}
-    rows = [(n, "yes" if n in chosen.params.run else "no", "\n".join(lines)) for n, lines in changes.items()]
+    rows = []
+    for name in dict.fromkeys([*running, *chosen.params.arms]):
+        try:
+            changes = [f"{k} {v}" for k, v in chosen.run(name).settings.flat().items() if first.get(k, v) != v]
+        except settings.CombinationError as error:  # an arm that does not run with this profile
+            changes = [str(error)]
+        rows.append((name, "yes" if name in running else "no", "\n".join(changes)))
     progress.print_table(rows, header=("arm", "runs", f"changes to {reference}"))
     typer.echo("\nFor the encoders' size and input statistics: satclr arms --encoders")
     typer.echo("To try a value that an arm inherits: dvc exp run -S '+arms.simclr.pretrain.temperature=0.1'")
