@@ -111,25 +111,26 @@ def _project(profile: str | None = None, *, or_ours: bool = False) -> Project:
 @app.command()
 def arms(profile: Profile = None, encoders: Encoders = False) -> None:
     """Show the resolved arms: every setting of the first that runs, and what each other arm changes."""
+    from satclr.settings import CombinationError
+
     chosen = _project(profile)
+    running, runs, clashes = chosen.params.run, {}, {}
+    for name in dict.fromkeys([*running, *chosen.params.arms]):
+        try:
+            runs[name] = chosen.run(name)
+        except CombinationError as error:  # an arm that does not run with this profile
+            clashes[name] = str(error)
     if encoders:
         from satclr.pretrain import encoder
 
-        progress.print_table(encoder.table(map(chosen.run, chosen.params.arms)), header=encoder.COLUMNS)
+        progress.print_table(encoder.table(runs.values()), header=encoder.COLUMNS)
         return
-    from satclr import settings
-
-    running = chosen.params.run
-    first = chosen.run(reference := running[0]).settings.flat()
+    flat = {name: run.settings.flat() for name, run in runs.items()}
+    reference, first = next(iter(flat.items()))
     progress.print_table(list(first.items()), header=(f"profile {chosen.profile}", reference))
     typer.echo()
-    rows = []
-    for name in dict.fromkeys([*running, *chosen.params.arms]):
-        try:
-            changes = [f"{k} {v}" for k, v in chosen.run(name).settings.flat().items() if first.get(k, v) != v]
-        except settings.CombinationError as error:  # an arm that does not run with this profile
-            changes = [str(error)]
-        rows.append((name, "yes" if name in running else "no", "\n".join(changes)))
+    changes = {n: "\n".join(f"{k} {v}" for k, v in each.items() if first.get(k, v) != v) for n, each in flat.items()}
+    rows = [(n, "yes" if n in running else "no", text) for n, text in (changes | clashes).items()]
     progress.print_table(rows, header=("arm", "runs", f"changes to {reference}"))
     typer.echo("\nFor the encoders' size and input statistics: satclr arms --encoders")
     typer.echo("To try a value that an arm inherits: dvc exp run -S '+arms.simclr.pretrain.temperature=0.1'")
