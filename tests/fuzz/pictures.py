@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import struct
 import warnings
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +77,29 @@ def whole() -> list[Picture]:
     found.append(Picture("turned.jpg", turned, np.rot90(_pixels(turned), -1)))
     large = encoded(noise(300), "PNG")
     resized = Image.open(io.BytesIO(large)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    return [*found, Picture("larger.png", large, np.asarray(resized))]
+    return [*found, Picture("larger.png", large, np.asarray(resized)), *only_gdal()]
+
+
+def only_gdal() -> Iterator[Picture]:
+    """TIFFs that Pillow does not read; none without rasterio (`uv sync --group geo`)."""
+    if importlib.util.find_spec("rasterio") is None:
+        return
+    import rasterio
+
+    rgb = np.asarray(noise())
+    infrared = np.concatenate([rgb, 255 - rgb[..., :1]], axis=2)
+    ways: dict[str, tuple[Any, dict[str, Any]]] = {
+        "gray": (rgb, {"photometric": "minisblack"}),
+        "infrared": (infrared, {"photometric": "minisblack", "compress": "deflate"}),
+        "lerc": (rgb, {"compress": "lerc"}),
+        "tiles": (infrared, {"tiled": True, "blockxsize": 32, "blockysize": 32, "photometric": "rgb"}),
+    }
+    for name, (bands, options) in ways.items():
+        with warnings.catch_warnings(action="ignore"), rasterio.MemoryFile() as file:  # it has no place on Earth
+            size = {"height": SIDE, "width": SIDE, "count": bands.shape[2], "dtype": "uint8"}
+            with file.open(driver="GTiff", **size, **options) as data:
+                data.write(np.moveaxis(bands, 2, 0))
+            yield Picture(f"{name}.tif", bytes(file.read()), rgb)
 
 
 def refused() -> list[Picture]:

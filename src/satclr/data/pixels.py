@@ -129,8 +129,8 @@ def read(source: bytes | Path | IO[bytes]) -> Raster:
 @_reasons()
 def window(file: Path, place: Window) -> bytes:
     """A part of a TIFF as a TIFF with its depth and a mask, for `decode`."""
-    from rasterio import Env  # type: ignore[import-untyped]
-    from rasterio.io import MemoryFile  # type: ignore[import-untyped]
+    from rasterio import Env
+    from rasterio.io import MemoryFile
 
     raster = _from_gdal(file, place)
     height, width = raster.valid.shape

@@ -233,7 +233,7 @@ def _tiles(file: Path, side_px: int) -> Iterator[Source]:
         yield whole
         return
     try:
-        import rasterio  # type: ignore[import-untyped]
+        import rasterio
     except ModuleNotFoundError:
         with suppress(OSError), Image.open(file) as image:  # a damaged file is reported when the tile is read
             if max(image.size) > side_px:
