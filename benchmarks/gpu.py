@@ -1,21 +1,26 @@
-"""Pretraining on a GPU: images/s against the limit, peak memory, and what bounds it. Runs on a CPU too.
+"""Pretraining on a GPU: speed against the limit, peak memory, what bounds it, and the time of the mlrsnet profile.
 
-    python benchmarks/gpu.py [--quick] [--out gpu.json] [--arch resnet50] [--crop-px 224] [--batch-size 128]
+    python benchmarks/gpu.py                            all cases, within ten minutes, into docs/runs/gpu.json
+    python benchmarks/gpu.py --case bfloat16            one of them
+    python benchmarks/gpu.py --quick --out FILE         tiny sizes, on a CPU too, to see that it works
 
-ResNet-50, 224 px, batch 128, bf16 by default, through the product's own loop. The limit is the same step on
-views already on the device. Needs satclr's numerical core alone: neither mlflow nor dvc is imported. Tiles
-are UC Merced's where SATCLR_DATA has them, else smooth random ones. Shares are of the time on the device, by
-torch.profiler; on a CPU of the time on the host.
+ResNet-50 at 224 px through the product's own loop; each case is a process of its own. The limit is the same step on
+views already on the device, a micro-batch at a time. Needs satclr's numerical core alone: neither mlflow nor dvc is
+imported. Tiles are UC Merced's where SATCLR_DATA has them, else smooth random ones. Shares are of the time on the
+device, by torch.profiler; on a CPU of the time on the host. The estimate is of one seed of `simclr` on 109,161 tiles.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -36,53 +41,90 @@ from satclr.pretrain import loss as objectives
 from satclr.pretrain import optimizer as optimizers
 from satclr.pretrain.convolution import speed_up_small_maps
 
+OUT = common.ROOT / "docs" / "runs" / "gpu.json"
 WARM_UP = 1  # epochs that are not counted
 PARTS = ("gather", "draw", "render", "backward", "optimizer")
+TILES, TRAIN_TILES = 109_161, 76_412  # of MLRSNet, 70% of them for training
+
+
+@dataclass(frozen=True)
+class Case:
+    precision: str = "bfloat16"
+    tf32: bool = True
+    batch_size: int = 128
+    micro_batch_size: int | None = None
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class Size:
+    arch: str
+    crop_px: int
+    tile_px: int
+    tiles: int  # in an epoch
+    rounds: int
+    divide: int = 1  # batches by it
+
+
+CASES = {
+    "float32": Case(precision="float32", tf32=False),
+    "TF32": Case(precision="float32"),
+    "bfloat16": Case(),
+    "bfloat16, compiled": Case(compile=True),
+    "batch 512 in micro-batches of 128": Case(batch_size=512, micro_batch_size=128),
+    "batch 2048 in micro-batches of 128": Case(batch_size=2048, micro_batch_size=128),
+}
+FULL = Size("resnet50", 224, 256, tiles=4096, rounds=2)
+QUICK = Size("resnet18", 64, 96, tiles=128, rounds=1, divide=16)
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    arguments.add_argument("--arch", default="resnet50")
-    arguments.add_argument("--crop-px", type=int, default=224)
-    arguments.add_argument("--tile-px", type=int, default=256)
-    arguments.add_argument("--batch-size", type=int, default=128)
-    arguments.add_argument("--steps", type=int, default=30, help="steps a turn")
-    arguments.add_argument("--rounds", type=int, default=3)
-    arguments.add_argument("--compile", action="store_true")
-    arguments.add_argument("--quick", action="store_true", help="a tiny run that only shows it works")
-    arguments.add_argument("--out", type=Path)
+    arguments.add_argument("--case", choices=CASES)
+    arguments.add_argument("--quick", action="store_true")
+    arguments.add_argument("--out", type=Path, default=OUT)
     given = arguments.parse_args()
-    if given.quick:
-        given.arch, given.crop_px, given.tile_px = "resnet18", 64, 96
-        given.batch_size, given.steps, given.rounds = 8, 2, 1
-    found = measure(given)
-    loaded = {"mlflow", "dvc"} & set(sys.modules)
-    if loaded:
-        raise SystemExit(f"{', '.join(loaded)} was imported; the numerical core should run without")
-    text = json.dumps(found, indent=1)
-    print(text)
-    if given.out:
-        given.out.write_text(text + "\n")
+    if given.case:
+        print(json.dumps(measure(given.case, QUICK if given.quick else FULL)))
+        loaded = {"mlflow", "dvc"} & set(sys.modules)
+        if loaded:
+            raise SystemExit(f"{', '.join(loaded)} was imported; the numerical core should run without")
+        return
+    rows = []
+    for name in [case for case in CASES if not (given.quick and CASES[case].compile)]:
+        command = [sys.executable, __file__, "--case", name, *["--quick"] * given.quick]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        print(json.dumps(rows[-1]), flush=True)
+    alone = {"views": views_alone(QUICK if given.quick else FULL), "embed": embedding(QUICK if given.quick else FULL)}
+    best = next(row for row in rows if row["case"] == "bfloat16")
+    minutes = {"pretrain, 10 epochs": 10 * TRAIN_TILES / best["ours"], "embed": TILES / alone["embed"]}
+    found = {
+        "machine": common.machine(),
+        "rows": rows,
+        "tiles_per_s_alone": alone,
+        "mlrsnet_minutes": {stage: round(seconds / 60, 1) for stage, seconds in minutes.items()},
+    }
+    given.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def measure(given: argparse.Namespace) -> dict[str, Any]:
+def measure(which: str, size: Size) -> dict[str, Any]:
     """The row, the peak of memory, and each part's share of the time."""
-    run = common.run("simclr", {
-        "data": {"tile_px": given.tile_px},
-        "views": {"crop_px": given.crop_px},
-        "pretrain": {"arch": given.arch, "weights": "none", "precision": "bfloat16", "compile": given.compile,
-                     "batch_size": given.batch_size, "epochs": given.rounds + WARM_UP + 1},
-    })  # fmt: skip
-    images = given.batch_size * given.steps
-    device = machine.device()
+    case, device = CASES[which], machine.device()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = case.tf32
+    batch_size = case.batch_size // size.divide
+    micro = case.micro_batch_size and case.micro_batch_size // size.divide
+    config = {"arch": size.arch, "weights": "none", "precision": case.precision, "compile": case.compile}
+    config |= {"batch_size": batch_size, "micro_batch_size": micro, "epochs": size.rounds + WARM_UP + 1}
+    run = settings_of(size, config)
     ours: list[float] = []
     theirs: list[float] = []
     peaks: list[int] = []
-    limit = limit_of(run.settings, given.steps, device)
+    limit = limit_of(run.settings, size.tiles // (micro or batch_size), device)
     profiler = profile(activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (device.type == "cuda")])
 
     def log(epoch: int, measured: Mapping[str, float]) -> None:
-        if epoch > given.rounds + WARM_UP:
+        if epoch > size.rounds + WARM_UP:
             profiler.stop()
             return
         if device.type == "cuda":
@@ -90,35 +132,69 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         rival = common.seconds(limit)
         if epoch > WARM_UP:
             ours.append(measured["tiles_per_s"])
-            theirs.append(images / rival)
+            theirs.append(size.tiles / rival)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        if epoch == given.rounds + WARM_UP:  # the last epoch is profiled, not timed
+        if epoch == size.rounds + WARM_UP:  # the last epoch is profiled, not timed
             profiler.start()
 
     with tempfile.TemporaryDirectory() as name, annotated():
-        folder = Path(name)
-        decoded = np.stack([decode(jpeg, given.tile_px) for jpeg in transforms.jpegs()])
-        shape = (images, given.tile_px, given.tile_px, 3)
-        pixels = np.lib.format.open_memmap(folder / "tiles.npy", "w+", np.uint8, shape)
-        for i in range(images):
-            pixels[i] = decoded[i % len(decoded)]
+        pixels = np.lib.format.open_memmap(Path(name) / "tiles.npy", "w+", np.uint8, decoded(size).shape)
+        pixels[:] = decoded(size)
         store = common.made_store(pixels)
-        encoder, width = enc.build(given.arch, given.crop_px)
+        encoder, width = enc.build(size.arch, size.crop_px)
         statistics = store.statistics("train")
-        train.train(store, encoder.to(device), width, statistics=statistics, run=run, folder=folder, log=log)
+        train.train(store, encoder.to(device), width, statistics=statistics, run=run, folder=Path(name), log=log)
     row = common.rate_row(
-        f"pretraining {given.arch} {given.crop_px} px against the limit, {device.type}",
-        ours, theirs, "images/s",
-    )  # fmt: skip
-    return row | {
-        "batch_size": given.batch_size,
-        "precision": "bfloat16",
-        "compile": given.compile,
-        "peak_GiB": round(max(peaks) / 2**30, 2) if peaks else None,
-        "share": shares(profiler, device),
-        "machine": common.machine(),
-    }
+        f"pretraining {size.arch} {size.crop_px} px against the limit, {device.type}", ours, theirs, "tiles/s"
+    )
+    peak = round(max(peaks) / 2**30, 2) if peaks else None
+    return {"case": which, **row, "peak_GiB": peak, "share": shares(profiler, device)}
+
+
+def settings_of(size: Size, pretrain: dict[str, Any]) -> Any:
+    sections = {"data": {"tile_px": size.tile_px}, "views": {"crop_px": size.crop_px}, "pretrain": pretrain}
+    return common.run("simclr", sections)
+
+
+@cache
+def decoded(size: Size) -> Any:
+    """The tiles of an epoch, (N,H,H,3)."""
+    found = np.stack([decode(jpeg, size.tile_px) for jpeg in transforms.jpegs()])
+    return found[np.arange(size.tiles) % len(found)]
+
+
+def views_alone(size: Size) -> float:
+    """Tiles/s, two views each, from tiles on the device to views on the device."""
+    device, settings, count = machine.device(), settings_of(size, {}).settings, 128 // size.divide
+    batch = torch.from_numpy(decoded(size)[:count]).to(device)
+
+    def work() -> None:
+        for step in range(size.tiles // count):
+            generator = torch.Generator().manual_seed(step)
+            drawn = views.draw(generator, 2 * count, settings.views, tile_px=size.tile_px)
+            views.render(batch, drawn, crop_px=size.crop_px, mean=(0.5,) * 3, std=(0.25,) * 3, dtype=torch.bfloat16)
+
+    work()
+    return round(size.tiles / common.seconds(work), 1)
+
+
+def embedding(size: Size) -> float:
+    """Tiles/s of the frozen encoder in bfloat16, from the map to features."""
+    encoder, width = enc.build(size.arch, size.crop_px)
+    facts = {"mean": [0.5] * 3, "std": [0.25] * 3, "crop_px": size.crop_px, "tile_px": size.tile_px}
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "encoder.safetensors"
+        enc.save(encoder, path, arch=size.arch, width=width, **facts)
+        frozen, pixels = enc.Frozen(path, precision="bfloat16"), decoded(size)
+
+    def work() -> None:
+        store = common.made_store(pixels)
+        for _, batch in tiles.stream(store, tiles.split_batches(np.arange(size.tiles), 128), machine.device()):
+            frozen(batch)
+
+    work()
+    return round(size.tiles / common.seconds(work), 1)
 
 
 def limit_of(settings: Settings, steps: int, device: torch.device) -> Callable[[], None]:
@@ -132,7 +208,8 @@ def limit_of(settings: Settings, steps: int, device: torch.device) -> Callable[[
     forward = torch.compile(model) if how.compile else model
     optimizer = optimizers.build(model, how)
     side_px = settings.views.crop_px
-    x = torch.randn(2 * how.batch_size, 3, side_px, side_px, device=device, dtype=torch.bfloat16)
+    count = how.micro_batch_size or how.batch_size
+    x = torch.randn(2 * count, 3, side_px, side_px, device=device, dtype=torch.bfloat16)
     x = x.to(memory_format=torch.channels_last)
 
     def run() -> None:
