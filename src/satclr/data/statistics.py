@@ -5,14 +5,14 @@ In: (N,2,3) int64, the sum and the sum of squares of each tile's pixel values, p
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from satclr import randomness
+from satclr.data.tiles import IMAGENET
 
-IMAGENET: Final[dict[str, Any]] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 RELEASED_BATCH: Final = 256  # tiles per batch in the notebook's statistics
 
 Sums = npt.NDArray[np.int64]
@@ -22,7 +22,7 @@ def of(sums: Sums, tile_px: int) -> dict[str, dict[str, list[float]]]:
     """The statistics of training tiles by each way."""
     return {
         "train": train_statistics(sums, tile_px),
-        "imagenet": IMAGENET,
+        "imagenet": dict(zip(("mean", "std"), map(list, IMAGENET), strict=True)),
         "released": released_statistics(sums, tile_px),
     }
 

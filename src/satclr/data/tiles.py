@@ -32,6 +32,7 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 Tiles = npt.NDArray[np.uint8]
 Channels = tuple[float, float, float]  # red, green, blue
 Statistics = tuple[Channels, Channels]  # mean and std of pixels in [0, 1]
+IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class TileError(ValueError):

@@ -20,8 +20,7 @@ from torch import nn
 
 from satclr import files, progress
 from satclr.data import tiles
-from satclr.data.statistics import IMAGENET
-from satclr.data.tiles import Statistics
+from satclr.data.tiles import IMAGENET, Statistics
 from satclr.params import Pretrain
 from satclr.pretrain import distributed
 
@@ -181,7 +180,7 @@ def own_statistics(config: Pretrain, *, root: Path) -> Statistics | None:
             return tuple(json.loads(facts["mean"])), tuple(json.loads(facts["std"]))
         if found := _published_statistics(config.arch, config.weights):
             return found
-    return tuple(IMAGENET["mean"]), tuple(IMAGENET["std"])
+    return IMAGENET
 
 
 def _published(arch: str, weights: str) -> State:
