@@ -209,7 +209,8 @@ def limit_of(settings: Settings, steps: int, device: torch.device) -> Callable[[
     optimizer = optimizers.build(model, how)
     side_px = settings.views.crop_px
     count = how.micro_batch_size or how.batch_size
-    x = torch.randn(2 * count, 3, side_px, side_px, device=device, dtype=torch.bfloat16)
+    dtype = torch.bfloat16 if how.precision == "bfloat16" else torch.float32
+    x = torch.randn(2 * count, 3, side_px, side_px, device=device, dtype=dtype)
     x = x.to(memory_format=torch.channels_last)
 
     def run() -> None:
