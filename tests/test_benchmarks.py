@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import runpy
 import sqlite3
 import subprocess
@@ -90,3 +91,10 @@ def test_two_jobs_of_dvcs_queue_share_one_store_and_give_the_results_of_one(
     assert runs == [(f"simclr-s{seed}", "FINISHED") for seed in range(4)]
     assert [reason for (reason,) in reasons].count("the first version") == 1
     assert len(reasons) == 4
+    # With all seeds in params.yaml, DVC restores what the experiments computed and runs what compares them.
+    path = copies[2] / "params.yaml"
+    path.write_text(path.read_text().replace("seeds:\n- 0\n", "seeds: [0, 1, 2, 3]\n"))
+    ran = jobs.command(copies[2], "dvc", "repro", "compare")
+    assert re.findall(r"Running stage '(\w+)", ran) == ["compare"]
+    compared = json.loads((copies[2] / "reports" / "bench" / "compare.json").read_text())
+    assert len(compared["arms"]["simclr"]["seeds"]) == 4
