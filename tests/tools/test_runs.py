@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,11 @@ def test_the_tables_of_the_docs_equal_the_committed_runs() -> None:
     for doc in runs.documents():
         text = doc.read_text(encoding="utf-8")
         assert runs.with_tables(text) == text, f"{doc.name}: run `python -m tools.runs --tables`"
+
+
+def test_the_readme_shows_the_committed_experiments() -> None:
+    shown = (runs.ROOT / "docs" / "runs" / "sample" / "experiments.txt").read_text(encoding="utf-8")
+    assert textwrap.indent(shown, "    ") in (runs.ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_table_is_filled_from_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
