@@ -1,6 +1,7 @@
 """The runs behind the numbers in the docs: docs/runs/<name>/run.yaml → compare.json and machine.json beside it.
 
     python -m tools.runs docs/runs/ladder-resnet18        run every arm and seed that run.yaml lists, and compare
+    dvc repro && python -m tools.runs docs/runs/sample    without a run.yaml: take the finished profile `sample`
     python -m tools.runs --tables                         write the tables of the docs from the compare.json files
 
 run.yaml holds a profile, arms, seeds and what it changes in params.yaml; `$DATA` in a value is the folder SATCLR_DATA,
@@ -36,8 +37,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?", help="a folder with a run.yaml")
     parser.add_argument("--tables", action="store_true", help="write the tables of the docs")
     chosen = parser.parse_args()
-    if chosen.folder:
+    if chosen.folder and (chosen.folder / "run.yaml").exists():
         run(chosen.folder)
+    elif chosen.folder:
+        shutil.copy(Project(ROOT, chosen.folder.name).reports / "compare.json", chosen.folder)
+        write_machine(chosen.folder, Project(ROOT, chosen.folder.name))
     if chosen.tables:
         for doc in documents():
             doc.write_text(with_tables(doc.read_text(encoding="utf-8")), encoding="utf-8")
@@ -48,7 +52,7 @@ def run(folder: Path) -> None:
     from satclr.data import prepare
     from satclr.evaluation import embed, evaluate, probe
     from satclr.pretrain import train
-    from satclr.study import compare, results
+    from satclr.study import compare
 
     probe.train = _remembering(probe.train)
     spec = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
@@ -66,13 +70,19 @@ def run(folder: Path) -> None:
     compare.run(project)
     shutil.copy(project.reports / "compare.json", folder)
     if computed:
-        sys.path.insert(0, str(ROOT / "benchmarks"))
-        import common
+        write_machine(folder, project, runs=computed, seconds=round(time.monotonic() - began))
 
-        facts = common.machine() | {"commit": results.git_state(ROOT)[0], "runs": computed}
-        facts["precision"] = machine.precision(project.settings.pretrain.precision)[0]
-        facts["seconds"] = round(time.monotonic() - began)
-        files.write_json(folder / "machine.json", facts)
+
+def write_machine(folder: Path, project: Project, **facts: int) -> None:
+    """Write machine.json: what computed the numbers, and at which commit."""
+    from satclr.study import results
+
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import common
+
+    precision = {"precision": machine.precision(project.settings.pretrain.precision)[0]}
+    commit = {"commit": results.git_state(ROOT)[0]}
+    files.write_json(folder / "machine.json", common.machine() | precision | commit | facts)
 
 
 def _remembering(train: Callable[..., Iterator[dict[str, float]]]) -> Callable[..., Iterator[dict[str, float]]]:
