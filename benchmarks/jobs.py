@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -26,7 +25,7 @@ import yaml
 from satclr import files
 
 OUT = common.ROOT / "docs" / "runs" / "jobs.json"
-EXPERIMENTS = 6
+EXPERIMENTS, LIMIT_S = 6, 3600
 SECTIONS: dict[str, Any] = {
     "data": {"tile_px": 48},
     "views": {"crop_px": 32},
@@ -86,13 +85,14 @@ def work_off(project: Path, overrides: Sequence[str], *, jobs: int) -> float:
         command(project, "dvc", "exp", "run", "--queue", "--quiet", "-n", f"queued-{number}", "-S", override)
     started = time.perf_counter()
     command(project, "dvc", "queue", "start", "--jobs", str(jobs))
-    while re.search(r"\b(Queued|Running)\b", status := command(project, "dvc", "queue", "status")):
-        time.sleep(1)
-    seconds = time.perf_counter() - started
-    command(project, "dvc", "queue", "stop", "--kill")
-    if status.count("Success") != len(overrides):
-        raise RuntimeError(status + command(project, "dvc", "queue", "logs", "queued-0"))
-    return seconds
+    try:
+        while (status := command(project, "dvc", "queue", "status")).count("Success") < len(overrides):
+            if "Failed" in status or time.perf_counter() - started > LIMIT_S:
+                raise RuntimeError(status)
+            time.sleep(1)
+        return time.perf_counter() - started
+    finally:
+        command(project, "dvc", "queue", "stop", "--kill")
 
 
 def results(project: Path) -> dict[str, dict[str, str]]:

@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--before", type=Path, help="another checkout")
     parser.add_argument("--rounds", type=int, default=3)
     chosen = parser.parse_args()
-    projects = {"now": common.ROOT} | ({"before": chosen.before} if chosen.before else {})
+    projects = {"now": common.ROOT} | ({"before": chosen.before.resolve()} if chosen.before else {})
     times: dict[str, dict[str, list[float]]] = {}
     for _ in range(chosen.rounds + 1):
         for which, project in projects.items():

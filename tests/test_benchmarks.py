@@ -31,12 +31,17 @@ def test_the_script_for_a_gpu_runs_without_one(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     run(str(FOLDER / "gpu.py"), "--quick", "--out", str(out))
     found = json.loads(out.read_text())
+    assert [row["case"] for row in found["rows"]] == [
+        "float32", "TF32", "bfloat16", "batch 512 in micro-batches of 128", "batch 2048 in micro-batches of 128",
+    ]  # fmt: skip
     for row in found["rows"]:
         assert row["ours"] > 0
         assert row["theirs"] > 0
         assert set(row["share"]) == {"gather", "views", "forward_backward", "optimizer"}
         assert all(row["share"][part] > 0 for part in ("views", "forward_backward", "optimizer"))
-    assert all(value > 0 for part in ("tiles_per_s_alone", "mlrsnet_minutes") for value in found[part].values())
+    assert all(
+        value > 0 for part in ("tiles_per_s_alone", "mlrsnet_minutes_in_bfloat16") for value in found[part].values()
+    )
 
 
 def test_the_docs_show_the_committed_coverage() -> None:
@@ -54,6 +59,7 @@ def test_the_docs_show_the_committed_tables(name: str, monkeypatch: pytest.Monke
     monkeypatch.syspath_prepend(FOLDER)
     benchmark = importlib.import_module(name)
     committed = json.loads(benchmark.OUT.read_text())
+    assert committed.get("same_results", True)
     assert benchmark.table(committed) in (FOLDER.parent / "docs" / "scale.md").read_text()
 
 

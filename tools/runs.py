@@ -40,6 +40,7 @@ def main() -> None:
     if chosen.folder and (chosen.folder / "run.yaml").exists():
         run(chosen.folder)
     elif chosen.folder:
+        chosen.folder.mkdir(exist_ok=True)
         shutil.copy(Project(ROOT, chosen.folder.name).reports / "compare.json", chosen.folder)
         write_machine(chosen.folder, Project(ROOT, chosen.folder.name))
     if chosen.tables:

@@ -121,12 +121,13 @@ def arms(profile: Profile = None, encoders: Encoders = False) -> None:
         except CombinationError as error:  # an arm that does not run with this profile
             clashes[name] = str(error)
     if encoders:
-        from satclr.pretrain import encoder
+        from satclr.study import encoders as study
 
-        progress.print_table(encoder.table(runs.values()), header=encoder.COLUMNS)
+        progress.print_table(study.table(runs.values()), header=study.COLUMNS)
         return
-    flat = {name: run.settings.flat() for name, run in runs.items()}
-    reference, first = next(iter(flat.items()))
+    reference = running[0]
+    flat = {reference: chosen.run(reference).settings.flat()} | {n: run.settings.flat() for n, run in runs.items()}
+    first = flat[reference]
     progress.print_table(list(first.items()), header=(f"profile {chosen.profile}", reference))
     typer.echo()
     changes = {n: "\n".join(f"{k} {v}" for k, v in each.items() if first.get(k, v) != v) for n, each in flat.items()}

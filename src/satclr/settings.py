@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import reprlib
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,7 +34,7 @@ class CombinationError(ParamsError):
 def load(path: Path) -> Params:
     """Read and check the whole file: every arm with every profile.
 
-    An arm need not go together with a profile that it does not run with, if it does with another or the defaults.
+    An arm and a profile that does not run it need not go together, if each goes together with others.
 
     Raises `ParamsError` naming the key's path, the value and what is allowed.
     """
@@ -48,16 +49,20 @@ def load(path: Path) -> Params:
         raise ParamsError(f"{path.name} must be a mapping, not {type(tree).__name__}")
     params = _validate(Params, tree, sources={})
     _check_names(params)
-    scales = {"": {}, **params.profiles}  # the defaults alone, too
-    for arm in params.arms:
-        failed: dict[str, CombinationError] = {}
-        for profile in scales:
-            try:
-                _resolve(params, scales, profile, arm)
-            except CombinationError as error:
-                failed[profile] = error
-        if len(failed) == len(scales) or (arm in params.run and params.profile in failed):
-            raise failed[params.profile]
+    scales = {**params.profiles, "": {}}  # and the defaults alone, of which a profile may have to set some
+    failed: dict[tuple[str, str], ParamsError] = {}
+    for profile, arm in product(scales, params.arms):
+        try:
+            _resolve(params, scales, profile, arm)
+        except ParamsError as error:
+            if profile and not isinstance(error, CombinationError):
+                raise
+            failed[profile, arm] = error
+    for (profile, arm), problem in failed.items():
+        runs = profile == params.profile and arm in params.run
+        with_none = all((name, arm) in failed for name in scales)
+        if profile and (runs or with_none or all((profile, name) in failed for name in params.arms)):
+            raise problem
     return params
 
 

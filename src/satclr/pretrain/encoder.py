@@ -4,7 +4,7 @@ In: an architecture's name and where its weights come from. Out: a module (B,3,S
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,9 @@ from satclr.data.tiles import Channels, Statistics
 from satclr.params import Settings
 from satclr.pretrain import architectures, distributed, views
 from satclr.pretrain.architectures import EncoderError, build
-from satclr.project import Run
 
-__all__ = ["EncoderError", "Frozen", "build", "initial", "load", "save", "table"]
+__all__ = ["EncoderError", "Frozen", "build", "initial", "load", "save"]
 
-COLUMNS = ("encoder, weights", "parameters", "width", "crop_px", "normalization")  # of `table`
 MAX_CROP_PX = 1024  # as params.yaml allows; a file with more would fill the memory
 
 BatchNorm = nn.modules.batchnorm._BatchNorm  # noqa: SLF001 - the base of all three
@@ -42,30 +40,6 @@ def initial(arch: str, start: str, *, seed: int, root: Path, crop_px: int = 224)
     if start != "none":
         architectures.load_into(model, arch, start, root=root)
     return model.eval(), width
-
-
-def table(runs: Iterable[Run]) -> list[tuple[str, ...]]:
-    """Each distinct encoder of the runs, by `COLUMNS`, without memory for weights. Raises `EncoderError` as `build`."""
-    rows: dict[tuple[str, str, int, str], tuple[str, ...]] = {}
-    for run in runs:
-        config, crop_px = run.settings.pretrain, run.settings.views.crop_px
-        key = (config.arch, config.weights, crop_px, config.normalization)
-        if key not in rows:
-            model = architectures.skeleton(config.arch, crop_px)
-            width = architectures.feature_dim(model, config.arch, crop_px)
-            count = sum(p.numel() for p in model.parameters())
-            cells = (f"{config.arch}\n{config.weights}", f"{count:,}", f"{width:,}", str(crop_px))
-            rows[key] = (*cells, f"{config.normalization}\n{_shown_statistics(run)}")
-    return list(rows.values())
-
-
-def _shown_statistics(run: Run) -> str:
-    try:
-        found = architectures.own_statistics(run.settings.pretrain, root=run.root)
-        mean, std = found or tiles.open_store(run.store).statistics(run.settings.pretrain.normalization)
-    except tiles.TileError:
-        return "run `satclr prepare`"
-    return "mean {:.3f} {:.3f} {:.3f}\nstd {:.3f} {:.3f} {:.3f}".format(*mean, *std)
 
 
 def adapt_batch_norm(
