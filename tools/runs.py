@@ -71,7 +71,8 @@ def run(folder: Path) -> None:
     compare.run(project)
     shutil.copy(project.reports / "compare.json", folder)
     if computed:
-        write_machine(folder, project, runs=computed, seconds=round(time.monotonic() - began))
+        whole = computed == len(spec["seeds"]) * len(spec["arms"])  # else part of it was done before
+        write_machine(folder, project, **({"seconds": round(time.monotonic() - began)} if whole else {}))
 
 
 def write_machine(folder: Path, project: Project, **facts: int) -> None:
