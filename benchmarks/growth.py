@@ -1,7 +1,8 @@
 """How time and memory of the stages grow with the number of tiles: 10,000, 100,000, 1,000,000 of 64 px.
 
-    python benchmarks/scale.py growth                   all sizes, into docs/runs/scale.json
-    python benchmarks/growth.py search 100000           one stage at one size
+    python benchmarks/scale.py growth                   all stages and sizes, into docs/runs/scale.json
+    python benchmarks/scale.py growth "split by group"  one stage again
+    python benchmarks/growth.py "embed 1%" 100000       one stage at one size
 
 The store is made: its tiles.npy is a hole in a file (12 GB at a million tiles, hardly any disk), its index is what
 `prepare` writes, with 60 labels. For near-duplicates tiles are noise that is made as it is read. Each stage runs in
@@ -31,6 +32,7 @@ from satclr.data import duplicates, splits, tiles
 
 OUT = ROOT / "docs" / "runs" / "scale.json"
 LABELS, TILE_PX, BATCH, SHARE = 60, 64, 128, 0.01
+COUNTS = [10_000, 100_000, 1_000_000]
 NAMES = [f"label {k}" for k in range(LABELS)]
 LABELLED = 10_000  # where all further tiles are unlabelled
 
@@ -198,9 +200,16 @@ def measure(stage: str, count: int) -> dict[str, float]:
     return found
 
 
-def main(counts: Sequence[int]) -> None:
+def main(chosen: Sequence[str]) -> None:
+    """Measure the sizes and stages that are chosen, by default all; other stages' rows stay as they were."""
+    counts = [int(text) for text in chosen if text.isdecimal()] or COUNTS
+    stages = [text for text in chosen if not text.isdecimal()]
+    kept = {row["stage"]: row for row in json.loads(OUT.read_text())["rows"]} if stages else {}
     rows = []
     for stage in STAGES:
+        if stages and stage not in stages:
+            rows.append(kept[stage])
+            continue
         sizes = {str(count): measure(stage, count) for count in counts}
         first, last = sizes[str(counts[0])], sizes[str(counts[-1])]
         row: dict[str, Any] = {"stage": stage, "sizes": sizes}

@@ -109,8 +109,8 @@ def worker(arch: str, crop_px: int, batch_size: int, micro_batch_size: int | Non
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["growth", *counts]:
-            growth.main([int(count) for count in counts] or [10_000, 100_000, 1_000_000])
+        case ["growth", *chosen]:
+            growth.main(chosen)
         case ["worker", arch, *numbers]:
             side, batch, micro = map(int, numbers)
             worker(arch, side, batch, micro or None)

@@ -8,8 +8,7 @@ order of files and rows does not matter.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Sequence
-from itertools import chain
+from collections.abc import Collection, Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,6 +28,7 @@ SUMMARY_LABELS: Final = 8
 SUMMARY_WIDTH: Final = 30  # characters
 
 Targets = npt.NDArray[np.uint8]
+Rows = npt.NDArray[np.intp]
 Fractions = tuple[float, float, float]
 
 
@@ -83,32 +83,34 @@ def split(
 
     Raises `SplitError` for an empty split.
     """
-    by_name = sorted(range(len(names)), key=names.__getitem__)
-    units = members(names if groups is None else groups, by_name)
-    order = [units[place] for place in randomness.permutation(len(units), seed, "split").tolist()]
-    drawn = _cut(order, fractions) if stratify is None else stratified(order, stratify, fractions)
-    which_of = {row: SPLITS[which] for unit, which in zip(order, drawn, strict=True) for row in unit}
-    result = [which_of[row] for row in range(len(names))]
-    _refuse_empty(result, f"{len(units):,} units at fractions {fractions}")
-    return result
+    by_name = np.array(sorted(range(len(names)), key=names.__getitem__))
+    keys, numbers = names if groups is None else groups, dict[Hashable, int]()
+    found = np.fromiter((numbers.setdefault(keys[row], len(numbers)) for row in by_name.tolist()), np.intp)
+    order = randomness.permutation(len(numbers), seed, "split").numpy()
+    unit = np.argsort(order)[found]  # the place of each row's unit in the order drawn
+    rows, sizes = by_name[np.argsort(unit, kind="stable")], np.bincount(unit)
+    which = _cut(sizes, fractions) if stratify is None else stratified(stratify[rows], sizes, fractions)
+    result = np.empty(len(names), object)
+    result[rows] = np.array(SPLITS, object)[np.repeat(which, sizes)]
+    drawn: list[str] = result.tolist()
+    _refuse_empty(drawn, f"{len(numbers):,} units at fractions {fractions}")
+    return drawn
 
 
-def stratified(units: Sequence[Sequence[int]], targets: Targets, fractions: Fractions) -> list[int]:
-    """Assign units of rows so that each split has its share of every label: iterative stratification.
+def stratified(targets: Targets, sizes: Rows, fractions: Fractions) -> Rows:
+    """Assign units of tiles so that each split has its share of every label: iterative stratification.
 
     The label with the fewest units left comes first; each of its units goes to the split that lacks most of that label,
     then to the one that lacks most tiles; remaining ties follow the order of the units. Sechidis, Tsoumakas, Vlahavas
     2011, algorithm 1, doi:10.1007/978-3-642-23808-6_10.
 
-    Returns the index of each unit's split. targets: (N,K); a unit counts as many times as it has rows.
+    Returns the index of each unit's split (U,). targets: (N,K), unit by unit; sizes: (U,), the tiles of each.
     """
-    sizes = np.array([len(unit) for unit in units])
-    rows = np.fromiter(chain.from_iterable(units), np.intp)
-    counts = np.add.reduceat(targets[rows], np.cumsum(sizes) - sizes, dtype=np.int32)  # (U,K)
+    counts = np.add.reduceat(targets, np.cumsum(sizes) - sizes, dtype=np.int32)  # (U,K)
     shares = np.array(fractions)
     lacks = shares[:, None] * counts.sum(0)  # (3,K): how much of each label each split still needs
     lacks_tiles = shares * sizes.sum()
-    assigned = np.full(len(units), -1)
+    assigned = np.full(len(sizes), -1)
     left = (counts > 0).sum(0)
     while (left > 0).any():
         label = int(np.argmin(np.where(left > 0, left, left.max() + 1)))
@@ -120,7 +122,7 @@ def stratified(units: Sequence[Sequence[int]], targets: Targets, fractions: Frac
     for unit in np.flatnonzero(assigned < 0):  # without labels
         assigned[unit] = np.argmax(lacks_tiles)
         lacks_tiles[assigned[unit]] -= sizes[unit]
-    return [int(which) for which in assigned]
+    return assigned
 
 
 def from_file(path: Path, names: Sequence[str], *, left_out: Collection[str] = ()) -> list[str]:
@@ -163,11 +165,11 @@ def column(
     return [given[name] for name in names]
 
 
-def members(groups: Sequence[Hashable], order: Iterable[int] | None = None) -> list[list[int]]:
-    """The rows of each group, in `order` (ascending)."""
+def members(groups: Sequence[Hashable]) -> list[list[int]]:
+    """The rows of each group, ascending."""
     found: dict[Hashable, list[int]] = {}
-    for row in range(len(groups)) if order is None else order:
-        found.setdefault(groups[row], []).append(row)
+    for row, group in enumerate(groups):
+        found.setdefault(group, []).append(row)
     return list(found.values())
 
 
@@ -222,11 +224,10 @@ def summary(split: Sequence[str], targets: Targets, names: Sequence[str], *, unl
     return table
 
 
-def _cut(units: Sequence[Sequence[int]], fractions: Fractions) -> list[int]:
-    """Cut the units in order where the rounded sizes are reached."""
-    sizes = np.array([len(unit) for unit in units], dtype=np.int64)
+def _cut(sizes: Rows, fractions: Fractions) -> Rows:
+    """Cut units of these sizes where the rounded sizes of the splits are reached."""
     ends = np.round(np.cumsum(fractions) * sizes.sum())
-    return [int(which) for which in np.searchsorted(ends[:-1], np.cumsum(sizes) - sizes, side="right")]
+    return np.searchsorted(ends[:-1], np.cumsum(sizes) - sizes, side="right")
 
 
 def _refuse_empty(split: Sequence[str], source: str) -> None:
