@@ -23,7 +23,10 @@ from typing import Any
 
 import common
 import numpy as np
+import torch
 from PIL import Image
+
+from satclr.data import tiles
 
 OUT = common.ROOT / "docs" / "runs" / "shards.json"
 TILES, TILE_PX, SHARD, BATCH, BUFFER, QUALITY, ROUNDS = 6_000, 256, 1_000, 128, 2_000, 90, 3
@@ -82,10 +85,11 @@ def write(folder: Path) -> tuple[Path, list[Path]]:
 
 
 def mapped(array: Path) -> Iterator[Any]:
-    pixels = np.load(array, mmap_mode="r")
-    order = np.random.default_rng(0).permutation(TILES)
-    for start in range(0, TILES, BATCH):
-        yield pixels[np.sort(order[start : start + BATCH])]
+    """Batches as pretraining reads them."""
+    store = common.made_store(np.load(array, mmap_mode="r"))
+    batches = tiles.split_batches(np.random.default_rng(0).permutation(TILES), BATCH)
+    for _, batch in tiles.stream(store, batches, torch.device("cpu")):
+        yield batch
 
 
 def streamed(shards: list[Path], *, threads: int) -> Iterator[Any]:

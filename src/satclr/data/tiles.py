@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import mmap
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -157,6 +158,7 @@ def stream(
     import torch
 
     def read(rows: npt.NDArray[np.int64]) -> torch.Tensor:
+        _prefetch(store.pixels, rows)
         tiles = torch.from_numpy(store.pixels[rows])
         return tiles.pin_memory() if device.type == "cuda" else tiles
 
@@ -166,6 +168,18 @@ def stream(
             if following is not None:
                 ahead.append(pool.submit(read, following))
             yield rows, ahead.pop(0).result().to(device, non_blocking=True)
+
+
+def _prefetch(pixels: Tiles, rows: npt.NDArray[np.int64]) -> None:
+    """Have the kernel read these tiles of a memory map, all at once and no others around them."""
+    if not isinstance(pixels, np.memmap) or not hasattr(mmap, "MADV_WILLNEED"):
+        return
+    file: Any = pixels.base
+    file.madvise(mmap.MADV_RANDOM)
+    size, first = pixels[0].nbytes, pixels.offset % mmap.ALLOCATIONGRANULARITY
+    for start in (rows * size + first).tolist():
+        page = start - start % mmap.PAGESIZE
+        file.madvise(mmap.MADV_WILLNEED, page, start + size - page)
 
 
 def split_batches(rows: npt.NDArray[np.int64], size: int, *, smallest: int = 1) -> list[npt.NDArray[np.int64]]:
