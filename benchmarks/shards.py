@@ -13,7 +13,6 @@ import io
 import itertools
 import json
 import os
-import random
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -94,9 +93,9 @@ def mapped(array: Path) -> Iterator[Any]:
 
 def streamed(shards: list[Path], *, threads: int) -> Iterator[Any]:
     """Batches of decoded tiles: shards in a random order, tiles drawn from a buffer."""
-    rng = random.Random(0)
+    rng = np.random.default_rng(0)
     with ThreadPoolExecutor(threads) as pool:
-        for batch in batched(shuffled(encoded(rng.sample(shards, len(shards))), rng)):
+        for batch in batched(shuffled(encoded(shards[i] for i in rng.permutation(len(shards))), rng)):
             yield np.stack(list(pool.map(decode, batch)))
 
 
@@ -107,12 +106,12 @@ def encoded(shards: Iterable[Path]) -> Iterator[bytes]:
                 yield (tar.extractfile(entry) or io.BytesIO()).read()
 
 
-def shuffled(files: Iterable[bytes], rng: random.Random) -> Iterator[bytes]:
+def shuffled(files: Iterable[bytes], rng: np.random.Generator) -> Iterator[bytes]:
     held: list[bytes] = []
     for file in files:
         held.append(file)
         if len(held) > BUFFER:
-            place = rng.randrange(len(held))
+            place = int(rng.integers(len(held)))
             held[place], held[-1] = held[-1], held[place]
             yield held.pop()
     rng.shuffle(held)

@@ -111,15 +111,8 @@ def _project(profile: str | None = None, *, or_ours: bool = False) -> Project:
 @app.command()
 def arms(profile: Profile = None, encoders: Encoders = False) -> None:
     """Show the resolved arms: every setting of the first that runs, and what each other arm changes."""
-    from satclr.settings import CombinationError
-
     chosen = _project(profile)
-    running, runs, clashes = chosen.params.run, {}, {}
-    for name in dict.fromkeys([*running, *chosen.params.arms]):
-        try:
-            runs[name] = chosen.run(name)
-        except CombinationError as error:  # an arm that does not run with this profile
-            clashes[name] = str(error)
+    running, (runs, clashes) = chosen.params.run, chosen.all_arms()
     if encoders:
         from satclr.study import encoders as study
 

@@ -108,6 +108,16 @@ class Project:
         """The arms that params.yaml runs, each with its seeds."""
         return [[self.run(name, seed) for seed in self.params.seeds] for name in self.params.run]
 
+    def all_arms(self) -> tuple[dict[str, Run], dict[str, str]]:
+        """Every arm of params.yaml, those that run first; and why others do not go together with the profile."""
+        runs, clashes = {}, {}
+        for name in dict.fromkeys([*self.params.run, *self.params.arms]):
+            try:
+                runs[name] = self.run(name)
+            except reading.CombinationError as error:
+                clashes[name] = str(error)
+        return runs, clashes
+
     @property
     def data(self) -> Path:
         return self.root / "data" / self.profile
