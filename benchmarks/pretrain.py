@@ -58,14 +58,17 @@ class Size:
     limit_rounds: int  # with the limit: a ratio near 1 needs more of them
     warm_up: int = 1  # rounds before those with a rival
     against: tuple[str, ...] = ("the limit", "lightly's recipe", "the paper's loop")
+    precision: str = common.PRECISION  # ours and the limit's; the rivals' is float32
 
 
 # At 48 the paper's loop gets faster with each of its first steps, as its process gathers memory.
-FULL = (
+FULL: tuple[Size, ...] = (
     Size("resnet18", 64, 96, 128, 8, 3, 8),
     Size("resnet50", 224, 256, 16, 2, 4, 4),
     Size("resnet50", 224, 256, 48, 1, 4, 3, warm_up=6, against=("the limit", "the paper's loop")),
 )
+if common.PRECISION != "float32":  # at the rivals' own precision too
+    FULL += (Size("resnet18", 64, 96, 128, 8, 3, 0, against=FULL[0].against[1:], precision="float32"),)
 QUICK = (Size("resnet18", 64, 96, 16, 2, 1, 1), Size("resnet50", 224, 256, 2, 2, 1, 1))
 
 
@@ -78,12 +81,7 @@ def compare(size: Size) -> list[Row]:
     sections = {
         "data": {"tile_px": size.tile_px},
         "views": {"crop_px": size.crop_px},
-        "pretrain": {
-            "arch": size.arch,
-            "weights": "none",
-            "precision": common.PRECISION,
-            "batch_size": size.batch_size,
-        },
+        "pretrain": {"arch": size.arch, "weights": "none", "precision": size.precision, "batch_size": size.batch_size},
     }
     found: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
@@ -94,7 +92,7 @@ def compare(size: Size) -> list[Row]:
         store = tiles.open_store(run.store)
         store = replace(store, splits=np.where(np.arange(count + SPARE) < count, "train", "val"))
         rivals: dict[str, tuple[Callable[[], AbstractContextManager[Step]], int, str]] = {
-            "the limit": (lambda: nullcontext(limit(size, run.settings.pretrain)), size.limit_rounds, common.PRECISION),
+            "the limit": (lambda: nullcontext(limit(size, run.settings.pretrain)), size.limit_rounds, size.precision),
             "lightly's recipe": (lambda: apart(lightly, size, files), size.rounds, "float32"),
             "the paper's loop": (lambda: apart(paper, size, files), size.rounds, "float32"),
         }
@@ -104,9 +102,10 @@ def compare(size: Size) -> list[Row]:
             with begin() as step:
                 ours, theirs = take_turns(store, run, step, rounds=rounds, warm_up=warm_up, images=count)
             batch = f", batch {size.batch_size}" if size.arch == "resnet50" else ""
-            row = f"pretraining {size.arch} {size.crop_px} px{batch} against {rival}"
+            own = ", both in float32" if size.precision != common.PRECISION else ""
+            row = f"pretraining {size.arch} {size.crop_px} px{batch}{own} against {rival}"
             found.append(common.rate_row(row, ours, theirs, "images/s") | {"their_precision": precision})
-    return [{**row, "batch_size": size.batch_size, "precision": common.PRECISION} for row in found]
+    return [{**row, "batch_size": size.batch_size, "precision": size.precision} for row in found]
 
 
 def take_turns(
