@@ -13,6 +13,7 @@ them; what is done already, in build/runs/<name>, is not repeated.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -56,6 +57,7 @@ def run(folder: Path) -> None:
     from satclr.study import compare
 
     probe.train = _remembering(probe.train)
+    stages = (train.run, _sharing(embed.run), probe.run, evaluate.run)
     spec = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
     project = _project(ROOT / "build" / "runs" / folder.name, spec)
     began, computed = time.monotonic(), 0
@@ -65,8 +67,8 @@ def run(folder: Path) -> None:
         for arm in spec["arms"]:
             one = project.run(arm, seed)
             if not (one.results / "metrics.json").exists():
-                for stage in (train, embed, probe, evaluate):
-                    stage.run(one, lambda _epoch, _metrics: None)
+                for stage in stages:
+                    stage(one, lambda _epoch, _metrics: None)
                 computed += 1
     compare.run(project)
     shutil.copy(project.reports / "compare.json", folder)
@@ -85,6 +87,25 @@ def write_machine(folder: Path, project: Project, **facts: int) -> None:
     precision = {"precision": machine.precision(project.settings.pretrain.precision)[0]}
     commit = {"commit": results.git_state(ROOT)[0]}
     files.write_json(folder / "machine.json", common.machine() | precision | commit | facts)
+
+
+def _sharing(embed: Callable[[Run, Any], None]) -> Callable[[Run, Any], None]:
+    """`embed.run`, whose features seeds share where neither the encoder nor the batches depend on the seed."""
+    known: dict[str, Path] = {}
+
+    def run(one: Run, log: Any) -> None:
+        tensors, facts = files.load_tensors(one.encoder)
+        digest = hashlib.sha256(b"".join(tensors[name].tobytes() for name in sorted(tensors)))
+        facts.pop("fingerprint")  # the seed's
+        batch = one.settings.probe.batch_norm == "batch"
+        key = f"{digest.hexdigest()} {sorted(facts.items())} {batch and (one.seed, one.settings.probe.batch_size)}"
+        if key in known:
+            shutil.copyfile(known[key], one.features)
+        else:
+            embed(one, log)
+            known[key] = one.features
+
+    return run
 
 
 def _remembering(train: Callable[..., Iterator[dict[str, float]]]) -> Callable[..., Iterator[dict[str, float]]]:
