@@ -23,7 +23,9 @@ from common import Row
 from rich.console import Console
 from rich.table import Table
 
-OUT = Path(__file__).with_name("results") / f"{torch.backends.cpu.get_cpu_capability().lower()}.json"
+RESULTS = Path(__file__).with_name("results")
+OUT = RESULTS / f"{torch.backends.cpu.get_cpu_capability().lower()}.json"
+KINDS = {"avx512": "AVX512", "avx2": "AVX2"}  # files of results, as the docs' tables name them
 MODULES = (
     "views",
     "pretrain",
@@ -105,6 +107,34 @@ def kept(measured_now: set[str]) -> list[Row]:
         Console(stderr=True).print(f"{len(rows)} rows of another machine or other versions are dropped")
         return []
     return rows
+
+
+def documents() -> dict[str, dict[str, Any]]:
+    """The committed results of each kind of CPU."""
+    return {kind: json.loads((RESULTS / f"{kind}.json").read_text(encoding="utf-8")) for kind in KINDS}
+
+
+def markdown(benchmark: str) -> str:
+    """A benchmark's rows as the docs show them, the kinds of CPU on which it ran side by side."""
+    kinds = {
+        KINDS[kind]: {row["name"]: row for row in found["rows"] if row["benchmark"] == benchmark}
+        for kind, found in documents().items()
+    }
+    kinds = {kind: rows for kind, rows in kinds.items() if rows}
+    header = ["what", "unit", "at least", *(f"{kind}: {key}" for kind in kinds for key in ("ours", "against", "ratio"))]
+    table = [header, ["---"] * len(header)]
+    for name, row in {name: row for rows in kinds.values() for name, row in rows.items()}.items():
+        found = [rows.get(name, {}) for rows in kinds.values()]
+        cells = [number(each.get(key)) for each in found for key in ("ours", "theirs", "ratio")]
+        table.append([name, row["unit"], number(row.get("target")), *cells])
+    return "".join(f"| {' | '.join(line)} |\n" for line in table)
+
+
+def number(value: float | None) -> str:
+    """Three significant digits."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def show(rows: list[Row]) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -81,12 +82,9 @@ def write_machine(folder: Path, project: Project, **facts: int) -> None:
     """Write machine.json: what computed the numbers, and at which commit."""
     from satclr.study import results
 
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    import common
-
     precision = {"precision": machine.precision(project.settings.pretrain.precision)[0]}
     commit = {"commit": results.git_state(ROOT)[0]}
-    files.write_json(folder / "machine.json", common.machine() | precision | commit | facts)
+    files.write_json(folder / "machine.json", _benchmark("common").machine() | precision | commit | facts)
 
 
 def _sharing(embed: Callable[[Run, Any], None]) -> Callable[[Run, Any], None]:
@@ -164,9 +162,14 @@ def documents() -> list[Path]:
 
 
 def with_tables(text: str) -> str:
-    """`text` with each `<!-- table: RUN KIND --> … <!-- end -->` filled from docs/runs/RUN/compare.json."""
+    """`text` with each `<!-- table: RUN KIND --> … <!-- end -->` filled from docs/runs/RUN/compare.json.
+
+    Where RUN is `benchmarks`, from a benchmark's results.
+    """
 
     def table(match: re.Match[str]) -> str:
+        if match["run"] == "benchmarks":
+            return match[1] + str(_benchmark("run").markdown(match["kind"])) + match[4]
         report = json.loads((ROOT / "docs" / "runs" / match["run"] / "compare.json").read_text(encoding="utf-8"))
         header, *rows = TABLES[match["kind"]](report)
         lines = [header, ("---",) * len(header), *rows]
@@ -221,6 +224,14 @@ def labels(report: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 TABLES = {"arms": arms, "ladder": ladder, "factorial": factorial, "labels": labels}
+
+
+def _benchmark(name: str) -> Any:
+    """A module of benchmarks/, whose modules import each other by name."""
+    folder = str(ROOT / "benchmarks")
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    return importlib.import_module(name)
 
 
 def _span(ends: list[float], sign: str = "") -> str:
