@@ -7,8 +7,8 @@ epochs a rival has a turn of as many steps. The limit is the same step on views 
 process. The rivals read the same tiles as JPEG files of the store's size, with 2 workers, and run in processes
 of their own; both are written from their descriptions. An image is a tile, of which a step sees two views.
 
-Epochs are a few steps long. What ours measures at the end of each (satclr.pretrain.diagnostics) is left out: it would be
-a third of an epoch of two steps. benchmarks/tracking.py has its share of a real one.
+Epochs are a few steps long. What ours measures at the end of each (satclr.pretrain.diagnostics) is left out: it would
+be a third of an epoch of two steps. benchmarks/tracking.py has its share of a real one.
 """
 
 from __future__ import annotations
