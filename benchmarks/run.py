@@ -109,23 +109,19 @@ def kept(measured_now: set[str]) -> list[Row]:
     return rows
 
 
-def documents() -> dict[str, dict[str, Any]]:
-    """The committed results of each kind of CPU."""
-    return {kind: json.loads((RESULTS / f"{kind}.json").read_text(encoding="utf-8")) for kind in KINDS}
-
-
 def markdown(benchmark: str) -> str:
     """A benchmark's rows as the docs show them, the kinds of CPU on which it ran side by side."""
-    kinds = {
-        KINDS[kind]: {row["name"]: row for row in found["rows"] if row["benchmark"] == benchmark}
-        for kind, found in documents().items()
-    }
-    kinds = {kind: rows for kind, rows in kinds.items() if rows}
+    kinds: dict[str, dict[str, Row]] = {}
+    for kind, shown in KINDS.items():
+        path = RESULTS / (f"starts-{kind}.json" if benchmark == "starts" else f"{kind}.json")
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+        if found := {row["name"]: row for row in rows if row["benchmark"] == benchmark}:
+            kinds[shown] = found
     header = ["what", "unit", "at least", *(f"{kind}: {key}" for kind in kinds for key in ("ours", "against", "ratio"))]
     table = [header, ["---"] * len(header)]
     for name, row in {name: row for rows in kinds.values() for name, row in rows.items()}.items():
-        found = [rows.get(name, {}) for rows in kinds.values()]
-        cells = [number(each.get(key)) for each in found for key in ("ours", "theirs", "ratio")]
+        by_kind = [rows.get(name, {}) for rows in kinds.values()]
+        cells = [number(each.get(key)) for each in by_kind for key in ("ours", "theirs", "ratio")]
         table.append([name, row["unit"], number(row.get("target")), *cells])
     return "".join(f"| {' | '.join(line)} |\n" for line in table)
 

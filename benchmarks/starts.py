@@ -19,6 +19,7 @@ from pathlib import Path
 
 import common
 import torch
+from common import Row
 
 OUT = Path(__file__).with_name("results") / f"starts-{torch.backends.cpu.get_cpu_capability().lower()}.json"
 ARM = ("--arm", "simclr", "--seed", "0")
@@ -65,12 +66,19 @@ def main() -> None:
         name: {which: round(statistics.median(found[1:]), 2) for which, found in each.items()}
         for name, each in times.items()
     }
-    counts = {name: 2 if name in ARM_STAGES else 1 for name in STAGES if name not in PEOPLE}
-    total = {w: round(sum(n * seconds[name][w] for name, n in counts.items()), 1) for w in projects}
-    for name, each in [*seconds.items(), ("sum over the ablation, without prepare", total)]:
-        print(f"{name:40}", "   ".join(f"{which} {value:6.2f} s" for which, value in each.items()))
-    found = {"machine": common.machine(), "rounds": chosen.rounds, "seconds": seconds, "sum": total}
+    stages = {name: 2 if name in ARM_STAGES else 1 for name in STAGES if name not in PEOPLE}
+    seconds["sum over both arms' stages, without prepare"] = {
+        which: round(sum(count * seconds[name][which] for name, count in stages.items()), 1) for which in projects
+    }
+    rows = [row(name, each["now"], each.get("before")) for name, each in seconds.items()]
+    print(json.dumps(rows, indent=1))
+    found = {"machine": common.machine(), "rounds": chosen.rounds, "rows": rows}
     OUT.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def row(name: str, now: float, before: float | None) -> Row:
+    ratio = None if before is None else round(before / now, 2)
+    return {"benchmark": "starts", "name": name, "ours": now, "theirs": before, "ratio": ratio, "unit": "s"}
 
 
 def commands(project: Path) -> dict[str, Sequence[str]]:
