@@ -1,7 +1,5 @@
 """Small downloads of every kind that `satclr import` knows."""
 
-from __future__ import annotations
-
 import io
 import tarfile
 import zipfile

@@ -1,7 +1,5 @@
 """Archives, tables, images and stores from outside: they run nothing and write nowhere else."""
 
-from __future__ import annotations
-
 import io
 import pickle
 import resource

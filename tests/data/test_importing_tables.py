@@ -1,7 +1,5 @@
 """Label tables in the forms that people publish: each is read, or named with the reason it was not."""
 
-from __future__ import annotations
-
 import io
 import json
 import unicodedata

@@ -1,7 +1,5 @@
 """Model files and archives with damaged bytes: refused in one message, without taking memory for what they claim."""
 
-from __future__ import annotations
-
 import io
 import resource
 import shutil

@@ -1,7 +1,5 @@
 """params.yaml at its schema's edges: what is refused is named by its key, what is accepted can be shown."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import io

@@ -10,8 +10,6 @@ Everything is written beside the target and renamed to it at the end. An import 
 resumes; one with invalid input leaves nothing behind.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -4,8 +4,6 @@ In: the members of a download. Out: a `Plan` of `Images/<category>/<tile>`, `Lab
 has one, its split.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ In: a `Sheet` and the images of a download. Out: a `Reading`: each image's label
 how the table was read.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
