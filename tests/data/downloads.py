@@ -19,7 +19,6 @@ TILES = 4
 KINDS = (
     "mlrsnet zip of folders",
     "mlrsnet zip of rars and folders",
-    "mlrsnet folder of zips",
     "mlrsnet checkout with images",
     "ucmerced xlsx",
     "ucmerced csv txt xlsx",
@@ -134,12 +133,6 @@ def make(kind: str, where: Path) -> tuple[Path, dict[str, Any], Files]:
             else:
                 files[f"{top}/Images/{category}.rar"] = rar.packed(own)
         return zip_of(where / "mlrsnet.zip", files), known, images
-    if kind == "mlrsnet folder of zips":
-        images = tiles("{name}")
-        files = tables("Labels")
-        for c in CATEGORIES:
-            files[f"Images/{c}.zip"] = zipped({n: d for n, d in images.items() if n.startswith(c)})
-        return folder_of(where / "mlrsnet", files), known, images
     if kind == "mlrsnet checkout with images":
         images = tiles("Images/{category}/{name}")
         others = {".git/HEAD": b"ref: x", "README.md": b"# MLRSNet", "Models/a.h5": b"\0"}

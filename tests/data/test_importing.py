@@ -65,11 +65,12 @@ def check(target: Path, *, suffix: str = "jpg", sep: str = "_", sources: Files |
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_of_download_is_imported_and_prepared(tmp_path: Path, kind: str) -> None:
     source, known, images = make(kind, tmp_path)
+    before = tree(source) if source.is_dir() else source.read_bytes()
     target = tmp_path / "data" / "mine"
     report = importing.run(source, target)
     check(target, sources=images, **known)
-    assert report.tiles == len(images)
-    assert report.images_without_row == []
+    assert (report.tiles, report.images_without_row) == (len(images), [])
+    assert (tree(source) if source.is_dir() else source.read_bytes()) == before
     prepare.write_store(target, tmp_path / "build", make_run(data={"tile_px": 12}).settings.data)
     pixels = np.load(tmp_path / "build" / "tiles.npy")
     read = labels.read(target / "Labels")

@@ -262,25 +262,6 @@ def test_planets_tags_label_the_training_images(tmp_path: Path) -> None:
     assert any("sample_submission" in note for note in plan.notes)
 
 
-def test_dfc15s_table_and_folders(tmp_path: Path) -> None:
-    files = images("DFC15/images_tr/{name}.png", ["a1", "a2"]) | images("DFC15/images_test/{name}.png", ["a3"])
-    files["DFC15/multilabel.csv"] = b"image\\label,impervious,water\na1,1,0\na2,1,1\na3,0,1\n"
-    plan = look(tmp_path, files)
-    assert labels_of(plan) == {"a1": {"impervious"}, "a2": {"impervious", "water"}, "a3": {"water"}}
-    assert (plan.split or {})["a3.png"] == "test"
-
-
-def test_hugging_faces_imagefolder(tmp_path: Path) -> None:
-    files: Files = {}
-    for split, names in (("train", ["0", "1"]), ("test", ["0"])):
-        files |= images(f"{split}/{{name}}.jpg", names)
-        records = [{"file_name": f"{name}.jpg", "labels": [split, "sea"][: 1 + int(name)]} for name in names]
-        files[f"{split}/metadata.jsonl"] = "\n".join(map(json.dumps, records)).encode()
-    plan = look(tmp_path, files)
-    assert labels_of(plan) == {"train_0": {"train"}, "train_1": {"train", "sea"}, "test_0": {"test"}}
-    assert set((plan.split or {}).values()) == {"train", "test"}
-
-
 def test_treesatais_labels_with_shares_and_lists_of_files(tmp_path: Path) -> None:
     names = [f"{genus}_{i}_WEFL_NLF" for genus in ("Abies_alba", "Larix_decidua") for i in range(2)]
     files = images("aerial_60m/{name}.tif", names)
