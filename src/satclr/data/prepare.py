@@ -229,8 +229,7 @@ def _write_index(
 
     rows: of the first tiles, in `table`; unlabelled: the other tiles' names, which do not change the labelled ones'.
     """
-    names = [table.tiles[row] for row in rows]
-    targets = table.targets[rows]
+    names, targets = [table.tiles[row] for row in rows], table.targets[rows]
     edges = duplicates.pairs(np.load(packed, mmap_mode="r", allow_pickle=False))
     group = duplicates.connected(edges, len(names))
     dropped = set(table.tiles) - set(names)
@@ -253,13 +252,12 @@ def _write_index(
     record["split"] = {"sizes": sizes, "prevalence": shares}
     progress.show(splits.summary(split, targets, table.names, unlabelled=len(unlabelled)))
     every, blank = [*names, *unlabelled], [""] * len(unlabelled)
-    present = ["|".join(compress(table.names, row)) for row in targets]
     columns = (
         every,
         [*(table.categories[row] for row in rows), *blank],
         [*split, *[tiles.UNLABELLED] * len(unlabelled)],
         [every[row] for row in group],
-        [*present, *blank],
+        [*("|".join(compress(table.names, row)) for row in targets), *blank],
     )
     files.write_csv(index, tiles.INDEX, zip(*columns, strict=True))
     return split

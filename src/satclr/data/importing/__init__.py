@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,8 +32,6 @@ __all__ = ["Report", "SourceError", "look", "run", "staging"]
 CHUNK: Final = 1024  # tiles in flight
 READ_SHOWN: Final = 3
 SKIPPED_MAX: Final = 0.01  # a larger share of images and rows without partner is asked about
-
-Confirm = Callable[[str], bool]
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Report:
 def run(
     source: Path, target: Path, *,
     labels_source: Path | None = None, labels_from: str | None = None, unlabelled: bool = False,
-    confirm: Confirm | None = None,
+    confirm: Callable[[str], bool] | None = None,
 ) -> Report:  # fmt: skip
     """Import `source`, a folder or an archive, as the new folder `target`.
 
@@ -169,14 +168,14 @@ def _write(plan: plans.Plan, target: Path, made: Path) -> Report:
                 advance(1)
     for leftover in made.rglob("*.part"):  # of an interrupted run
         leftover.unlink()
-    split = list((plan.split or {}).values())
+    split = Counter((plan.split or {}).values())
     report = Report(
         target=target,
         tiles=len(read.tiles),
         unlabelled=len(plan.unlabelled),
         categories=len(read.columns),
         labels=len(read.names),
-        split={name: split.count(name) for name in tiles.SPLITS} if split else None,
+        split={name: split[name] for name in tiles.SPLITS} if split else None,
         images_without_row=plan.images_without_row,
         rows_without_image=plan.rows_without_image,
         notes=plan.notes,
