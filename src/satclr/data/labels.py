@@ -56,9 +56,8 @@ def read(folder: Path) -> Labels:
 
     A table has a column `image` and one column per label, in any order, delimited by comma, semicolon or tab, in UTF-8,
     UTF-16 with a byte order mark, or Windows-1252. Cells are 0 or 1 (also 0.0 and 1.0). A single blank header is read
-    as the label that only this table lacks. Blank rows, and nameless columns without values, are skipped.
-
-    Raises `LabelError` naming the file, line, column and value of an invalid table.
+    as the label that only this table lacks. Blank rows, and nameless columns without values, are skipped. Raises
+    `LabelError` naming the file, line, column and value of an invalid table.
     """
     paths = sorted(p for p in folder.glob("*") if p.suffix.lower() == ".csv" and not p.name.startswith("."))
     if not paths:

@@ -75,9 +75,7 @@ def split(
 
     fractions: of train, val and test, adding up to 1. groups: N keys; tiles with the same key stay together. stratify:
     targets (N,K) whose prevalence every split should share (see `stratified`). The sizes are the rounded fractions of
-    N; with groups a split may be off by one group.
-
-    Raises `SplitError` for an empty split.
+    N; with groups a split may be off by one group. Raises `SplitError` for an empty split.
     """
     by_name = np.array(sorted(range(len(names)), key=names.__getitem__))
     keys, numbers = names if groups is None else groups, dict[Hashable, int]()

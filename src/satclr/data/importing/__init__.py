@@ -70,11 +70,9 @@ def run(
     """Import `source`, a folder or an archive, as the new folder `target`.
 
     labels_source: where the label tables are, if not in `source`: a table, a folder or an archive, such as a checkout
-    of MLRSNet's repository at a sound commit. labels_from, unlabelled: see `layout.plan`. confirm: asked with
-    the plan before anything is copied where more than 1% of images and rows would be skipped; the plan is printed
-    without it.
-
-    Raises `SourceError`, or `LabelError` for an invalid table; `files.WriteError` where the disk is full.
+    of MLRSNet's repository at a sound commit. labels_from, unlabelled: see `layout.plan`. confirm: is asked with the
+    plan before anything is copied where more than 1% of images and rows would be skipped; without it the plan is
+    printed. Raises `SourceError`, or `LabelError` for an invalid table; `files.WriteError` where the disk is full.
     """
     if target.exists():
         raise SourceError(f"{target} exists; delete it or import under another name")
