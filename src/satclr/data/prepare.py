@@ -143,8 +143,8 @@ def _match(data: Path, table: labels.Labels) -> tuple[dict[int, Path], Problems]
             found[labels.nfc(path.parent.name), labels.nfc(path.name)] = path
     paths: dict[int, Path] = {}
     for row, (category, tile) in enumerate(zip(table.categories, table.tiles, strict=True)):
-        if path := found.pop((category, tile), None):
-            paths[row] = path
+        if image := found.pop((category, tile), None):
+            paths[row] = image
         else:
             reasons.setdefault(f"{category}/{tile}", f"a row of Labels/{category}.csv without a tile")
     reasons |= {f"{c}/{name}": f"a tile without a row in Labels/{c}.csv" for c, name in found}

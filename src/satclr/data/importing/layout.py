@@ -12,13 +12,13 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from satclr.data import known, labels, pixels, tiles
+from satclr.data import checks, labels, pixels, tiles
 from satclr.data.importing import reading, tables
 from satclr.data.importing.archives import Member, SourceError, complete, copy
 from satclr.data.importing.plan import SHOWN, Names, Plan, Row, Table, Tile, split_of
 
 KEPT: Final = frozenset({".jpg", ".jpeg", ".png"})  # other images of 8 bits become PNG, without loss
-DOCUMENTS: Final = frozenset(map(str.lower, known.DOCUMENTS))
+DOCUMENTS: Final = frozenset(map(str.lower, checks.DOCUMENTS))
 PLAIN_FOLDERS: Final = {"", "images", "image", "img", "imgs", "data", "tiles", "jpegimages"}  # not categories
 UNLABELLED: Final = re.compile(r"test.*|unlabel+ed.*")  # folders whose images may lack rows
 VAL_EVERY: Final = 8  # of an official training set without validation tiles, one tile in eight
