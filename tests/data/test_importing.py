@@ -20,20 +20,7 @@ from satclr.data.importing import archives, layout
 from tests.conftest import make_run
 
 from . import rar
-from .downloads import (
-    CATEGORIES,
-    KINDS,
-    NAMES,
-    TILES,
-    Files,
-    folder_of,
-    make,
-    multi_hot,
-    picture,
-    tables,
-    tiles,
-    zip_of,
-)
+from .downloads import CATEGORIES, KINDS, NAMES, TILES, Files, folder_of, make, multi_hot, pack, picture, tables, tiles
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -81,7 +68,7 @@ def test_each_kind_of_download_is_imported_and_prepared(tmp_path: Path, kind: st
 def test_labels_may_come_from_another_place(tmp_path: Path) -> None:
     wrong = {name: data.replace(b"1", b"0") for name, data in tables("Labels").items()}
     images = tiles("Images/{category}/{name}")
-    archive = zip_of(tmp_path / "images.zip", images | wrong)
+    archive = pack(tmp_path / "images.zip", images | wrong)
     checkout = folder_of(tmp_path / "MLRSNet", tables("labels") | {"Categories_names.xlsx": b"not read here"})
     importing.run(archive, tmp_path / "data" / "mine", labels_source=checkout)
     check(tmp_path / "data" / "mine", sources=images)
@@ -178,7 +165,7 @@ def test_an_import_killed_halfway_resumes_and_ends_the_same(tmp_path: Path) -> N
     rng = np.random.default_rng()
     count = 600
     files = {f"{'farm' if i % 2 else 'pond'}/tile_{i}.tif": picture("TIFF", rng) for i in range(count)}
-    source = zip_of(tmp_path / "set.zip", files)
+    source = pack(tmp_path / "set.zip", files)
     importing.run(source, tmp_path / "whole")
     target = tmp_path / "data" / "mine"
     code = "import sys, pathlib; from satclr.data import importing; importing.run(*map(pathlib.Path, sys.argv[1:]))"

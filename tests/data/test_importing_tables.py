@@ -15,7 +15,7 @@ from satclr.data import importing, labels
 from satclr.data.importing.plan import Plan
 from tests.fuzz import ACCEPTED, REFUSED, tables
 
-from .downloads import Files, folder_of, picture, zip_of
+from .downloads import Files, folder_of, pack, picture
 
 TAGS = {"a_00": ["road", "water"], "a_01": ["water"], "b_00": ["bare soil"], "b_01": ["road", "tree"]}
 NAMES = ("bare soil", "road", "tree", "water")
@@ -179,7 +179,7 @@ def test_a_file_that_may_be_a_table_is_named_and_folders_must_be_asked_for(
     ],
 )
 def test_a_mistake_is_named_by_the_users_file(tmp_path: Path, old: str, new: str, said: str) -> None:
-    source = zip_of(tmp_path / "set.zip", images() | {"x/labels.csv": hot().replace(old, new, 1).encode()})
+    source = pack(tmp_path / "set.zip", images() | {"x/labels.csv": hot().replace(old, new, 1).encode()})
     with pytest.raises(importing.SourceError) as caught:
         importing.run(source, tmp_path / "data" / "mine")
     assert said in str(caught.value)
@@ -276,7 +276,7 @@ def test_treesatais_labels_with_shares_and_lists_of_files(tmp_path: Path) -> Non
 
 
 def test_a_dry_run_shows_the_plan_and_a_person_may_stop(tmp_path: Path) -> None:
-    source = zip_of(tmp_path / "set.zip", images() | {"labels.csv": hot().replace("b_01", "c_01").encode()})
+    source = pack(tmp_path / "set.zip", images() | {"labels.csv": hot().replace("b_01", "c_01").encode()})
     before = sorted(tmp_path.rglob("*"))
     text = str(importing.look(source))
     for part in ("labels.csv: images in column 'image', 4 label columns", "a_00.jpg ← Images/a/a_00.jpg: road, water"):
