@@ -46,8 +46,8 @@ def run(project: Project) -> None:
 def write_store(data: Path, out: Path, settings: Data) -> None:
     """Write the tile store of the data set in `data` to `out`. Every finding is in out/audit.json, also on failure.
 
-    stats.json, without which no store opens, goes before the other files change and comes last: a killed process leaves
-    no mixture.
+    stats.json, without which no store opens, is deleted before the other files are replaced, and renamed last: a killed
+    process leaves no mixture of two stores.
 
     Raises `PrepareError` if tiles and rows do not match or a tile is unreadable, unless `settings.on_unreadable` is
     `drop`, and if the audit flags rows where `settings.labels.on_problem` is `fail`; `labels.LabelError` for an invalid
