@@ -1,7 +1,6 @@
 """The fuzzers' short forms; `make fuzz` runs the long ones and prints what became of each case."""
 
-from __future__ import annotations
-
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,25 +9,14 @@ import pytest
 from satclr.data import labels, prepare, tiles
 
 from .conftest import make_run, write_data
-from .fuzz import ACCEPTED, REFUSED, Fuzzer, files, pictures, settings, stores, tables
-
-SHORT: dict[str, tuple[Fuzzer, int, set[str]]] = {
-    "tables": (tables.run, 40, {ACCEPTED}),
-    "faulty tables": (tables.run_faulty, 80, {REFUSED}),
-    "edited tables": (tables.run_edited, 40, {ACCEPTED, REFUSED}),
-    "stores": (stores.run, 6, {ACCEPTED}),
-    "kinds of pictures": (pictures.run_kinds, 1, {ACCEPTED, REFUSED}),
-    "truncated pictures": (pictures.run_truncated, 250, {REFUSED}),
-    "edited pictures": (pictures.run_edited, 100, {ACCEPTED, REFUSED}),
-    "settings": (settings.run, 30, {ACCEPTED, REFUSED}),
-    "edited settings": (settings.run_edited, 15, {REFUSED}),
-    "files": (files.run, 100, {ACCEPTED, REFUSED}),
-}
+from .fuzz import Fuzzer, pictures
+from .fuzz.__main__ import FUZZERS
 
 
-@pytest.mark.parametrize("name", SHORT)
-def test_no_case_breaks_a_promise(name: str, tmp_path: Path) -> None:
-    fuzzer, cases, expected = SHORT[name]
+@pytest.mark.parametrize(("name", "fuzzer", "long", "cases", "expected"), FUZZERS)
+def test_no_case_breaks_a_promise(
+    name: str, fuzzer: Fuzzer, long: int, cases: int, expected: set[str], tmp_path: Path
+) -> None:
     outcomes = fuzzer(cases, 0, tmp_path)
     assert outcomes.total() >= cases // 2  # a fuzzer may have fewer cases to try
     assert expected <= set(outcomes)
@@ -55,15 +43,9 @@ def test_prepare_stores_every_kind_of_picture_or_names_it(tmp_path: Path) -> Non
     for picture in sound:
         np.testing.assert_array_equal(store.pixels[store.names.index(picture.name)], picture.pixels)
     assert store.pixels.reshape(len(store.pixels), -1).any(axis=1).all()
-
-    strict = make_run(data={"tile_px": pictures.SIDE, "on_unreadable": "fail"}).settings.data
-    for picture in bad:
-        (tmp_path / "data/Images/road" / picture.name).rename(tmp_path / "kept")
-        (tmp_path / "data/Images/road" / picture.name).write_bytes(sound[0].raw)
-    (tmp_path / "data/Images/road" / "\udcff.png").unlink()
-    (tmp_path / "data/Images/road" / bad[3].name).write_bytes(bad[3].raw)
-    with pytest.raises(prepare.PrepareError, match=rf"road/{bad[3].name}: {bad[3].reason}"):
-        prepare.write_store(tmp_path / "data", tmp_path / "build", strict)
+    audit = json.loads((tmp_path / "build/audit.json").read_text())
+    dropped = {entry["path"]: entry["reason"] for entry in audit["dropped"]}
+    assert all(picture.reason in dropped[f"Images/road/{picture.name}"] for picture in bad)
 
 
 def test_a_table_of_60000_columns_is_read_in_seconds(tmp_path: Path) -> None:

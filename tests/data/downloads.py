@@ -1,7 +1,5 @@
 """Small downloads of every kind that `satclr import` knows."""
 
-from __future__ import annotations
-
 import io
 import tarfile
 import zipfile
@@ -21,7 +19,6 @@ TILES = 4
 KINDS = (
     "mlrsnet zip of folders",
     "mlrsnet zip of rars and folders",
-    "mlrsnet folder of zips",
     "mlrsnet checkout with images",
     "ucmerced xlsx",
     "ucmerced csv txt xlsx",
@@ -97,11 +94,6 @@ def folder_of(path: Path, files: Files) -> Path:
     return path
 
 
-def zip_of(path: Path, files: Files) -> Path:
-    path.write_bytes(zipped(files))
-    return path
-
-
 def zipped(files: Files) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
@@ -110,12 +102,20 @@ def zipped(files: Files) -> bytes:
     return buffer.getvalue()
 
 
-def tar_of(path: Path, files: Files) -> Path:
-    with tarfile.open(path, "w:gz") as file:
+def tarred(files: Files) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as file:
         for name, data in files.items():
             info = tarfile.TarInfo(name)
             info.size = len(data)
             file.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def pack(path: Path, files: Files) -> Path:
+    """An archive of the kind that its suffix says."""
+    packers = {".zip": zipped, ".gz": tarred, ".rar": rar.packed}
+    path.write_bytes(packers[path.suffix](files))
     return path
 
 
@@ -124,7 +124,7 @@ def make(kind: str, where: Path) -> tuple[Path, dict[str, Any], Files]:
     known: dict[str, Any] = {}
     if kind == "mlrsnet zip of folders":
         images = tiles("MLRSNet/Images/{category}/{name}")
-        return zip_of(where / "mlrsnet.zip", images | tables("MLRSNet/Labels")), known, images
+        return pack(where / "mlrsnet.zip", images | tables("MLRSNet/Labels")), known, images
     if kind == "mlrsnet zip of rars and folders":
         images = tiles("{category}/{name}")
         top = "MLRSNet A Multi-label Dataset"
@@ -135,13 +135,7 @@ def make(kind: str, where: Path) -> tuple[Path, dict[str, Any], Files]:
                 files |= {f"{top}/Images/{name}": data for name, data in own.items()}
             else:
                 files[f"{top}/Images/{category}.rar"] = rar.packed(own)
-        return zip_of(where / "mlrsnet.zip", files), known, images
-    if kind == "mlrsnet folder of zips":
-        images = tiles("{name}")
-        files = tables("Labels")
-        for c in CATEGORIES:
-            files[f"Images/{c}.zip"] = zipped({n: d for n, d in images.items() if n.startswith(c)})
-        return folder_of(where / "mlrsnet", files), known, images
+        return pack(where / "mlrsnet.zip", files), known, images
     if kind == "mlrsnet checkout with images":
         images = tiles("Images/{category}/{name}")
         others = {".git/HEAD": b"ref: x", "README.md": b"# MLRSNet", "Models/a.h5": b"\0"}
@@ -154,7 +148,7 @@ def make(kind: str, where: Path) -> tuple[Path, dict[str, Any], Files]:
         for form in kind.split()[1:]:
             content = xlsx(hot) if form == "xlsx" else table(hot, key="IMAGE\\LABEL", comma=commas[form])
             files[f"multilabels/LandUse_Multilabeled.{form}"] = content
-        return zip_of(where / "UCMerced_LandUse.zip", files), {"suffix": "png", "sep": ""}, images
+        return pack(where / "UCMerced_LandUse.zip", files), {"suffix": "png", "sep": ""}, images
     if kind == "aid":
         images = tiles("{name}")
         folders = ["images_test", "images_tr", "images_tr"]
@@ -164,7 +158,7 @@ def make(kind: str, where: Path) -> tuple[Path, dict[str, Any], Files]:
     if kind == "tar with one table":
         images = tiles("pictures/{category}/{name}")
         labels = {"labels.csv": table(multi_hot(), suffix=".jpg")}
-        return tar_of(where / "set.tar.gz", images | labels), known, images
+        return pack(where / "set.tar.gz", images | labels), known, images
     images = tiles("{category}/{name}")
     rows = {f"{name.rpartition('_')[0]}\\{name}": hot for name, hot in multi_hot().items()}
     files = images | {"all.csv": table(rows, key="path", suffix=".jpg")}

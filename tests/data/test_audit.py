@@ -1,6 +1,5 @@
 """The audit finds what is planted, on real releases and on made-up sets, and little else."""
 
-import csv
 import io
 import json
 import time
@@ -12,8 +11,7 @@ import pytest
 from rich.console import Console
 
 from satclr.data.audit import Audit, audit, flagged_rows, render
-from satclr.data.checks import Finding, longest_runs
-from satclr.data.known import documented, namesake
+from satclr.data.checks import Finding, longest_runs, namesake
 from satclr.data.labels import Labels, read
 
 FIRST, SECOND = "mlrsnet-labels/release-2020-06-30", "mlrsnet-labels/release-2021-05-19"
@@ -21,13 +19,6 @@ FIRST, SECOND = "mlrsnet-labels/release-2020-06-30", "mlrsnet-labels/release-202
 
 def of_kind(report: Audit, kind: str) -> list[Finding]:
     return [finding for finding in report.findings if finding.kind == kind]
-
-
-def text_of(report: Audit) -> str:
-    console = Console(width=120, file=io.StringIO())
-    with console.capture() as captured:
-        console.print(render(report))
-    return captured.get()
 
 
 def timed_audit(folder: Path) -> tuple[Labels, Audit]:
@@ -54,9 +45,7 @@ def test_the_2021_release_is_recognised_and_its_damage_found(external_data: Path
     (lost,) = of_kind(report, "lost-label")
     assert {labels.categories[row] for row in lost.rows} == {"stadium", "storage_tank"}
     worst = report.findings[0]
-    assert worst.kind == "known-release"
-    assert "2021-05-19" in worst.title
-    assert "10,300" in worst.title
+    assert worst.title == "MLRSNet, release of 2021-05-19 (commit 54457eb): 10,300 rows are corrupt"
     assert "cd5ca1c" in worst.advice
 
 
@@ -87,29 +76,7 @@ def test_the_first_release_is_left_alone(external_data: Path) -> None:
     assert not [finding for finding in report.findings if finding.level == "error"]
     (release,) = of_kind(report, "known-release")
     assert "2020-06-30" in release.title
-
-
-def test_mlrsnets_own_spreadsheet_is_read(external_data: Path, tmp_path: Path) -> None:
-    """Sheet 1 lists the categories; sheet 2, below two lines of heading, a number, a category and its labels."""
-    folder = external_data / "mlrsnet-labels"
-    (tmp_path / "Labels").symlink_to(folder / "release-2020-06-30")
-    book, found = openpyxl.Workbook(), dict[str, list[str]]()
-    for row in csv.reader((folder / "category_labels.csv").read_text().splitlines()[1:]):
-        found.setdefault(row[0], []).append(row[1])
-    for i, category in enumerate(["Categories", *found]):
-        book.worksheets[0].append([i, category])
-    sheet = book.create_sheet()
-    sheet.append(["MLRSNet"])
-    sheet.append(["No.", "Categories", "Labels"])
-    for i, (category, names) in enumerate(found.items(), 1):
-        sheet.append([i, category, *names])
-    book.save(tmp_path / "Categories_names.xlsx")
-    labels = read(tmp_path / "Labels")
-    document = documented(tmp_path / "Labels", labels)
-    assert document is not None
-    assert document == ("Categories_names.xlsx", documented(folder / "release-2020-06-30", labels)[1])  # type: ignore[index]
-    assert set(document[1]) == set(labels.columns)
-    beyond = of_kind(audit(labels, tmp_path / "Labels"), "undocumented-label")
+    beyond = of_kind(report, "undocumented-label")  # what the authors' own document omits
     assert [len(finding.rows) for finding in beyond if finding.flagged] == []
     assert sum(len(finding.rows) for finding in beyond) == 965
 
@@ -146,7 +113,7 @@ def sound(tmp_path: Path) -> Path:
     (tmp_path / "Labels").mkdir()
     for category in CATEGORIES:
         rows = [",".join(["image", *NAMES])]
-        own = namesake(category, NAMES, None)[0]
+        own = namesake(category, NAMES)[0]
         for i in range(TILES):
             ones = set(rng.choice(NAMES[:30], size=3, replace=False)) | ({own} if own else set())
             rows.append(",".join([f"{category}_{i}.jpg", *(str(int(name in ones)) for name in NAMES)]))
@@ -199,7 +166,7 @@ def test_faults_of_every_kind_planted_together_are_all_found(sound: Path) -> Non
     (sound / "Images" / "pier" / "pier_9.jpg").rename(sound / "Images" / "pier" / "pier_1000.jpg")
     for path in (sound / "Labels").glob("car_kiosk.csv"):
         path.write_text(path.read_text().replace(",f0,", ",,", 1))
-    allowed = {category: [*NAMES[:30], namesake(category, NAMES, None)[0] or ""] for category in CATEGORIES}
+    allowed = {category: [*NAMES[:30], namesake(category, NAMES)[0] or ""] for category in CATEGORIES}
     (sound / "category_labels.csv").write_text("\n".join(",".join([c, *n]) for c, n in allowed.items()))
     labels, report = audited(sound)
     for kind, tiles in planted.items():
@@ -283,9 +250,11 @@ def test_the_report_is_json_and_text_with_the_worst_first(sound: Path) -> None:
     levels = [finding.level for finding in report.findings]
     assert levels == sorted(levels, key=("error", "suspect", "notice").index)
     raw = json.loads(json.dumps(report.to_dict()))
-    assert raw["tiles"] == TILES * len(CATEGORIES)
-    assert sum(raw["labels_per_tile"]["histogram"].values()) == raw["tiles"]
-    text = text_of(report)
+    assert sum(raw["labels_per_tile"]["histogram"].values()) == raw["tiles"] == TILES * len(CATEGORIES)
+    console = Console(width=120, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(render(report))
+    text = captured.get()
     assert all(finding.title.split(":")[0] in text for finding in report.findings)
     assert text.index("lost") < text.index("No label at all")
 
@@ -314,4 +283,4 @@ def test_runs_are_those_of_a_slow_search(sound: Path) -> None:
 )
 def test_the_label_a_category_is_named_after(category: str, label: str | None, *, certain: bool) -> None:
     names = ("mobile-home", "parking lot", "ship", "tanks")
-    assert namesake(category, names, None) == (label, certain)
+    assert namesake(category, names) == (label, certain)

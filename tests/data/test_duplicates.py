@@ -24,8 +24,9 @@ def jpeg(tile: npt.NDArray[np.uint8], quality: int) -> npt.NDArray[np.uint8]:
     return np.asarray(Image.open(buffer))
 
 
-@pytest.mark.parametrize("distance_bits", [0, 1, 5, 8, 13])
-def test_candidates_are_those_of_all_pairs(distance_bits: int) -> None:
+@pytest.mark.parametrize(("distance_bits", "block"), [(0, 4096), (1, 29), (5, 4096), (8, 29), (13, 29)])
+def test_candidates_are_those_of_all_pairs(distance_bits: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "HASHES_AT_ONCE", block)
     rng = np.random.default_rng()
     found = rng.integers(0, 2**64, 300, dtype=np.uint64)
     for i in range(150, 300):  # relatives at every distance up to 16 bits
@@ -42,19 +43,6 @@ def test_candidates_are_those_of_all_pairs(distance_bits: int) -> None:
     assert len(expected) > 2
     assert len(pairs) == len(set(pairs))
     assert set(pairs) == expected
-
-
-def test_blocks_do_not_lose_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = np.random.default_rng().integers(0, 2**10, 400, dtype=np.uint64)
-
-    def pairs() -> list[tuple[int, int]]:
-        blocks = duplicates.candidates(found, 2)
-        return sorted((int(i), int(j)) for left, right in blocks for i, j in zip(left, right, strict=True))
-
-    whole = pairs()
-    monkeypatch.setattr(duplicates, "PAIRS_AT_ONCE", 37)
-    monkeypatch.setattr(duplicates, "HASHES_AT_ONCE", 29)
-    assert pairs() == whole
 
 
 def test_copies_are_grouped_and_other_pictures_are_not() -> None:
@@ -77,7 +65,8 @@ def test_thumbnails_overrule_a_hash_that_collides(monkeypatch: pytest.MonkeyPatc
     same = np.zeros(12, dtype=np.uint64)
     monkeypatch.setattr(duplicates, "hashes", lambda _: (np.arange(12, dtype=np.uint64), same))
     assert duplicates.groups(tiles).tolist() == list(range(12))
-    assert duplicates.groups(tiles, correlation_min=-1.0).tolist() == [0] * 12
+    monkeypatch.setattr(duplicates, "CORRELATION_MIN", -1.0)
+    assert duplicates.groups(tiles).tolist() == [0] * 12
 
 
 def test_ucmerced_shows_one_airplane_twice(external_data: Path) -> None:

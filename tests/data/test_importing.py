@@ -1,7 +1,5 @@
 """Data sets as they are downloaded, in small: what an import makes of them."""
 
-from __future__ import annotations
-
 import errno
 import io
 import json
@@ -10,8 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,26 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from satclr import progress
 from satclr.data import importing, labels, prepare
 from satclr.data.importing import archives, layout
 from tests.conftest import make_run
 
 from . import rar
-from .downloads import (
-    CATEGORIES,
-    KINDS,
-    NAMES,
-    TILES,
-    Files,
-    folder_of,
-    make,
-    multi_hot,
-    picture,
-    tables,
-    tiles,
-    zip_of,
-)
+from .downloads import CATEGORIES, KINDS, NAMES, TILES, Files, folder_of, make, multi_hot, pack, picture, tables, tiles
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -68,39 +50,14 @@ def check(target: Path, *, suffix: str = "jpg", sep: str = "_", sources: Files |
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_of_download_is_imported_resumed_and_prepared(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+def test_each_kind_of_download_is_imported_and_prepared(tmp_path: Path, kind: str) -> None:
     source, known, images = make(kind, tmp_path)
     before = tree(source) if source.is_dir() else source.read_bytes()
     target = tmp_path / "data" / "mine"
     report = importing.run(source, target)
     check(target, sources=images, **known)
-    assert report.tiles == len(images)
-    assert report.images_without_row == []
+    assert (report.tiles, report.images_without_row) == (len(images), [])
     assert (tree(source) if source.is_dir() else source.read_bytes()) == before
-
-    @contextmanager
-    def broken_off(*_: Any, **__: Any) -> Iterator[Callable[[int], None]]:
-        left = iter(range(5))
-
-        def advance(_: int) -> None:
-            if next(left, None) is None:
-                raise KeyboardInterrupt
-
-        yield advance
-
-    resumed = tmp_path / "resumed" / "mine"
-    with monkeypatch.context() as patch:
-        patch.setattr(progress, "bar", broken_off)
-        with pytest.raises(KeyboardInterrupt):
-            importing.run(source, resumed)
-    assert not resumed.exists()
-    assert importing.staging(resumed).is_dir()
-    importing.run(source, resumed)
-    assert tree(resumed) == tree(target)
-    assert [path.name for path in resumed.parent.iterdir()] == ["mine"]
-
     prepare.write_store(target, tmp_path / "build", make_run(data={"tile_px": 12}).settings.data)
     pixels = np.load(tmp_path / "build" / "tiles.npy")
     read = labels.read(target / "Labels")
@@ -111,7 +68,7 @@ def test_each_kind_of_download_is_imported_resumed_and_prepared(
 def test_labels_may_come_from_another_place(tmp_path: Path) -> None:
     wrong = {name: data.replace(b"1", b"0") for name, data in tables("Labels").items()}
     images = tiles("Images/{category}/{name}")
-    archive = zip_of(tmp_path / "images.zip", images | wrong)
+    archive = pack(tmp_path / "images.zip", images | wrong)
     checkout = folder_of(tmp_path / "MLRSNet", tables("labels") | {"Categories_names.xlsx": b"not read here"})
     importing.run(archive, tmp_path / "data" / "mine", labels_source=checkout)
     check(tmp_path / "data" / "mine", sources=images)
@@ -176,8 +133,10 @@ def test_what_does_not_match_is_skipped_and_listed(tmp_path: Path) -> None:
     assert tree(tmp_path / "more" / "Images") == tree(tmp_path / "mine" / "Images")
 
 
-def test_a_full_disk_is_noticed_before_and_while_it_fills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, known, _ = make("ucmerced csv", tmp_path)
+def test_a_full_disk_is_noticed_and_another_source_does_not_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, _, _ = make("ucmerced csv", tmp_path)
     target = tmp_path / "data" / "mine"
     usage = shutil.disk_usage(tmp_path)
     with monkeypatch.context() as patch:
@@ -197,27 +156,16 @@ def test_a_full_disk_is_noticed_before_and_while_it_fills(tmp_path: Path, monkey
         with pytest.raises(OSError, match=r"No space left.*free some space"):
             importing.run(source, target)
     assert not target.exists()
-    importing.run(source, target)
-    check(target, **known)
-
-
-def test_two_imports_do_not_mix(tmp_path: Path) -> None:
-    first, _, _ = make("ucmerced csv", tmp_path)
-    (tmp_path / "data").mkdir()
-    staging = importing.staging(tmp_path / "data" / "mine")
-    importing._begin(staging, [first])
-    (staging / "made" / "Images" / "beach").mkdir(parents=True)
-    (staging / "made" / "Images" / "beach" / "beach_00.jpg").write_bytes(b"of the first source")
-    second, known, images = make("one table with paths", tmp_path)
-    importing.run(second, tmp_path / "data" / "mine")
-    check(tmp_path / "data" / "mine", sources=images, **known)
+    other, known, images = make("one table with paths", tmp_path)
+    importing.run(other, target)
+    check(target, sources=images, **known)
 
 
 def test_an_import_killed_halfway_resumes_and_ends_the_same(tmp_path: Path) -> None:
     rng = np.random.default_rng()
     count = 600
     files = {f"{'farm' if i % 2 else 'pond'}/tile_{i}.tif": picture("TIFF", rng) for i in range(count)}
-    source = zip_of(tmp_path / "set.zip", files)
+    source = pack(tmp_path / "set.zip", files)
     importing.run(source, tmp_path / "whole")
     target = tmp_path / "data" / "mine"
     code = "import sys, pathlib; from satclr.data import importing; importing.run(*map(pathlib.Path, sys.argv[1:]))"

@@ -9,8 +9,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, TiffImagePlugin
 
-from satclr import settings
-from satclr.data import importing, labels, prepare, splits, tiles
+from satclr.data import importing, labels, splits
 from satclr.data.importing import bigearthnet
 
 pa: Any = pytest.importorskip("pyarrow")
@@ -80,19 +79,6 @@ def test_patches_become_rgb_tiles_with_their_labels_and_split(download: Download
             values = np.asarray(image)
         reflectance = pixels[row["patch_id"]].astype(float) / 10_000
         np.testing.assert_array_equal(values, np.floor(np.clip(reflectance / 0.3, 0, 1) * 255 + 0.5))
-
-
-def test_prepare_takes_the_tiles_and_the_official_split(download: Download, tmp_path: Path) -> None:
-    source, rows, pixels = download
-    importing.run(source, tmp_path / "data")
-    loaded = settings.load(Path(__file__).parents[2] / "params.yaml")
-    resolved = settings.resolve(loaded, "bigearthnet", "baseline")
-    prepare.write_store(tmp_path / "data", tmp_path / "build", resolved.data)
-    store = tiles.open_store(tmp_path / "build")
-    official = {f"{row['patch_id']}.png": row["split"].replace("validation", "val") for row in rows}
-    assert dict(zip(store.names, store.splits.tolist(), strict=True)) == official
-    for name, tile in zip(store.names, store.pixels, strict=True):
-        np.testing.assert_array_equal(tile, bigearthnet.to_rgb(pixels[name.removesuffix(".png")]))
 
 
 def test_the_scale_is_monotonic_and_meets_its_ends() -> None:

@@ -1,7 +1,5 @@
 """Label tables in the forms that people publish: each is read, or named with the reason it was not."""
 
-from __future__ import annotations
-
 import io
 import json
 import unicodedata
@@ -17,7 +15,7 @@ from satclr.data import importing, labels
 from satclr.data.importing.plan import Plan
 from tests.fuzz import ACCEPTED, REFUSED, tables
 
-from .downloads import Files, folder_of, picture, zip_of
+from .downloads import Files, folder_of, pack, picture
 
 TAGS = {"a_00": ["road", "water"], "a_01": ["water"], "b_00": ["bare soil"], "b_01": ["road", "tree"]}
 NAMES = ("bare soil", "road", "tree", "water")
@@ -181,7 +179,7 @@ def test_a_file_that_may_be_a_table_is_named_and_folders_must_be_asked_for(
     ],
 )
 def test_a_mistake_is_named_by_the_users_file(tmp_path: Path, old: str, new: str, said: str) -> None:
-    source = zip_of(tmp_path / "set.zip", images() | {"x/labels.csv": hot().replace(old, new, 1).encode()})
+    source = pack(tmp_path / "set.zip", images() | {"x/labels.csv": hot().replace(old, new, 1).encode()})
     with pytest.raises(importing.SourceError) as caught:
         importing.run(source, tmp_path / "data" / "mine")
     assert said in str(caught.value)
@@ -264,25 +262,6 @@ def test_planets_tags_label_the_training_images(tmp_path: Path) -> None:
     assert any("sample_submission" in note for note in plan.notes)
 
 
-def test_dfc15s_table_and_folders(tmp_path: Path) -> None:
-    files = images("DFC15/images_tr/{name}.png", ["a1", "a2"]) | images("DFC15/images_test/{name}.png", ["a3"])
-    files["DFC15/multilabel.csv"] = b"image\\label,impervious,water\na1,1,0\na2,1,1\na3,0,1\n"
-    plan = look(tmp_path, files)
-    assert labels_of(plan) == {"a1": {"impervious"}, "a2": {"impervious", "water"}, "a3": {"water"}}
-    assert (plan.split or {})["a3.png"] == "test"
-
-
-def test_hugging_faces_imagefolder(tmp_path: Path) -> None:
-    files: Files = {}
-    for split, names in (("train", ["0", "1"]), ("test", ["0"])):
-        files |= images(f"{split}/{{name}}.jpg", names)
-        records = [{"file_name": f"{name}.jpg", "labels": [split, "sea"][: 1 + int(name)]} for name in names]
-        files[f"{split}/metadata.jsonl"] = "\n".join(map(json.dumps, records)).encode()
-    plan = look(tmp_path, files)
-    assert labels_of(plan) == {"train_0": {"train"}, "train_1": {"train", "sea"}, "test_0": {"test"}}
-    assert set((plan.split or {}).values()) == {"train", "test"}
-
-
 def test_treesatais_labels_with_shares_and_lists_of_files(tmp_path: Path) -> None:
     names = [f"{genus}_{i}_WEFL_NLF" for genus in ("Abies_alba", "Larix_decidua") for i in range(2)]
     files = images("aerial_60m/{name}.tif", names)
@@ -297,7 +276,7 @@ def test_treesatais_labels_with_shares_and_lists_of_files(tmp_path: Path) -> Non
 
 
 def test_a_dry_run_shows_the_plan_and_a_person_may_stop(tmp_path: Path) -> None:
-    source = zip_of(tmp_path / "set.zip", images() | {"labels.csv": hot().replace("b_01", "c_01").encode()})
+    source = pack(tmp_path / "set.zip", images() | {"labels.csv": hot().replace("b_01", "c_01").encode()})
     before = sorted(tmp_path.rglob("*"))
     text = str(importing.look(source))
     for part in ("labels.csv: images in column 'image', 4 label columns", "a_00.jpg ← Images/a/a_00.jpg: road, water"):

@@ -1,7 +1,5 @@
 """One reader for import, prepare and predict: bands, palettes, masks and depths of TIFFs."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 from typing import Any

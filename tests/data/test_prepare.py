@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import csv
 import json
 import shutil
@@ -16,7 +14,7 @@ from hypothesis.extra import numpy as nst
 from PIL import Image
 
 from satclr import randomness
-from satclr.data import prepare, splits, statistics, tiles
+from satclr.data import prepare, splits, tiles
 from tests.conftest import make_run, write_tile
 
 
@@ -47,12 +45,16 @@ def test_statistics_are_those_of_the_training_pixels(data: Path) -> None:
     np.testing.assert_allclose(std, pixels.std(axis=(0, 1, 2)), rtol=1e-12)
 
 
+def sums_of(pixels: Any) -> prepare.Sums:
+    values = pixels.reshape(len(pixels), -1, 3).astype(np.int64)
+    return np.stack([values.sum(axis=1), (values**2).sum(axis=1)], axis=1)
+
+
 @given(nst.arrays(np.uint8, (12, 6, 6, 3)), st.permutations(range(12)))
 @settings(max_examples=25, deadline=None)
 def test_statistics_do_not_depend_on_the_order(pixels: Any, order: list[int]) -> None:
-    values = pixels.reshape(12, -1, 3).astype(np.int64)
-    sums = np.stack([values.sum(axis=1), (values**2).sum(axis=1)], axis=1)
-    assert statistics.train_statistics(sums, 6) == statistics.train_statistics(sums[order], 6)
+    sums = sums_of(pixels)
+    assert prepare.train_statistics(sums, 6) == prepare.train_statistics(sums[order], 6)
 
 
 def notebook_statistics(images: Any) -> tuple[Any, Any]:
@@ -74,9 +76,7 @@ def notebook_statistics(images: Any) -> tuple[Any, Any]:
 
 def test_released_statistics_are_the_notebooks() -> None:
     pixels = np.random.default_rng(2).integers(0, 256, (600, 5, 5, 3))
-    values = pixels.reshape(600, -1, 3)
-    sums = np.stack([values.sum(axis=1), (values**2).sum(axis=1)], axis=1)
-    found = statistics.released_statistics(sums, 5)
+    found = prepare.released_statistics(sums_of(pixels), 5)
     order = randomness.rng(0, "released statistics").permutation(600)  # of sums in any order, one of the notebook's
     mean, std = notebook_statistics(pixels[order] / 255)
     np.testing.assert_allclose(found["mean"], mean, rtol=1e-10)
@@ -88,11 +88,8 @@ def test_released_statistics_do_not_depend_on_the_order_of_categories() -> None:
     rng, count = np.random.default_rng(0), 1285  # UC Merced's training tiles, with its last batch of five
     level = rng.uniform(90, 150, 21).repeat(62)[:count, None, None, None]  # a brightness for each category
     pixels = np.clip(level + rng.normal(0, 15, (count, 5, 5, 3)), 0, 255).astype(np.int64)
-    found = []
-    for order in [np.arange(count), *(rng.permutation(count) for _ in range(20))]:
-        values = pixels[order].reshape(count, -1, 3)
-        sums = np.stack([values.sum(axis=1), (values**2).sum(axis=1)], axis=1)
-        found.append(statistics.released_statistics(sums, 5))
+    orders = [np.arange(count), *(rng.permutation(count) for _ in range(20))]
+    found = [prepare.released_statistics(sums_of(pixels[order]), 5) for order in orders]
     for name in ("mean", "std"):
         values = np.array([each[name] for each in found])
         assert (values.std(axis=0) < 0.02 * values.mean(axis=0)).all()
@@ -107,14 +104,6 @@ def test_the_same_data_give_the_same_bytes(data: Path) -> None:
     shutil.rmtree(store.folder)
     run(data)
     assert [(store.folder / name).read_bytes() for name in files] == first
-
-
-def test_a_split_file_is_followed(data: Path) -> None:
-    names = sorted(path.name for path in data.rglob("*.jpg"))
-    wanted = {name: tiles.SPLITS[i % 3] for i, name in enumerate(names)}
-    (data / "split.csv").write_text("image,split\n" + "".join(f"{n},{s}\n" for n, s in wanted.items()))
-    store = run(data, split={"file": "split.csv"})
-    assert dict(zip(store.names, store.splits.tolist(), strict=True)) == wanted
 
 
 def truncate(path: Path) -> None:
@@ -299,7 +288,8 @@ def test_splits_are_shown_with_their_prevalence_and_leakage(data: Path, capsys: 
     wanted = {name: tiles.SPLITS[i % 3] for i, name in enumerate(names)}
     shutil.copy(data / "Images/water/water_00000.jpg", data / "Images/water/water_00001.jpg")
     (data / "split.csv").write_text("image,split\n" + "".join(f"{n},{s}\n" for n, s in wanted.items()))
-    run(data, split={"file": "split.csv"})
+    store = run(data, split={"file": "split.csv"})
+    assert dict(zip(store.names, store.splits.tolist(), strict=True)) == wanted
     said = " ".join(capsys.readouterr().err.split())
     assert "1 of 1 groups of near-duplicates are in more than one split; split.csv puts them there" in said
 

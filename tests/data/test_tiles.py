@@ -1,6 +1,3 @@
-from __future__ import annotations
-
-import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -8,38 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from satclr.data import pixels, tiles
-
-
-def encoded(image: Image.Image, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind)
-    return buffer.getvalue()
-
-
-def noise(side: int = 50, mode: str = "RGB") -> Image.Image:
-    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
-    return Image.fromarray(pixels).convert(mode)
-
-
-def test_a_tile_of_the_stores_size_is_taken_as_it_is() -> None:
-    image = noise(40)
-    np.testing.assert_array_equal(pixels.decode(encoded(image, "PNG"), 40), np.asarray(image))
-
-
-def test_another_size_is_resized_as_pillow_does() -> None:
-    image = noise(90)
-    expected = np.asarray(image.resize((40, 40), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(pixels.decode(encoded(image, "PNG"), 40), expected)
-
-
-@pytest.mark.parametrize(
-    ("mode", "kind"), [("L", "JPEG"), ("CMYK", "JPEG"), ("RGBA", "PNG"), ("P", "PNG"), ("1", "PNG")]
-)
-def test_other_modes_become_rgb(mode: str, kind: str) -> None:
-    assert pixels.decode(encoded(noise(mode=mode), kind), 50).shape == (50, 50, 3)
+from satclr.data import tiles
 
 
 def test_stream_gives_each_batch_in_order(store: tiles.TileStore) -> None:
@@ -52,6 +19,8 @@ def test_stream_gives_each_batch_in_order(store: tiles.TileStore) -> None:
         np.testing.assert_array_equal(batch.numpy(), store.pixels[wanted])
         seen += given.tolist()
     assert sorted(seen) == list(range(len(rows)))
+    part = replace(store, pixels=store.pixels[:9])  # of a memory map
+    assert [len(batch) for _, batch in tiles.stream(part, [np.arange(9)], torch.device("cpu"))] == [9]
 
 
 def test_a_last_batch_of_one_tile_joins_the_one_before() -> None:
@@ -70,6 +39,8 @@ def test_a_store_says_what_is_missing_or_damaged(store: tiles.TileStore, tmp_pat
     (tmp_path / "tiles.npy").write_bytes(b"\x93NUMPY no")
     with pytest.raises(tiles.TileError, match="damaged"):
         tiles.open_store(tmp_path)
+    with pytest.raises(tiles.TileError, match="satclr embed"):
+        tiles.load_features(tmp_path / "none.npy", store)
 
 
 def test_an_arm_may_leave_out_training_tiles_that_it_is_tested_on(store: tiles.TileStore) -> None:
@@ -87,14 +58,6 @@ def test_an_arm_may_leave_out_training_tiles_that_it_is_tested_on(store: tiles.T
     assert apart.digest == store.digest
     with pytest.raises(tiles.TileError, match="no tile to learn from"):
         replace(store, groups=np.zeros_like(groups)).learning("leave_out")
-
-
-def test_features_of_another_store_are_refused(store: tiles.TileStore, tmp_path: Path) -> None:
-    np.save(tmp_path / "features.npy", np.zeros((3, 2), np.float32))
-    with pytest.raises(tiles.TileError, match="3 tiles"):
-        tiles.load_features(tmp_path / "features.npy", store)
-    with pytest.raises(tiles.TileError, match="satclr embed"):
-        tiles.load_features(tmp_path / "none.npy", store)
 
 
 def test_targets_and_statistics_come_from_the_files(store: tiles.TileStore) -> None:

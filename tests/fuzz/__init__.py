@@ -7,8 +7,6 @@ A fuzzer is a function (cases, seed, folder) → outcomes, a count of each; a br
 with the smallest case that hypothesis finds. `tests/test_fuzz.py` runs their short forms.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path

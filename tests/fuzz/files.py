@@ -1,12 +1,9 @@
 """Model files and archives with damaged bytes: refused in one message, without taking memory for what they claim."""
 
-from __future__ import annotations
-
 import io
 import resource
 import shutil
 import tarfile
-import zipfile
 from functools import cache
 from pathlib import Path
 
@@ -20,7 +17,7 @@ from satclr.data import labels
 from satclr.data.importing import SourceError, archives
 from satclr.pretrain import architectures, encoder
 
-from ..data import rar
+from ..data import downloads, rar
 from . import ACCEPTED, REFUSED, Outcomes, edited, explore
 from .pictures import encoded, noise
 
@@ -38,7 +35,7 @@ def _weights() -> dict[str, torch.Tensor]:
 @cache
 def samples() -> dict[str, bytes]:
     """A small sound file of each format."""
-    saved, arrays, book, packed, rolled = (io.BytesIO() for _ in range(5))
+    saved, arrays, book, rolled = (io.BytesIO() for _ in range(4))
     torch.save(_weights(), saved)
     np.savez(arrays, test_scores=np.zeros((3, 2), np.float32), labels=np.array(["a", "b"]))
     import openpyxl
@@ -49,9 +46,6 @@ def samples() -> dict[str, bytes]:
     sheet.append(["a.jpg", 1])
     workbook.save(book)
     tile = encoded(noise(16), "PNG")
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
-        file.writestr("set/sea/a.png", tile)
-        file.writestr("set/labels.csv", "image,sea\na.png,1\n")
     with tarfile.open(fileobj=rolled, mode="w:gz") as tar:
         info = tarfile.TarInfo("set/sea/a.png")
         info.size = len(tile)
@@ -62,7 +56,7 @@ def samples() -> dict[str, bytes]:
         ".pth": saved.getvalue(),
         ".npz": arrays.getvalue(),
         ".xlsx": book.getvalue(),
-        ".zip": packed.getvalue(),
+        ".zip": downloads.zipped({"set/sea/a.png": tile, "set/labels.csv": b"image,sea\na.png,1\n"}),
         ".tar.gz": rolled.getvalue(),
         ".rar": rar.packed({"set/sea/a.png": tile}),
     }

@@ -1,7 +1,5 @@
 """Image files: a whole picture of 8 bits a channel is taken as it is, anything else is refused with its reason."""
 
-from __future__ import annotations
-
 import importlib.util
 import io
 import struct
@@ -9,7 +7,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,7 @@ KINDS = {
     "WEBP": ("RGB", "L", "RGBA"),
     "GIF": ("L", "P"),
 }  # fmt: skip
-SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "TIFF": ".tif", "BMP": ".bmp", "WEBP": ".webp", "GIF": ".png"}
+SUFFIX = {"JPEG": ".jpg", "PNG": ".png", "TIFF": ".tif", "BMP": ".bmp", "WEBP": ".webp", "GIF": ".gif"}
 
 
 @dataclass(frozen=True)
@@ -57,27 +55,29 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
+def sound(name: str, raw: bytes) -> Picture:
+    """A file with the pixels that Pillow reads from it."""
+    with Image.open(io.BytesIO(raw)) as image:
+        return Picture(name, raw, np.asarray(image.convert("RGB")))
+
+
 def whole() -> list[Picture]:
-    """Sound files of every kind and mode, with the pixels that Pillow reads from them."""
-    found = []
-    for kind, modes in KINDS.items():
-        for mode in modes:
-            raw = encoded(noise().convert(mode), kind)
-            found.append(Picture(f"{mode}-{kind}{SUFFIX[kind]}", raw, _pixels(raw)))
-    progressive = encoded(noise(), "JPEG", progressive=True, quality=95)
-    found.append(Picture("progressive.jpg", progressive, _pixels(progressive)))
-    for kind in ("TIFF", "PNG"):
-        packed = encoded(noise(), kind, **({"compression": "tiff_lzw"} if kind == "TIFF" else {"optimize": True}))
-        found.append(Picture(f"packed{SUFFIX[kind]}", packed, _pixels(packed)))
-    png = encoded(noise(), "PNG")
-    found.append(Picture("png-named.jpg", png, _pixels(png)))
+    """Sound files of every kind and mode."""
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90°
-    turned = encoded(noise(), "JPEG", exif=exif, quality=95)
-    found.append(Picture("turned.jpg", turned, np.rot90(_pixels(turned), -1)))
-    large = encoded(noise(300), "PNG")
-    resized = Image.open(io.BytesIO(large)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    return [*found, Picture("larger.png", large, np.asarray(resized)), *only_gdal()]
+    turned = sound("turned.jpg", encoded(noise(), "JPEG", exif=exif, quality=95))
+    large = sound("larger.png", encoded(noise(300), "PNG"))
+    resized = Image.fromarray(large.pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    return [
+        *(sound(f"{m}-{k}{SUFFIX[k]}", encoded(noise().convert(m), k)) for k, modes in KINDS.items() for m in modes),
+        sound("progressive.jpg", encoded(noise(), "JPEG", progressive=True, quality=95)),
+        sound("packed.tif", encoded(noise(), "TIFF", compression="tiff_lzw")),
+        sound("packed.png", encoded(noise(), "PNG", optimize=True)),
+        sound("png-named.jpg", encoded(noise(), "PNG")),
+        replace(turned, pixels=np.rot90(turned.pixels, -1)),
+        replace(large, pixels=np.asarray(resized)),
+        *only_gdal(),
+    ]
 
 
 def only_gdal() -> Iterator[Picture]:
@@ -126,26 +126,21 @@ def refused() -> list[Picture]:
     ]  # fmt: skip
 
 
-def png_header(width: int, height: int, *, depth: int = 8, colour: int = 2, data: bytes = b"") -> bytes:
+def png_header(width: int, height: int) -> bytes:
     """A PNG of few bytes that claims a size."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    body = chunk(b"IDAT", zlib.compress(data or bytes(1000)))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body + chunk(b"IEND", b"")
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
 
 
 def tiff_header(width: int, height: int) -> bytes:
-    raw = bytearray(encoded(Image.new("RGB", (20, 20)), "TIFF"))
+    raw = encoded(Image.new("RGB", (20, 20)), "TIFF")
     for tag, value in ((256, width), (257, height)):
-        entry = raw.index(struct.pack("<HHI", tag, 3, 1)) if struct.pack("<HHI", tag, 3, 1) in raw else -1
-        kind = 3
-        if entry < 0:
-            entry, kind = raw.index(struct.pack("<HHI", tag, 4, 1)), 4
-        raw[entry + 8 : entry + 12] = struct.pack("<HH", value, 0) if kind == 3 else struct.pack("<I", value)
-    return bytes(raw)
+        raw = raw.replace(struct.pack("<HHII", tag, 4, 1, 20), struct.pack("<HHII", tag, 4, 1, value))
+    return raw
 
 
 def bmp_header(width: int, height: int) -> bytes:
@@ -154,14 +149,14 @@ def bmp_header(width: int, height: int) -> bytes:
     return bytes(raw)
 
 
-def _pixels(raw: bytes) -> Any:
-    with Image.open(io.BytesIO(raw)) as image:
-        return np.asarray(image.convert("RGB"))
-
-
 def _decode(raw: bytes) -> Any:
-    with warnings.catch_warnings(action="ignore"):  # Pillow's, about damaged EXIF data
-        return pixels.decode(raw, SIDE)
+    """The tile of a damaged file, or None if it is refused in one line."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # Pillow's, about damaged EXIF data
+            return pixels.decode(raw, SIDE)
+    except tiles.TileError as error:
+        assert str(error).strip() and "\n" not in str(error)
+        return None
 
 
 def run_kinds(cases: int, seed: int, folder: Path) -> Outcomes:  # a fixed list
@@ -189,10 +184,8 @@ def run_truncated(cases: int, seed: int, folder: Path) -> Outcomes:  # every pla
     outcomes: Outcomes = Counter()
     cuts = [(picture, end) for picture in whole() for end in (*range(0, len(picture.raw), STEP), len(picture.raw) - 1)]
     for picture, end in cuts[:: -(-len(cuts) // cases)]:
-        try:
-            found = _decode(picture.raw[:end])
-        except tiles.TileError as error:
-            assert str(error).strip() and "\n" not in str(error)
+        found = _decode(picture.raw[:end])
+        if found is None:
             outcomes[REFUSED] += 1
         else:
             np.testing.assert_array_equal(found, picture.pixels, err_msg=f"{picture.name} cut off at {end}")
@@ -204,10 +197,8 @@ def run_edited(cases: int, seed: int, folder: Path) -> Outcomes:
     """A file with damaged bytes is refused in one line, or gives a tile that is not black."""
 
     def check(raw: bytes) -> str:
-        try:
-            found = _decode(raw)
-        except tiles.TileError as error:
-            assert str(error).strip() and "\n" not in str(error)
+        found = _decode(raw)
+        if found is None:
             return REFUSED
         assert found.shape == (SIDE, SIDE, 3) and found.dtype == np.uint8 and found.any()
         return ACCEPTED

@@ -1,7 +1,5 @@
 """From folders of tiles and tables to the store and back: whatever tiles, labels and categories are called."""
 
-from __future__ import annotations
-
 import csv
 import shutil
 from pathlib import Path

@@ -1,13 +1,12 @@
 """Label tables: however they were saved, they are read rightly; whatever is wrong with them is named."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from rich.console import Console
 
 from satclr.data import audit, importing, labels
 
+from ..data.downloads import folder_of
 from . import ACCEPTED, REFUSED, Outcomes, edited, explore
 
 Grid = list[list[str]]  # a header and its rows
@@ -40,7 +40,6 @@ class Tables:
     saved: dict[str, bytes]
     truth: dict[str, dict[str, int]]  # tile → label → 0 or 1
     fault: str = ""
-    said: list[str] = field(default_factory=list)  # parts of the refusal
 
 
 @st.composite
@@ -79,12 +78,9 @@ def saved(draw: st.DrawFn, grid: Grid) -> bytes:
         writer.writerow([*row, *[""] * empty])
     content = text.getvalue()
     encodings = ["utf-8", "utf-8-sig", "utf-16"]
-    try:
-        raw = content.encode("cp1252")
-        if _is_no_other_encoding(raw, content):
+    with suppress(UnicodeEncodeError):
+        if _is_no_other_encoding(content.encode("cp1252"), content):
             encodings.append("cp1252")
-    except UnicodeEncodeError:
-        pass
     return content.encode(draw(st.sampled_from(encodings)))
 
 
@@ -100,49 +96,38 @@ def _is_no_other_encoding(raw: bytes, content: str) -> bool:
 @st.composite
 def sound(draw: st.DrawFn) -> Tables:
     found, truth = draw(grids())
-    return Tables(found, {name: draw(saved(grid)) for name, grid in found.items()}, truth)
+    return Tables(found, {f"{name}.csv": draw(saved(grid)) for name, grid in found.items()}, truth)
 
 
-def _value(grid: Grid, text: str) -> list[str]:
-    column = next(i for i, name in enumerate(grid[0]) if name.strip().casefold() != "image")
-    grid[-1][column] = text
-    return [repr(text)]
+def _place(grid: Grid, *, image: bool) -> int:
+    """The column of the tiles' names, or the first one of labels."""
+    return next(i for i, name in enumerate(grid[0]) if (name.strip().casefold() == "image") == image)
 
 
-def _image(grid: Grid) -> int:
-    return next(i for i, name in enumerate(grid[0]) if name.strip().casefold() == "image")
+def _put(grid: Grid, row: int, text: str, *, image: bool = True) -> Grid:
+    grid[row][_place(grid, image=image)] = text
+    return grid
 
 
-def _put(grid: Grid, row: int, column: int, text: str) -> list[str]:
-    grid[row][column] = text
-    return []
+def _widen(grid: Grid, header: str, cell: str) -> Grid:
+    return [[*grid[0], header], *([*row, cell] for row in grid[1:])]
 
 
-def _widen(grid: Grid, header: str, cell: str) -> list[str]:
-    for row in grid:
-        row.append(header if row is grid[0] else cell)
-    return []
-
-
-def _rows(grid: Grid, rows: Grid) -> list[str]:
-    grid[:] = rows
-    return []
-
-
-FAULTS: dict[str, Callable[[Grid], list[str]]] = {
-    **{f"the value {text!r}": partial(_value, text=text)
+VALUE = "the value "
+FAULTS: dict[str, Callable[[Grid], Grid]] = {
+    **{f"{VALUE}{text!r}": partial(_put, row=-1, text=text, image=False)
        for text in ("True", "yes", "2", "", "nan", "-1", "1e0", "１", "0.5", "[/]", "inf", "1,0")},
-    "no image column": lambda grid: _put(grid, 0, _image(grid), "picture"),
+    "no image column": lambda grid: _put(grid, 0, "picture"),
     "two image columns": lambda grid: _widen(grid, "image", "x.jpg"),
-    "a label twice": lambda grid: _widen(grid, grid[0][1 - min(_image(grid), 1)], "0"),
-    "a short row": lambda grid: _rows(grid, [*grid[:-1], grid[-1][:-1]]),
-    "a long row": lambda grid: _rows(grid, [*grid[:-1], [*grid[-1], "0"]]),
-    "a tile twice": lambda grid: _rows(grid, [*grid, list(grid[-1])]),
-    "a tile that leaves the folder": lambda grid: _put(grid, -1, _image(grid), "../x.jpg"),
-    "a tile without name": lambda grid: _put(grid, -1, _image(grid), " "),
+    "a label twice": lambda grid: _widen(grid, grid[0][_place(grid, image=False)], "0"),
+    "a short row": lambda grid: [*grid[:-1], grid[-1][:-1]],
+    "a long row": lambda grid: [*grid[:-1], [*grid[-1], "0"]],
+    "a tile twice": lambda grid: [*grid, list(grid[-1])],
+    "a tile that leaves the folder": lambda grid: _put(grid, -1, "../x.jpg"),
+    "a tile without name": lambda grid: _put(grid, -1, " "),
     "a nameless label": lambda grid: _widen(grid, "", "1"),
     "a label with |": lambda grid: _widen(grid, "a|b", "1"),
-    "a header only": lambda grid: _rows(grid, grid[:1]),
+    "a header only": lambda grid: grid[:1],
 }  # fmt: skip
 RAW_FAULTS: dict[str, Callable[[bytes], bytes]] = {
     "zero bytes": lambda _: b"",
@@ -158,13 +143,12 @@ def faulty(draw: st.DrawFn) -> Tables:
     bad = draw(st.sampled_from(sorted(case.grids)))
     case.fault = draw(st.sampled_from([*FAULTS, *RAW_FAULTS]))
     if case.fault in FAULTS:
-        grid = [list(row) for row in case.grids[bad]]
-        case.said = FAULTS[case.fault](grid)
+        grid = FAULTS[case.fault]([list(row) for row in case.grids[bad]])
         # csv leaves a row of one empty cell out, and then there is no fault
         hypothesis.assume(any(any(map(str.strip, row)) for row in grid[1:]) or case.fault == "a header only")
-        case.saved[bad] = draw(saved(grid))
+        case.saved[f"{bad}.csv"] = draw(saved(grid))
     else:
-        case.saved[bad] = RAW_FAULTS[case.fault](b'image,a\n"b.jpg",1\nc.jpg,0\n')
+        case.saved[f"{bad}.csv"] = RAW_FAULTS[case.fault](b'image,a\n"b.jpg",1\nc.jpg,0\n')
     return case
 
 
@@ -175,6 +159,10 @@ def run(cases: int, seed: int, folder: Path) -> Outcomes:
         found = labels.read(_write(folder, case.saved))
         rows = zip(found.tiles, found.targets.tolist(), strict=True)
         assert {tile: dict(zip(found.names, row, strict=True)) for tile, row in rows} == case.truth
+        for category, grid in case.grids.items():
+            header = [labels.canonical(name) for name in grid[0] if name.strip().casefold() != "image"]
+            assert found.columns[category] == tuple(header)
+            assert found.categories.count(category) == len(grid) - 1
         _audit(found, folder)
         return ACCEPTED
 
@@ -192,7 +180,7 @@ def run_faulty(cases: int, seed: int, folder: Path) -> Outcomes:
         else:
             raise AssertionError(f"{case.fault} was not noticed")
         assert str(folder) in message and ".csv" in message and "\n" not in message, message
-        assert all(part in message for part in case.said), (message, case.said)
+        assert case.fault.removeprefix(VALUE) in message or not case.fault.startswith(VALUE), (case.fault, message)
         return REFUSED
 
     return explore(faulty(), check, cases=cases, seed=seed)
@@ -203,7 +191,7 @@ def run_edited(cases: int, seed: int, folder: Path) -> Outcomes:
 
     def check(raw: bytes) -> str:
         try:
-            found = labels.read(_write(folder, {"damaged": raw}))
+            found = labels.read(_write(folder, {"damaged.csv": raw}))
         except labels.LabelError as error:
             assert "damaged.csv" in str(error) and "\n" not in str(error), str(error)
             return REFUSED
@@ -223,10 +211,7 @@ def run_import(cases: int, seed: int, folder: Path, *, forms: dict[str, bytes], 
 
     def check(case: tuple[str, bytes]) -> str:
         name, raw = case
-        shutil.rmtree(folder, ignore_errors=True)
-        for path, content in (images | {name: raw}).items():
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_bytes(content)
+        _write(folder, images | {name: raw})
         try:
             plan = importing.look(folder)
         except (importing.SourceError, labels.LabelError) as error:
@@ -241,12 +226,9 @@ def run_import(cases: int, seed: int, folder: Path, *, forms: dict[str, bytes], 
     return explore(sources, check, cases=cases, seed=seed)
 
 
-def _write(folder: Path, tables: dict[str, bytes]) -> Path:
+def _write(folder: Path, files: dict[str, bytes]) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for name, raw in tables.items():
-        (folder / f"{name}.csv").write_bytes(raw)
-    return folder
+    return folder_of(folder, files)
 
 
 def _audit(found: labels.Labels, folder: Path) -> None:

@@ -1,31 +1,62 @@
-"""What is wrong with a data set's labels, worst first.
+"""What is wrong with a data set's labels, worst first, and which published data set it is.
 
 In: `Labels` and the folder they were read from. Out: an `Audit` to print (`render`), to store (`to_dict`) and to act on
-(`flagged_rows`).
+(`flagged_rows`). What is known about published data sets is in `published/<name>.json`, one file each: their documented
+labels, their releases and the damage in them; other data sets are audited without it.
 
     satclr audit LABELS_DIR [--images DIR] [--json FILE]
 """
 
-from __future__ import annotations
-
+import hashlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
+from pydantic import Field
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
 
 from satclr.data import checks
 from satclr.data.checks import Finding, Rows
-from satclr.data.known import recognise
 from satclr.data.labels import LabelError, Labels
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+from satclr.params import Model
 
 LEVELS: Final = {"error": "bold red", "suspect": "bold yellow", "notice": "bold cyan"}
 EXTREMES: Final = 5
 DETAILS: Final = 4
+
+
+class Release(Model):
+    """A published state of the label tables: each category's digest, and how many rows of it are wrong."""
+
+    name: str
+    advice: str
+    tables: dict[str, str]
+    corrupt_rows: dict[str, int]
+
+
+class Known(Model):
+    """A published data set.
+
+    max_labels: the most labels that its authors document for a tile. documented: the labels that go with each category.
+    undocumented: those that its sound release has besides. namesakes: the label that a category is named after.
+    """
+
+    name: str
+    source: str
+    max_labels: int | None = None
+    labels: frozenset[str]
+    categories: frozenset[str]
+    documented: dict[str, frozenset[str]] = Field({})
+    undocumented: dict[str, frozenset[str]] = Field({})
+    namesakes: dict[str, str] = Field({})
+    releases: tuple[Release, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,13 +100,17 @@ def audit(labels: Labels, folder: Path, *, images: Path | None = None) -> Audit:
     """
     if images is not None and not images.is_dir():
         raise LabelError(f"{images}: no such folder; it should hold one folder of images per category")
-    known = recognise(labels)
+    same = (known for known in _published() if known.labels == set(labels.names))
+    known = next((known for known in same if known.categories >= set(labels.columns)), None)
+    documented = checks.documented(folder, labels)
+    if documented is None and known:
+        documented = f"{known.name}'s documentation", known.documented
     found = [
-        *checks.releases(labels, known),
-        *checks.lost(labels, known),
+        *(_releases(labels, known) if known and known.releases else ()),
+        *checks.lost(labels, known.namesakes if known else {}),
         *checks.over_maximum(labels, known.max_labels if known else None),
         *checks.runs(labels),
-        *checks.undocumented(labels, known, folder),
+        *checks.undocumented(labels, documented, known.undocumented if known else {}),
         *checks.unlabelled(labels),
         *checks.unusable(labels),
         *checks.repairs(labels),
@@ -86,6 +121,50 @@ def audit(labels: Labels, folder: Path, *, images: Path | None = None) -> Audit:
     return Audit(labels, known.name if known else None, tuple(found))
 
 
+@cache
+def _published() -> list[Known]:
+    entries = sorted(files("satclr.data").joinpath("published").iterdir(), key=lambda entry: entry.name)
+    return [Known.model_validate_json(e.read_text("utf-8")) for e in entries if e.name.endswith(".json")]
+
+
+def _releases(labels: Labels, known: Known) -> Iterator[Finding]:
+    """Tell which published release the tables are, and what is known to be wrong with it."""
+    found = _digests(labels)
+
+    def matches(release: Release) -> set[str]:
+        return {category for category, digest in found.items() if release.tables.get(category) == digest}
+
+    nearest = max(known.releases, key=lambda release: len(matches(release)))
+    others = len(found) - len(matches(nearest))
+    title = f"{known.name}, release of {nearest.name}"
+    if others == len(found):
+        title = f"{known.name}'s labels, but no table equals a published one"
+    elif others:
+        title += f", but for {others} of {len(found)} tables"
+    # A few damaged tables among sound ones are still damage.
+    damaged = {c: r for r in known.releases for c in matches(r) & set(r.corrupt_rows)}
+    if damaged:
+        wrong = {category: release.corrupt_rows[category] for category, release in damaged.items()}
+        ranked = sorted(wrong, key=lambda category: (-wrong[category], category))
+        title = f"{title}: {sum(wrong.values()):,} rows are corrupt"
+        details = tuple(f"{category}: {wrong[category]:,} corrupt rows" for category in ranked)
+        yield Finding("known-release", "error", title, damaged[ranked[0]].advice, details=details)
+    else:
+        advice = "Compare them with the release they were made from." if others else nearest.advice
+        yield Finding("known-release", "notice", title, advice)
+
+
+def _digests(labels: Labels) -> dict[str, str]:
+    """Digest each category's table by content, independent of encoding, line ends, row and column order."""
+    result = {}
+    for category, rows, _ in checks.tables(labels):
+        ordered = sorted(rows.tolist(), key=labels.tiles.__getitem__)
+        digest = hashlib.sha256("\n".join([*labels.names, *(labels.tiles[i] for i in ordered)]).encode())
+        digest.update(np.packbits(labels.targets[ordered], axis=1).tobytes())
+        result[category] = digest.hexdigest()[:16]
+    return result
+
+
 def flagged_rows(report: Audit) -> Rows:
     """The rows that `on_problem: drop` leaves out, ascending."""
     return np.array(sorted({row for f in report.findings if f.flagged for row in f.rows}), dtype=np.intp)
@@ -93,10 +172,6 @@ def flagged_rows(report: Audit) -> Rows:
 
 def render(report: Audit) -> RenderableType:
     """The audit as text for the terminal."""
-    from rich.console import Group
-    from rich.padding import Padding
-    from rich.text import Text
-
     labels = report.labels
     counts = labels.targets.sum(1, dtype=np.int64)
     flagged = len(flagged_rows(report))

@@ -1,26 +1,29 @@
 """The checks of an audit, each a function from `Labels` to findings.
 
-Only `releases` needs to know the data set. Each threshold is listed below with its reason.
+They work on any data set, with what is known of it where it is a published one. Each threshold is listed below with its
+reason.
 """
 
-from __future__ import annotations
-
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from satclr.data.known import Known, Release, digests, documented, namesake
-from satclr.data.labels import Labels, nfc
+from satclr.data.labels import Labels, canonical, nfc, sheets
 from satclr.data.tiles import SUFFIXES
 from satclr.files import counted
 
 Rows = npt.NDArray[np.intp]
+Documented = Mapping[str, AbstractSet[str]]  # the labels that go with a category
 
+DOCUMENTS: Final = ("category_labels.csv", "Categories_names.xlsx")
 EXAMPLES: Final = 5
 # No row of MLRSNet's first release (109,161 rows, 60 columns) has more than 3 adjacent ones, and one of UC Merced's
 # 2,100 has 4; a filled range has up to dozens.
@@ -35,6 +38,7 @@ LOST_MAX: Final = 0.01
 RARELY_MISSING: Final = 0.99
 RARE_MIN: Final = 10  # fewer tiles than this cannot be split three ways and scored
 MISFIT_MAX: Final = 1 / 3  # a document that disagrees with more of the tiles is about other labels
+WORD_MIN: Final = 4  # letters from which on a name contained in another one means something
 DROP: Final = "Restore these rows from an earlier release, or drop them."
 
 
@@ -56,41 +60,13 @@ class Finding:
         return {"tiles" if k == "rows" else k: len(v) if k == "rows" else v for k, v in vars(self).items()}
 
 
-def releases(labels: Labels, known: Known | None) -> Iterator[Finding]:
-    """Tell which published release the tables are, and what is known to be wrong with it."""
-    if known is None or not known.releases:
-        return
-    found = digests(labels)
-
-    def matches(release: Release) -> set[str]:
-        return {category for category, digest in found.items() if release.tables.get(category) == digest}
-
-    nearest = max(known.releases, key=lambda release: len(matches(release)))
-    others = len(found) - len(matches(nearest))
-    title = f"{known.name}, release of {nearest.name}"
-    if others == len(found):
-        title = f"{known.name}'s labels, but no table equals a published one"
-    elif others:
-        title += f", but for {others} of {len(found)} tables"
-    # A few damaged tables among sound ones are still damage.
-    damaged = {c: r for r in known.releases for c in matches(r) & set(r.corrupt_rows)}
-    if damaged:
-        wrong = {category: release.corrupt_rows[category] for category, release in damaged.items()}
-        ranked = sorted(wrong, key=lambda category: (-wrong[category], category))
-        title = f"{title}: {sum(wrong.values()):,} rows are corrupt"
-        details = tuple(f"{category}: {wrong[category]:,} corrupt rows" for category in ranked)
-        yield Finding("known-release", "error", title, damaged[ranked[0]].advice, details=details)
-    else:
-        advice = "Compare them with the release they were made from." if others else nearest.advice
-        yield Finding("known-release", "notice", title, advice)
-
-
-def lost(labels: Labels, known: Known | None) -> Iterator[Finding]:
-    """Find categories whose tiles lack the label that the category is named after."""
+def lost(labels: Labels, namesakes: Mapping[str, str]) -> Iterator[Finding]:
+    """Find categories whose tiles lack the label that the category is named after; `namesakes` are known ones."""
     gone, likely = dict[str, Rows](), dict[str, Rows]()
     slips, partly = list[Rows](), list[Rows]()
-    for category, rows, _ in _tables(labels):
-        name, certain = namesake(category, labels.names, known)
+    for category, rows, _ in tables(labels):
+        known = namesakes.get(category)
+        name, certain = (known, True) if known else namesake(category, labels.names)
         if name is None:
             continue
         missing = rows[labels.targets[rows, labels.names.index(name)] == 0]
@@ -134,7 +110,7 @@ def runs(labels: Labels) -> Iterator[Finding]:
     length, last = longest_runs(labels)
     prevalence = labels.targets.mean(0)
     marked: dict[tuple[str, str, str], list[int]] = {}
-    for category, rows, columns in _tables(labels):
+    for category, rows, columns in tables(labels):
         logs = np.concatenate(([0.0], np.cumsum(np.log(np.maximum(prevalence[columns], 1e-12)))))
         for row in rows[length[rows] >= RUN_MIN]:
             end = last[row] + 1
@@ -150,20 +126,18 @@ def runs(labels: Labels) -> Iterator[Finding]:
     yield from _finding(labels, "run-of-ones", "error", filled, title, DROP)
 
 
-def undocumented(labels: Labels, known: Known | None, folder: Path) -> Iterator[Finding]:
-    """Find labels that the data set does not document for the tile's category."""
-    own = documented(folder, labels)
-    allowed = own[1] if own else known.documented if known else {}
-    source = own[0] if own else f"{known.name}'s documentation" if known else ""
-    beside = known.undocumented if known else {}
+def undocumented(labels: Labels, document: tuple[str, Documented] | None, beside: Documented) -> Iterator[Finding]:
+    """Find labels that a document (its name, what it lists) and the sound release (`beside`) lack for the category."""
+    if document is None:
+        return
+    source, allowed = document
     strange, usual = dict[str, Rows](), dict[str, Rows]()
-    for category, rows, _ in _tables(labels):
+    for category, rows, _ in tables(labels):
         for k, name in enumerate(labels.names):
-            if category in allowed and name not in allowed[category]:
-                found = rows[labels.targets[rows, k] == 1]
+            found = rows[labels.targets[rows, k] == 1]
+            if found.size and name not in allowed.get(category, labels.names):
                 which = usual if name in beside.get(category, ()) else strange
-                if found.size:
-                    which[f"{category}: {name!r} on {counted(len(found), 'tile')}"] = found
+                which[f"{category}: {name!r} on {counted(len(found), 'tile')}"] = found
     strange, usual = (dict(sorted(d.items(), key=lambda item: -len(item[1]))) for d in (strange, usual))
     misfits = len(_union(strange.values()))
     if misfits > MISFIT_MAX * len(labels.tiles):
@@ -229,7 +203,7 @@ def longest_runs(labels: Labels) -> tuple[Rows, Rows]:
     """Each row's longest run of ones along its own table's columns: (N,) length, (N,) last position."""
     length = np.zeros(len(labels.tiles), dtype=np.intp)
     last = np.zeros_like(length)
-    for _, rows, columns in _tables(labels):
+    for _, rows, columns in tables(labels):
         current = np.zeros(len(rows), dtype=np.intp)
         for position, column in enumerate(columns):
             current = (current + 1) * labels.targets[rows, column]
@@ -239,7 +213,60 @@ def longest_runs(labels: Labels) -> tuple[Rows, Rows]:
     return length, last
 
 
-def _tables(labels: Labels) -> Iterator[tuple[str, Rows, list[int]]]:
+def documented(folder: Path, labels: Labels) -> tuple[str, Documented] | None:
+    """The data set's own table of the labels that go with each category, and its name; None without one.
+
+    It is in `folder` or the one above. A sheet's categories are in the column that names most of them, their labels to
+    the right, in cells or separated by commas. Case, blanks and underscores of a category do not matter, and a name may
+    be the beginning of the category that no other name fits.
+    """
+    keys = {_squash(category): category for category in labels.columns}
+    for path in (where / name for where in (folder, folder.parent) for name in DOCUMENTS if (where / name).is_file()):
+        found: dict[str, set[str]] = {}
+        for sheet in filter(None, sheets(path)):
+            columns = [len(keys.keys() & set(map(_squash, c))) for c in zip_longest(*sheet, fillvalue="")]
+            at = columns.index(max(columns))
+            for row in sheet:
+                names = {canonical(name) for cell in row[at + 1 :] for name in re.split(r"[,;、，]", cell)}
+                if names := names & set(labels.names):
+                    found.setdefault(_squash(row[at]), set()).update(names)
+        matched = {keys[key]: names for key, names in found.items() if key in keys}
+        for key in sorted(found.keys() - keys.keys() - {""}):
+            begun = [c for k, c in keys.items() if k.startswith(key) and c not in matched]
+            matched |= {category: found[key] for category in begun if len(begun) == 1}
+        if matched:
+            return path.name, matched
+    return None
+
+
+def _squash(name: str) -> str:
+    """A name without case, blanks, underscores and punctuation."""
+    return re.sub(r"[\W_]+", "", canonical(name.replace("_", " ")).casefold())
+
+
+def namesake(category: str, names: Iterable[str]) -> tuple[str | None, bool]:
+    """The label that a category is named after, or None, and whether that is certain.
+
+    Certain when the names are equal but for case, blanks and a plural s; likely when it is the one label whose words
+    are among the category's (storage_tank, tanks) or, in a category written as one word, at an end.
+    """
+    own = _singular(category)
+    likely = []
+    for key, name in {_singular(name): name for name in names}.items():
+        joined = key.replace(" ", "")
+        if joined == own.replace(" ", ""):
+            return name, True
+        at_an_end = " " not in own and (own.startswith(joined) or own.endswith(joined))
+        if len(key) >= WORD_MIN and (at_an_end or f" {key} " in f" {own} "):
+            likely.append(name)
+    return (likely[0] if len(likely) == 1 else None), False
+
+
+def _singular(name: str) -> str:
+    return " ".join(word.removesuffix("s") for word in re.findall(r"[^\W_]+", canonical(name.casefold())))
+
+
+def tables(labels: Labels) -> Iterator[tuple[str, Rows, list[int]]]:
     """Yield each category, its rows, and its labels' indices in its table's column order."""
     categories = np.asarray(labels.categories)
     position = {name: k for k, name in enumerate(labels.names)}

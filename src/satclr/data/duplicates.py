@@ -5,8 +5,6 @@ near-duplicates when their hashes are close and their thumbnails agree; such pai
 and mirrored copies have other hashes and are not found.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterator
@@ -16,6 +14,7 @@ from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from satclr import progress
 
@@ -31,32 +30,27 @@ DISTANCE_BITS = 8
 CORRELATION_MIN = 0.8
 THUMBNAIL_PX = 32
 CHUNK = 1024
-PAIRS_AT_ONCE = 1 << 20
 HASHES_AT_ONCE = 1 << 12  # they stay in a cache
 
 
-def groups(pixels: Tiles, *, distance_bits: int = DISTANCE_BITS, correlation_min: float = CORRELATION_MIN) -> Rows:
-    """Group near-duplicates: (N,H,W,3) uint8, possibly a memory map → the first row of each row's group, (N,).
-
-    distance_bits: the Hamming distance up to which two tiles' hashes make them candidates, 0 to 63. correlation_min:
-    the correlation of their gray thumbnails that confirms it, -1 to 1.
-    """
-    return connected(pairs(pixels, distance_bits=distance_bits, correlation_min=correlation_min), len(pixels))
+def groups(pixels: Tiles) -> Rows:
+    """Group near-duplicates: (N,H,W,3) uint8, possibly a memory map → the first row of each row's group, (N,)."""
+    return connected(pairs(pixels), len(pixels))
 
 
-def pairs(pixels: Tiles, *, distance_bits: int = DISTANCE_BITS, correlation_min: float = CORRELATION_MIN) -> Rows:
-    """The pairs of rows that are near-duplicates, (2,P), one or several for each; see `groups`."""
+def pairs(pixels: Tiles) -> Rows:
+    """The pairs of rows that are near-duplicates, (2,P), at least one for each row."""
     digests, found = hashes(pixels)
     _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
     unique = np.sort(first)
     confirmed = [np.stack((np.arange(len(pixels)), first[inverse]))]  # equal pixels need no second look
-    for left, right in candidates(found[unique], distance_bits):
+    for left, right in candidates(found[unique], DISTANCE_BITS):
         rows, position = np.unique(np.concatenate((unique[left], unique[right])), return_inverse=True)
         thumbnails = _thumbnails(pixels, rows)
         for start in range(0, len(left), CHUNK * 16):
             a = position[: len(left)][start : start + CHUNK * 16]
             b = position[len(left) :][start : start + CHUNK * 16]
-            same = (thumbnails[a] * thumbnails[b]).sum(1) >= correlation_min
+            same = (thumbnails[a] * thumbnails[b]).sum(1) >= CORRELATION_MIN
             confirmed.append(np.stack((rows[a[same]], rows[b[same]])))
     return np.concatenate(confirmed, axis=1)
 
@@ -68,9 +62,8 @@ def connected(edges: Rows, count: int) -> Rows:
 
     edges = edges[:, (edges < count).all(0)]
     graph = coo_array((np.ones(edges.shape[1], bool), tuple(edges)), shape=(count, count))
-    _, first, inverse = np.unique(
-        connected_components(graph, directed=False)[1], return_index=True, return_inverse=True
-    )
+    _, component = connected_components(graph, directed=False)
+    _, first, inverse = np.unique(component, return_index=True, return_inverse=True)
     return np.asarray(first[inverse], dtype=np.intp)
 
 
@@ -122,7 +115,6 @@ def candidates(found: Hashes, distance_bits: int) -> Iterator[tuple[Rows, Rows]]
 
 
 def _hash_chunk(pixels: Tiles, start: int) -> tuple[Hashes, Hashes]:
-    from PIL import Image
     from scipy.fft import dct
 
     tiles = pixels[start : start + CHUNK]
@@ -141,25 +133,21 @@ def _close(found: Hashes, mask: np.uint64, distance_bits: int) -> Iterator[tuple
     values = found[order]
     keys = values & mask
     left = np.searchsorted(keys, keys, side="right") - np.arange(len(keys))  # of each bucket, the hash included
-    near: list[Rows] = []
     for start in range(0, len(keys), HASHES_AT_ONCE):
         block = values[start : start + HASHES_AT_ONCE]
+        near: list[Rows] = []
         for offset in range(1, left[start : start + HASHES_AT_ONCE].max()):
             following = values[start + offset : start + offset + HASHES_AT_ONCE]
             i = start + np.flatnonzero(np.bitwise_count(block[: len(following)] ^ following) <= distance_bits)
             if len(i):
                 i = i[left[i] > offset]
                 near.append(np.stack((order[i], order[i + offset])))
-        if sum(pairs.shape[1] for pairs in near) > PAIRS_AT_ONCE or start + HASHES_AT_ONCE >= len(keys):
-            if near:
-                yield tuple(np.concatenate(near, axis=1))
-            near = []
+        if near:
+            yield tuple(np.concatenate(near, axis=1))
 
 
 def _thumbnails(pixels: Tiles, rows: Rows) -> npt.NDArray[np.float32]:
     """Gray thumbnails about their mean, of norm 1, so that their dot product is a correlation."""
-    from PIL import Image
-
     size = (THUMBNAIL_PX, THUMBNAIL_PX)
     tiles = (Image.fromarray(pixels[row]).convert("L").resize(size, Image.Resampling.BOX) for row in rows)
     result = np.array([np.asarray(tile, dtype=np.float32).ravel() for tile in tiles])

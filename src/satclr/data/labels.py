@@ -5,8 +5,6 @@ by name, never by position: the published tables of one data set differ in their
 reader of tables, text or spreadsheet, that the rest of the package uses.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import unicodedata
@@ -58,16 +56,15 @@ def read(folder: Path) -> Labels:
 
     A table has a column `image` and one column per label, in any order, delimited by comma, semicolon or tab, in UTF-8,
     UTF-16 with a byte order mark, or Windows-1252. Cells are 0 or 1 (also 0.0 and 1.0). A single blank header is read
-    as the label that only this table lacks. Blank rows, and nameless columns without values, are skipped.
-
-    Raises `LabelError` naming the file, line, column and value of an invalid table.
+    as the label that only this table lacks. Blank rows, and nameless columns without values, are skipped. Raises
+    `LabelError` naming the file, line, column and value of an invalid table.
     """
     paths = sorted(p for p in folder.glob("*") if p.suffix.lower() == ".csv" and not p.name.startswith("."))
     if not paths:
         problem = "no label table" if folder.is_dir() else "no such folder"
         raise LabelError(f"{folder}: {problem}; it should hold one <category>.csv table per category")
-    tables, repairs = _name_blanks([_read_table(path) for path in paths])
-    _check(tables)
+    tables, repairs = _aligned([_read_table(path) for path in paths])
+    _refuse_duplicates(tables)
     return Labels(
         tiles=[tile for table in tables for tile in table.tiles],
         categories=[nfc(table.path.stem) for table in tables for _ in table.tiles],
@@ -176,12 +173,14 @@ def _read_table(path: Path) -> _Table:
     images = [i for i, name in enumerate(header) if name.casefold() == IMAGE]
     if len(images) != 1:
         raise LabelError(f"{path}: {len(images)} columns named 'image' in its header; exactly one is needed")
+    tiles: list[str] = []
     for line, cells in body:
-        tile = cells[images[0]].strip() if len(cells) == len(header) else None
-        if tile is None:
+        if len(cells) != len(header):
             raise LabelError(f"{path}, line {line}: {len(cells)} cells where the header has {len(header)}")
+        tile = cells[images[0]].strip()
         if not tile or "/" in tile or "\\" in tile or tile.startswith("."):
             raise LabelError(f"{path}, line {line}, column 'image': {tile!r} is not a tile's file name")
+        tiles.append(nfc(tile))
     named = [name or any(cells[i].strip() for _, cells in body) for i, name in enumerate(header)]
     kept = [i for i in range(len(header)) if i != images[0] and named[i]]
     flat = bytearray().join(bytes([VALUES.get(cells[i], 2) for i in kept]) for _, cells in body)
@@ -200,15 +199,14 @@ def _read_table(path: Path) -> _Table:
             raise LabelError(f"{path}: duplicate column {name!r}; keep one")
         if "|" in name:
             raise LabelError(f"{path}: column {name!r}: | separates labels in the store's index; rename it")
-    tiles = [nfc(cells[images[0]].strip()) for _, cells in body]
     respelled = [(a, b) for a, b in zip(written, header, strict=True) if a != b]
     return _Table(path, tiles, [line for line, _ in body], columns, values, respelled)
 
 
-def _name_blanks(tables: list[_Table]) -> tuple[list[_Table], list[str]]:
-    """Give a table's single blank header the name of the one label that only this table lacks."""
+def _aligned(tables: list[_Table]) -> tuple[list[_Table], list[str]]:
+    """Refuse tables of unlike labels; a single blank header gets the name of the one label that its table lacks."""
     everything = {name for table in tables for name in table.columns if name}
-    named: list[_Table] = []
+    aligned: list[_Table] = []
     repairs: list[str] = []
     for table in tables:
         blanks = table.columns.count("")
@@ -218,8 +216,13 @@ def _name_blanks(tables: list[_Table]) -> tuple[list[_Table], list[str]]:
             raise LabelError(f"{table.path}: has {blanks} nameless column(s) and {lacks}; name or delete them")
         if blanks:
             repairs.append(f"{table.path.name}: the nameless column is read as {missing[0]!r}")
-        named.append(replace(table, columns=tuple(name or missing[0] for name in table.columns)))
-    return named, repairs
+        elif missing:
+            other = next(t.path.name for t in tables if missing[0] in t.columns)
+            more = f" and {len(missing) - 1} more" if missing[1:] else ""
+            lacks = f"no column {missing[0]!r}{more}, which {other} has"
+            raise LabelError(f"{table.path}: {lacks}; all tables need the same labels")
+        aligned.append(replace(table, columns=tuple(name or missing[0] for name in table.columns)))
+    return aligned, repairs
 
 
 def _respelled(tables: list[_Table]) -> Iterator[str]:
@@ -228,16 +231,9 @@ def _respelled(tables: list[_Table]) -> Iterator[str]:
         yield f"{names[0] if len(names) == 1 else f'{len(names)} tables'}: column {name!r} is read as {right!r}"
 
 
-def _check(tables: list[_Table]) -> None:
-    """Raise `LabelError` unless all tables have the same labels, and each tile one row."""
-    everything = {name for table in tables for name in table.columns}
+def _refuse_duplicates(tables: list[_Table]) -> None:
     seen: dict[str, str] = {}
     for table in tables:
-        if missing := sorted(everything - set(table.columns)):
-            other = next(t.path.name for t in tables if missing[0] in t.columns)
-            more = f" and {len(missing) - 1} more" if missing[1:] else ""
-            lacks = f"no column {missing[0]!r}{more}, which {other} has"
-            raise LabelError(f"{table.path}: {lacks}; all tables need the same labels")
         for tile, line in zip(table.tiles, table.lines, strict=True):
             where = f"{table.path}, line {line}"
             if tile in seen:

@@ -8,8 +8,6 @@ Palettes become colours. Alpha, masks, nodata values and NaN tell which pixels h
 Pixels of other than 8 bits are scaled: `scale` (low, high) becomes 0 to 255, rounded, and what is beyond it 0 or 255.
 """
 
-from __future__ import annotations
-
 import io
 import re
 import warnings

@@ -5,23 +5,19 @@ writes into index.csv; no later stage splits again. Every draw is a function of 
 order of files and rows does not matter.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection, Hashable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from rich.table import Table
 
 from satclr import files, progress, randomness
-from satclr.data import labels
+from satclr.data import duplicates, labels
 from satclr.data.tiles import SPLITS
 from satclr.params import Split
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 GROUPS: Final = "groups.csv"  # image, group: the city, scene or flight line that `split.by: group` keeps together
 SUMMARY_LABELS: Final = 8
@@ -79,9 +75,7 @@ def split(
 
     fractions: of train, val and test, adding up to 1. groups: N keys; tiles with the same key stay together. stratify:
     targets (N,K) whose prevalence every split should share (see `stratified`). The sizes are the rounded fractions of
-    N; with groups a split may be off by one group.
-
-    Raises `SplitError` for an empty split.
+    N; with groups a split may be off by one group. Raises `SplitError` for an empty split.
     """
     by_name = np.array(sorted(range(len(names)), key=names.__getitem__))
     keys, numbers = names if groups is None else groups, dict[Hashable, int]()
@@ -89,7 +83,11 @@ def split(
     order = randomness.permutation(len(numbers), seed, "split").numpy()
     unit = np.argsort(order)[found]  # the place of each row's unit in the order drawn
     rows, sizes = by_name[np.argsort(unit, kind="stable")], np.bincount(unit)
-    which = _cut(sizes, fractions) if stratify is None else stratified(stratify[rows], sizes, fractions)
+    if stratify is None:  # cut where the rounded sizes are reached
+        ends = np.round(np.cumsum(fractions) * sizes.sum())
+        which = np.searchsorted(ends[:-1], np.cumsum(sizes) - sizes, side="right")
+    else:
+        which = stratified(stratify[rows], sizes, fractions)
     result = np.empty(len(names), object)
     result[rows] = np.array(SPLITS, object)[np.repeat(which, sizes)]
     drawn: list[str] = result.tolist()
@@ -128,9 +126,8 @@ def stratified(targets: Targets, sizes: Rows, fractions: Fractions) -> Rows:
 def from_file(path: Path, names: Sequence[str], *, left_out: Collection[str] = ()) -> list[str]:
     """Read the split of each tile from a CSV with the columns `image` and `split`.
 
-    left_out: tiles that the file may name though they are not among `names`.
-
-    Raises `SplitError` for an unreadable file, a missing, unknown or duplicate tile, or an invalid split.
+    left_out: tiles that the file may name though they are not among `names`. Raises `SplitError` for an unreadable
+    file, a missing, unknown or duplicate tile, or an invalid or empty split.
     """
     result = column(path, "split", names, left_out=left_out, allowed=SPLITS)
     _refuse_empty(result, str(path))
@@ -175,13 +172,12 @@ def members(groups: Sequence[Hashable]) -> list[list[int]]:
 
 def united(first: Sequence[Hashable], second: Sequence[Hashable]) -> list[int]:
     """One key per tile: tiles that share a key of either kind, directly or through others, have the same."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    a, b = (np.unique([str(key) for key in keys], return_inverse=True)[1] for keys in (first, second))
-    size = int(a.max()) + 1
-    graph = coo_array((np.ones(len(a), bool), (a, b + size)), shape=(size + len(b), size + len(b)))
-    return [int(group) for group in connected_components(graph, directed=False)[1][a]]
+    edges = []
+    for keys in (first, second):
+        _, row, inverse = np.unique([str(key) for key in keys], return_index=True, return_inverse=True)
+        edges.append(np.stack((np.arange(len(keys)), row[inverse])))
+    united: list[int] = duplicates.connected(np.concatenate(edges, axis=1), len(first)).tolist()
+    return united
 
 
 def spanning(split: Sequence[str], groups: Sequence[Hashable]) -> list[list[int]]:
@@ -200,8 +196,6 @@ def summary(split: Sequence[str], targets: Targets, names: Sequence[str], *, unl
 
     The last column is the greatest difference from the whole data set, in percentage points.
     """
-    from rich.table import Table
-
     sizes = Counter(split)
     shares = prevalence(split, targets)
     whole = targets.mean(0, dtype=np.float64)
@@ -222,12 +216,6 @@ def summary(split: Sequence[str], targets: Targets, names: Sequence[str], *, unl
         table.caption = f"{more} more, off by at most {100 * off[order[SUMMARY_LABELS]]:.2f}"
         table.caption_justify = "left"
     return table
-
-
-def _cut(sizes: Rows, fractions: Fractions) -> Rows:
-    """Cut units of these sizes where the rounded sizes of the splits are reached."""
-    ends = np.round(np.cumsum(fractions) * sizes.sum())
-    return np.searchsorted(ends[:-1], np.cumsum(sizes) - sizes, side="right")
 
 
 def _refuse_empty(split: Sequence[str], source: str) -> None:

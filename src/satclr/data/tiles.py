@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,9 @@ SPLITS = ("train", "val", "test")
 UNLABELLED = "unlabelled"  # the split of tiles that only pretraining may see
 LEARNED = {"train": ("train",), "unlabelled": (UNLABELLED,), "both": ("train", UNLABELLED)}  # by pretrain.tiles
 INDEX = ["tile", "category", "split", "group", "labels"]  # the columns of index.csv
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp"})  # of files that are read as images
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
+)  # of files that are read as images
 
 Tiles = npt.NDArray[np.uint8]
 Channels = tuple[float, float, float]  # red, green, blue
@@ -77,7 +78,7 @@ class TileStore:
             raise TileError(f"{self.folder} has no tile to learn from (tiles: {tiles}, {near_duplicates}); {where}")
         return replace(self, splits=np.where(learned, "train", np.where(tested, self.splits, "")))
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """A digest of every pixel, label and split of the store."""
         return str(self.stats["digest"])
@@ -90,12 +91,10 @@ class TileStore:
 
 def open_store(folder: Path) -> TileStore:
     """Open build/<profile>. Raises `TileError` when its files are missing, damaged or do not match."""
-    names: list[str] = []
-    categories: list[str] = []
-    splits: list[str] = []
-    groups: dict[str, int] = {}
-    sets: dict[str, int] = {}  # of labels; far fewer than tiles
-    rows: list[tuple[int, int]] = []  # each tile's group and set
+    names, categories, splits = list[str](), list[str](), list[str]()
+    groups = dict[str, int]()
+    sets = dict[str, int]()  # of labels; far fewer than tiles
+    rows = list[tuple[int, int]]()  # each tile's group and set
     with _reading(f"satclr prepare --profile {folder.name}"):
         stats = json.loads((folder / "stats.json").read_text(encoding="utf-8"))
         pixels = np.load(folder / "tiles.npy", mmap_mode="r", allow_pickle=False)
@@ -172,9 +171,9 @@ def stream(
 
 def _prefetch(pixels: Tiles, rows: npt.NDArray[np.int64]) -> None:
     """Have the kernel read these tiles of a memory map, all at once and no others around them."""
-    if not isinstance(pixels, np.memmap) or not hasattr(mmap, "MADV_WILLNEED"):
-        return
     file: Any = pixels.base
+    if not isinstance(pixels, np.memmap) or not isinstance(file, mmap.mmap) or not hasattr(mmap, "MADV_WILLNEED"):
+        return  # a part of a map too
     file.madvise(mmap.MADV_RANDOM)
     size, first = pixels[0].nbytes, pixels.offset % mmap.ALLOCATIONGRANULARITY
     for start in (rows * size + first).tolist():

@@ -10,12 +10,11 @@ Everything is written beside the target and renamed to it at the end. An import 
 resumes; one with invalid input leaves nothing behind.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,8 +32,6 @@ __all__ = ["Report", "SourceError", "look", "run", "staging"]
 CHUNK: Final = 1024  # tiles in flight
 READ_SHOWN: Final = 3
 SKIPPED_MAX: Final = 0.01  # a larger share of images and rows without partner is asked about
-
-Confirm = Callable[[str], bool]
 
 
 @dataclass(frozen=True)
@@ -68,16 +65,14 @@ class Report:
 def run(
     source: Path, target: Path, *,
     labels_source: Path | None = None, labels_from: str | None = None, unlabelled: bool = False,
-    confirm: Confirm | None = None,
+    confirm: Callable[[str], bool] | None = None,
 ) -> Report:  # fmt: skip
     """Import `source`, a folder or an archive, as the new folder `target`.
 
     labels_source: where the label tables are, if not in `source`: a table, a folder or an archive, such as a checkout
-    of MLRSNet's repository at a sound commit. labels_from, unlabelled: see `layout.plan`. confirm: asked with
-    the plan before anything is copied where more than 1% of images and rows would be skipped; the plan is printed
-    without it.
-
-    Raises `SourceError`, or `LabelError` for an invalid table; `files.WriteError` where the disk is full.
+    of MLRSNet's repository at a sound commit. labels_from, unlabelled: see `layout.plan`. confirm: is asked with the
+    plan before anything is copied where more than 1% of images and rows would be skipped; without it the plan is
+    printed. Raises `SourceError`, or `LabelError` for an invalid table; `files.WriteError` where the disk is full.
     """
     if target.exists():
         raise SourceError(f"{target} exists; delete it or import under another name")
@@ -171,14 +166,14 @@ def _write(plan: plans.Plan, target: Path, made: Path) -> Report:
                 advance(1)
     for leftover in made.rglob("*.part"):  # of an interrupted run
         leftover.unlink()
-    split = list((plan.split or {}).values())
+    split = Counter((plan.split or {}).values())
     report = Report(
         target=target,
         tiles=len(read.tiles),
         unlabelled=len(plan.unlabelled),
         categories=len(read.columns),
         labels=len(read.names),
-        split={name: split.count(name) for name in tiles.SPLITS} if split else None,
+        split={name: split[name] for name in tiles.SPLITS} if split else None,
         images_without_row=plan.images_without_row,
         rows_without_image=plan.rows_without_image,
         notes=plan.notes,

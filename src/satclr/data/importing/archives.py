@@ -4,10 +4,7 @@ In: a folder or an archive, archives inside archives too. Out: its files as `Mem
 folder, none is a link, and what is unpacked stays within a multiple of what was downloaded.
 """
 
-from __future__ import annotations
-
 import errno
-import os
 import shutil
 import stat
 import tarfile
@@ -39,6 +36,9 @@ FORMATS: Final = {
 }
 
 
+Files = Iterator[tuple[str, bool, Iterable[bytes]]]  # name, whether it is a plain file, content
+
+
 class SourceError(ValueError):
     """A download that cannot be imported: bad input, exit code 2."""
 
@@ -63,9 +63,9 @@ def members(source: Path, scratch: Path) -> list[Member]:
     Raises `SourceError` for a damaged or encrypted archive, a path that leaves it, a link, a decompression bomb, or a
     missing system library; `files.WriteError` where the disk is full.
     """
-    if source.is_file() and not _is_archive(source):
+    if source.is_file() and not _suffix(source):
         raise SourceError(f"{source}: neither a folder nor an archive ({', '.join(SUFFIXES)})")
-    archives = [path for path in _walk(source) if _is_archive(path)] if source.is_dir() else [source]
+    archives = [path for path in _walk(source) if _suffix(path)] if source.is_dir() else [source]
     limit = [SLACK_BYTES + RATIO_MAX * sum(path.stat().st_size for path in archives)]
     found: list[Member] = []
     queue = [(source, PurePosixPath(), 0)]
@@ -73,17 +73,18 @@ def members(source: Path, scratch: Path) -> list[Member]:
         if path.is_dir():
             for file in _walk(path):
                 place = inside / file.relative_to(path).as_posix()
-                if _is_archive(file):
+                if _suffix(file):
                     queue.append((file, place, depth))
                 else:
                     found.append(Member(place, file, unpacked=depth > 0))
             continue
         if depth >= DEPTH_MAX:
             raise SourceError(f"{inside}: an archive {depth} archives deep; unpack it yourself")
-        folder = scratch / f"{number:07}-{_stem(path)}"
+        stem = path.name[: -len(_suffix(path))]
+        folder = scratch / f"{number:07}-{stem}"
         if not folder.exists():
             _unpack(path, folder, limit)
-        queue.append((folder, inside.with_name(_stem(path)) if inside.name else inside, depth + 1))
+        queue.append((folder, inside.with_name(stem) if inside.name else inside, depth + 1))
     return sorted(found, key=lambda member: member.path)
 
 
@@ -119,14 +120,13 @@ def require_space(folder: Path, size: int = 0) -> None:
 
 def _unpack(archive: Path, folder: Path, limit: list[int]) -> None:
     """Write the files of `archive` below `folder`; `limit` holds the number of bytes that may still be written."""
-    suffix = archive.name[len(_stem(archive)) :].lower()
     part = files.part_of(folder)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     progress.say(f"unpack {archive.name}")
     name = "its start"
     try:
-        for name, plain, chunks in READERS.get(suffix, _tar)(archive):
+        for name, plain, chunks in READERS.get(_suffix(archive), _tar)(archive):
             path = PurePosixPath(name.replace("\\", "/"))
             if path.is_absolute() or ".." in path.parts or ":" in name or "\0" in name:
                 raise SourceError(f"{archive}: {name!r} would be written outside its folder; do not trust it")
@@ -143,18 +143,15 @@ def _unpack(archive: Path, folder: Path, limit: list[int]) -> None:
                         bomb = f"unpacks to more than {RATIO_MAX} times its size, like a decompression bomb"
                         raise SourceError(f"{archive}: {bomb}; if you trust it, unpack it yourself")
                     file.write(chunk)
-    except SourceError:
-        raise
     except Exception as error:  # whatever a damaged archive raises
-        if isinstance(error, OSError) and error.errno in files.FULL:
+        if isinstance(error, SourceError) or (isinstance(error, OSError) and error.errno in files.FULL):
             raise
         remedy = "download it again or unpack it yourself"
         raise SourceError(f"{archive}: damaged at {name} ({error}); {remedy}") from error
     part.rename(folder)
 
 
-def _zip(archive: Path) -> Iterator[tuple[str, bool, Iterable[bytes]]]:
-    """Yield the name of each file, whether it is a plain one, and its content."""
+def _zip(archive: Path) -> Files:
     with zipfile.ZipFile(archive) as file:
         for info in file.infolist():
             if info.flag_bits & 1:
@@ -165,7 +162,7 @@ def _zip(archive: Path) -> Iterator[tuple[str, bool, Iterable[bytes]]]:
                     yield info.filename, plain, iter(partial(stream.read, 1 << 20), b"")
 
 
-def _tar(archive: Path) -> Iterator[tuple[str, bool, Iterable[bytes]]]:
+def _tar(archive: Path) -> Files:
     with tarfile.open(archive) as file:
         for info in file:
             if not info.isdir():
@@ -173,7 +170,7 @@ def _tar(archive: Path) -> Iterator[tuple[str, bool, Iterable[bytes]]]:
                 yield (info.name, stream is not None, iter(partial(stream.read, 1 << 20), b"") if stream else ())
 
 
-def _libarchive(archive: Path) -> Iterator[tuple[str, bool, Iterable[bytes]]]:
+def _libarchive(archive: Path) -> Files:
     try:
         import libarchive  # type: ignore[import-untyped]
     except (ImportError, OSError, AttributeError, TypeError):  # whatever ctypes raises without the library
@@ -193,21 +190,16 @@ def _libarchive(archive: Path) -> Iterator[tuple[str, bool, Iterable[bytes]]]:
 READERS: Final = {".zip": _zip, ".rar": _libarchive, ".7z": _libarchive, ".tar.zst": _libarchive}
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Yield the files below `folder`, sorted. A user's own folder may contain links to files."""
-    for directory, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not _is_ignored(Path(name)))
-        paths = (Path(directory) / name for name in sorted(names) if not _is_ignored(Path(name)))
-        yield from (path for path in paths if path.is_file())
+def _walk(folder: Path) -> list[Path]:
+    """The files below `folder`, sorted. A user's own folder may contain links to files."""
+    paths = sorted(folder.rglob("*"))
+    return [path for path in paths if path.is_file() and not _is_ignored(path.relative_to(folder))]
 
 
 def _is_ignored(path: PurePath) -> bool:
     return any(part.startswith(".") or part.lower() in IGNORED for part in path.parts)
 
 
-def _is_archive(path: Path) -> bool:
-    return path.name.lower().endswith(SUFFIXES)
-
-
-def _stem(path: Path) -> str:
-    return path.name[: -max(len(s) for s in SUFFIXES if path.name.lower().endswith(s))]
+def _suffix(path: Path) -> str:
+    """An archive's suffix in lower case, empty for other files."""
+    return max((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), key=len, default="")

@@ -9,8 +9,6 @@ ones (clouds, snow, roofs) become 255. The scale is the same for every patch and
 their meaning.
 """
 
-from __future__ import annotations
-
 import re
 from functools import partial
 from pathlib import Path

@@ -4,37 +4,40 @@ In: the members of a download. Out: a `Plan` of `Images/<category>/<tile>`, `Lab
 has one, its split.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from satclr.data import known, labels, pixels, tiles
+from satclr.data import checks, labels, pixels, tiles
 from satclr.data.importing import reading, tables
 from satclr.data.importing.archives import Member, SourceError, complete, copy
 from satclr.data.importing.plan import SHOWN, Names, Plan, Row, Table, Tile, split_of
 
 KEPT: Final = frozenset({".jpg", ".jpeg", ".png"})  # other images of 8 bits become PNG, without loss
-DOCUMENTS: Final = frozenset(map(str.lower, known.DOCUMENTS))
+DOCUMENTS: Final = frozenset(map(str.lower, checks.DOCUMENTS))
 PLAIN_FOLDERS: Final = {"", "images", "image", "img", "imgs", "data", "tiles", "jpegimages"}  # not categories
 UNLABELLED: Final = re.compile(r"test.*|unlabel+ed.*")  # folders whose images may lack rows
 VAL_EVERY: Final = 8  # of an official training set without validation tiles, one tile in eight
 
 
 @dataclass(frozen=True)
-class _Images:
-    """The images of a download: members, composed paths, categories and tile names."""
+class _Image:
+    """An image of a download. path: composed; deep: of other than 8 bits per channel; name: of its tile."""
 
-    members: list[Member]
-    paths: list[PurePosixPath]
-    categories: list[str]
-    names: list[str]
-    deep: list[bool]  # of other than 8 bits per channel
+    member: Member
+    path: PurePosixPath
+    deep: bool
+    category: str
+    name: str
+
+    def tile(self) -> Tile:
+        as_it_is = self.deep or self.path.suffix.lower() in KEPT
+        size = 0 if as_it_is and self.member.unpacked else self.member.file.stat().st_size
+        return Tile(self.category, self.name, size, partial(copy if as_it_is else _to_png, self.member))
 
 
 def plan(
@@ -52,14 +55,11 @@ def plan(
     if not found:
         advice = "import the archive of images and pass the checkout as its labels"
         raise SourceError(f"no image in it; a checkout of MLRSNet's repository has only labels: {advice}")
-    paths = [PurePosixPath(labels.nfc(str(member.path))) for member in found]
-    categories = _categories(paths)
-    deep = [pixels.is_deep(member.file) for member in found]
-    images = _Images(found, paths, categories, _tile_names(paths, categories, deep), deep)
+    images = _images(found)
     others = [member for member in label_members if member.path.suffix.lower() in tables.SUFFIXES]
     documents = [member for member in others if member.path.name.lower() in DOCUMENTS]
     asked = [member for member in others if member not in documents and labels_from != "folders"]
-    readings, unread = _read(asked, Names(paths))
+    readings, unread = _read(asked, Names([image.path for image in images]))
     notes = [f"not read: {file}: {reason}" for file, reason in unread.items()]
     labelled, absent = _label(readings, notes)
     if not labelled:
@@ -70,22 +70,31 @@ def plan(
         labelled = _label_by_folder(images)
         reason = "labels from folders" if labels_from else "no label table"
         notes.append(f"{reason}: each tile's only label is its folder")
-    without = [i for i in range(len(paths)) if i not in labelled]
+    labelled = dict(sorted(labelled.items()))
+    without = [image for i, image in enumerate(images) if i not in labelled]
     if labels_from is None:
         rows = sum(len(reading.sheet.body) for reading in readings)
-        _require_partners(absent, [] if unlabelled else without, images, rows)
+        _require_partners(absent, [] if unlabelled else without, len(images), rows)
     return Plan(
-        tiles=[_tile(images, i) for i in sorted(labelled)],
+        tiles=[images[i].tile() for i in labelled],
         tables=_tables(labelled, images),
-        split=_official(readings, images, sorted(labelled), notes),
+        split=_official(readings, images, labelled, notes),
         documents=documents,
-        images_without_row=[] if unlabelled else [str(paths[i]) for i in without],
+        images_without_row=[] if unlabelled else [str(image.path) for image in without],
         rows_without_image=absent,
         notes=notes,
         read=[reading.text for reading in readings],
-        sources={images.names[i]: str(paths[i]) for i in sorted(labelled)},
-        unlabelled=[_tile(images, i) for i in without] if unlabelled else [],
+        sources={images[i].name: str(images[i].path) for i in labelled},
+        unlabelled=[image.tile() for image in without] if unlabelled else [],
     )
+
+
+def _images(members: Sequence[Member]) -> list[_Image]:
+    paths = [PurePosixPath(labels.nfc(str(member.path))) for member in members]
+    deep = [pixels.is_deep(member.file) for member in members]
+    categories = _categories(paths)
+    names = _tile_names(paths, categories, deep)
+    return [_Image(*facts) for facts in zip(members, paths, deep, categories, names, strict=True)]
 
 
 def _read(members: Sequence[Member], names: Names) -> tuple[list[reading.Reading], dict[str, str]]:
@@ -191,39 +200,37 @@ def _label(readings: Sequence[reading.Reading], notes: list[str]) -> tuple[dict[
     return found, absent
 
 
-def _require_partners(absent: Sequence[str], without: Sequence[int], images: _Images, rows: int) -> None:
+def _require_partners(absent: Sequence[str], without: Sequence[_Image], images: int, rows: int) -> None:
     """Raise `SourceError` where over half of the rows or of the images have no partner."""
-    counted = [i for i in without if not any(UNLABELLED.fullmatch(p.lower()) for p in images.paths[i].parts[:-1])]
-    labelled = len(images.paths) - len(without)
-    if len(absent) <= rows / 2 and len(counted) <= labelled:
+    counted = [one for one in without if not any(UNLABELLED.fullmatch(p.lower()) for p in one.path.parts[:-1])]
+    if len(absent) <= rows / 2 and len(counted) <= images - len(without):
         return
     names = f"{len(absent):,} of {rows:,} rows name no image" + (f", such as {absent[0]!r}" if absent else "")
-    lone = f"{len(without):,} of {len(images.paths):,} images have no row"
-    lone += f", such as {images.paths[without[0]]}" if without else ""
+    lone = f"{len(without):,} of {images:,} images have no row" + (f", such as {without[0].path}" if without else "")
     tried = "tried: with and without suffix; any letter case and Unicode form; with other folders or leading zeros"
     advice = "correct the names, or pass `--labels-from tables` to import the rest"
     raise SourceError(f"{names}; {lone} ({tried}); {advice}")
 
 
-def _label_by_folder(images: _Images) -> dict[int, Row]:
-    columns = tuple(sorted(set(images.categories)))
-    if len(columns) < 2 or not all(_is_category(path.parent.name) for path in images.paths):
+def _label_by_folder(images: Sequence[_Image]) -> dict[int, Row]:
+    columns = tuple(sorted({image.category for image in images}))
+    if len(columns) < 2 or not all(_is_category(image.path.parent.name) for image in images):
         needed = "a column that names them and one 0/1 column per label are needed"
         raise SourceError(f"no table labels these images: {needed}")
-    return {i: (columns, [str(int(name == c)) for name in columns]) for i, c in enumerate(images.categories)}
+    return {i: (columns, [str(int(name == image.category)) for name in columns]) for i, image in enumerate(images)}
 
 
 def _official(
-    readings: Sequence[reading.Reading], images: _Images, labelled: Sequence[int], notes: list[str]
+    readings: Sequence[reading.Reading], images: Sequence[_Image], labelled: Collection[int], notes: list[str]
 ) -> dict[str, str] | None:
     """The split that the data set comes with: of a table's column, or that a table or a folder is named after."""
-    given = {i: split for i in labelled if (split := _folder_split(images.paths[i]))}
+    given = {i: split for i in labelled if (split := _folder_split(images[i].path))}
     for read in readings:
         if not read.splits and (own := split_of(read.sheet.path.stem)):
             given |= dict.fromkeys(read.listed, own)
     for read in readings:
         given |= read.splits
-    result = {images.names[i]: given[i] for i in labelled if i in given}
+    result = {images[i].name: given[i] for i in labelled if i in given}
     if len(result) < len(labelled) or not {"train", "test"} <= set(result.values()):
         if result and any(read.splits for read in readings):
             notes.append(f"no official split: it has {len(result):,} of {len(labelled):,} tiles, or no test tiles")
@@ -235,10 +242,10 @@ def _official(
     return result
 
 
-def _tables(labelled: Mapping[int, Row], images: _Images) -> dict[str, Table]:
+def _tables(labelled: Mapping[int, Row], images: Sequence[_Image]) -> dict[str, Table]:
     """One table per category, with the columns, in that order, of its first tile's source."""
     result: dict[str, Table] = {}
-    for category, name, i in sorted((images.categories[i], images.names[i], i) for i in labelled):
+    for category, name, i in sorted((images[i].category, images[i].name, i) for i in labelled):
         columns, cells = labelled[i]
         own, rows = result.setdefault(category, (columns, []))
         if set(columns) != set(own):
@@ -247,14 +254,6 @@ def _tables(labelled: Mapping[int, Row], images: _Images) -> dict[str, Table]:
         given = dict(zip(columns, cells, strict=True))
         rows.append((name, cells if columns == own else [given[column] for column in own]))
     return result
-
-
-def _tile(images: _Images, i: int) -> Tile:
-    member, category, name = images.members[i], images.categories[i], images.names[i]
-    if images.deep[i] or member.path.suffix.lower() in KEPT:
-        size = 0 if member.unpacked else member.file.stat().st_size
-        return Tile(category, name, size, partial(copy, member))
-    return Tile(category, name, member.file.stat().st_size, partial(_to_png, member))
 
 
 def _to_png(member: Member, target: Path) -> None:

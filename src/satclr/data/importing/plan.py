@@ -4,8 +4,6 @@ A `Plan` has the tiles, their tables, the split, and what is left out. `Names` f
 and folders, in any letter case and Unicode form.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence

@@ -4,8 +4,6 @@ In: a `Sheet` and the images of a download. Out: a `Reading`: each image's label
 how the table was read.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -115,7 +113,7 @@ def _columns(sheet: Sheet, names: Names) -> tuple[_Columns, list[Row]]:
     image, body = _image_column(sheet, names)
     if body is not sheet.body:
         header = ["image", "labels"][: len(header)] if image == 0 and len(header) <= 2 else [""] * len(header)
-    values = [_folded(Counter(str(cells[i]) for _, cells in body)) for i in range(len(header))]
+    values = [Counter(str(cells[i]).strip().casefold() for _, cells in body) for i in range(len(header))]
     others = [i for i in range(len(header)) if i != image and (header[i] or set(values[i]) - {""})]
     split = next((i for i in others if header[i] in SPLITS and _share(values[i], split_of) > 0.5), None)
     others = [i for i in others if i != split]
@@ -162,13 +160,6 @@ def _image_column(sheet: Sheet, names: Names) -> tuple[int, list[Row]]:
     if names.hits({sheet.header[at]}):
         return at, [("line 1", list(sheet.header)), *sheet.body]
     return at, sheet.body
-
-
-def _folded(cells: Counter[str]) -> Counter[str]:
-    result: Counter[str] = Counter()
-    for cell, count in cells.items():
-        result[cell.strip().casefold()] += count
-    return result
 
 
 def _share(cells: Counter[str], test: Callable[[str], object]) -> float:

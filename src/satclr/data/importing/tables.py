@@ -3,8 +3,6 @@
 In: a file. Out: its `Sheet`s, or `UnreadError` with the reason why it could not be read.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
