@@ -147,16 +147,13 @@ def own_statistics(config: Pretrain, *, root: Path) -> Statistics | None:
 
     `encoder`: an encoder file's own, those of published weights or of timm's model, and ImageNet's otherwise.
     """
-    if config.normalization in ("train", "released"):
-        return None
-    if config.normalization == "encoder":
-        file = named_file(config.arch, config.weights, root=root)
-        facts = files.load_facts(file) if file and file.suffix == ".safetensors" else {}
-        if {"arch", "mean", "std"} <= facts.keys():  # an encoder of ours
-            return tuple(json.loads(facts["mean"])), tuple(json.loads(facts["std"]))
-        if found := _published_statistics(config.arch, config.weights):
-            return found
-    return IMAGENET
+    if config.normalization != "encoder":
+        return IMAGENET if config.normalization == "imagenet" else None
+    file = named_file(config.arch, config.weights, root=root)
+    facts = files.load_facts(file) if file and file.suffix == ".safetensors" else {}
+    if {"arch", "mean", "std"} <= facts.keys():  # an encoder of ours
+        return tuple(json.loads(facts["mean"])), tuple(json.loads(facts["std"]))
+    return _published_statistics(config.arch, config.weights) or IMAGENET
 
 
 def _published(arch: str, weights: str) -> State:

@@ -128,7 +128,7 @@ def share_file(path: Path, *, device: torch.device) -> None:
     if processes() == 1:
         return
     raw = np.fromfile(path, np.uint8) if path.exists() else np.empty(0, np.uint8)
-    digest = int.from_bytes(hashlib.sha256(raw).digest()[:7], "big")
+    digest = int.from_bytes(hashlib.sha256(raw.data).digest()[:7], "big")
     own = torch.tensor([len(raw), digest], device=device)
     every = _all(own, "sharing files")
     if not (every == every[0]).all():
