@@ -175,12 +175,12 @@ def test_two_nodes_give_what_one_gives_and_resume_without_the_files_of_the_first
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             endpoint = f"127.0.0.1:{free.getsockname()[1]}"
-        nodes = ("--nnodes=2", f"--rdzv-endpoint={endpoint}")
-        command = ("satclr", stage, "--arm", "simclr")
-        return [
-            launch(1, *command, where=(*nodes, f"--node-rank={i}"), cwd=root, stderr=(root / "log").open("a"))
-            for i, root in enumerate((first, second))
-        ]
+        nodes = []
+        for rank, root in enumerate((first, second)):
+            where = ("--nnodes=2", f"--rdzv-endpoint={endpoint}", f"--node-rank={rank}")
+            with (root / "log").open("a") as log:
+                nodes.append(launch(1, "satclr", stage, "--arm", "simclr", where=where, cwd=root, stderr=log))
+        return nodes
 
     for stage in ("pretrain", "embed"):
         assert launch(1, "satclr", stage, "--arm", "simclr", cwd=one).wait() == 0
