@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from satclr import files, randomness
 from satclr.data.tiles import TileStore
-from satclr.pretrain import architectures, encoder
+from satclr.pretrain import architectures, encoder, views
 from tests.conftest import make_run
 
 VIT = "vit_tiny_patch16_224"
@@ -139,6 +139,20 @@ def test_the_input_statistics_are_the_encoders_own(saved: Path, store: TileStore
     assert own("resnet18", "IMAGENET1K_V1") == own("resnet18", "none") == imagenet
     assert own("resnet18", saved.name) == ((0.5,) * 3, (0.2,) * 3)
     assert own("resnet18", "none", "train") == store.statistics("train")
+
+
+def test_adapted_statistics_are_the_mean_over_whole_batches(saved: Path, store: TileStore) -> None:
+    model, _ = encoder.load(saved)
+    mean, std = statistics = store.statistics("train")
+    encoder.adapt_batch_norm(model, store, make_run(pretrain={"batch_size": 16}).settings, statistics, seed=0)
+    rows = randomness.rng(0, "batch order", "train").permutation(store.rows("train"))
+    batches = torch.from_numpy(store.pixels[rows]).split(16)[: len(rows) // 16]
+    h = [model.conv1(views.evaluation_view(batch, crop_px=32, mean=mean, std=std)) for batch in batches]  # type: ignore[operator]
+    assert len(rows) % 16 > 0
+    assert not model.training
+    for name, statistic in (("mean", torch.mean), ("var", torch.var)):
+        expected = torch.stack([statistic(batch, (0, 2, 3)) for batch in h]).mean(0)
+        torch.testing.assert_close(model.state_dict()[f"bn1.running_{name}"], expected)
 
 
 def test_an_encoder_without_batch_norm_says_so(

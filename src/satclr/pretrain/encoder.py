@@ -48,24 +48,20 @@ def adapt_batch_norm(
     """Re-estimate BatchNorm's running statistics on evaluation views of the training tiles (arXiv:1603.04779).
 
     They become the mean over batches, in an order drawn by the seed: a batch of one category would have too small a
-    variance. `statistics` are the mean and std of the encoder's input. The encoder is left in eval mode.
+    variance. `statistics` are the mean and std of the input of the encoder, which is not to be trained afterwards.
     """
-    size, (mean, std), interpolation = settings.pretrain.batch_size, statistics, settings.views.interpolation
-    norms = _batch_norms(encoder, "pretrain.adapt_batch_norm")
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
+    size, config, (mean, std) = settings.pretrain.batch_size, settings.views, statistics
+    view = partial(views.evaluation_view, crop_px=config.crop_px, interpolation=config.interpolation)
+    for norm in _batch_norms(encoder, "pretrain.adapt_batch_norm"):
         norm.reset_running_stats()
         norm.momentum = None  # the plain average over batches
         norm.train()
     batches = tiles.split_batches(randomness.rng(seed, "batch order", "train").permutation(store.rows("train")), size)
     if len(batches) > 1 and len(batches[-1]) < size:
         del batches[-1]  # a small rest would count as much as a whole batch
-    view = partial(views.evaluation_view, crop_px=settings.views.crop_px, mean=mean, std=std)
     with torch.inference_mode():
         for _, batch in tiles.stream(store, batches, next(encoder.parameters()).device):
-            encoder(view(batch, interpolation=interpolation))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+            encoder(view(batch, mean=mean, std=std))
     encoder.eval()
 
 
