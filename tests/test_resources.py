@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ class Disk:
         self.root = root
         self.tracking = f"sqlite:///{tracking}"
         write_data(root / "data" / "tiny")
+        shutil.copy(ROOT / "dvc.yaml", root)
         self.change()
 
     def change(self, **pretrain: Any) -> None:
@@ -153,7 +155,7 @@ run = make_run(root, data={"tile_px": 256})
 model, width = encoder.initial("shufflenet_v2_x0_5", "none", seed=0, root=root)
 facts = {"mean": (0.4,) * 3, "std": (0.2,) * 3, "crop_px": 32, "tile_px": 256}
 encoder.save(model, run.encoder, arch="shufflenet_v2_x0_5", width=width, **facts)
-embed.BATCH = 64
+embed.BATCH_SIZE = 64
 status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
 limit = int(status["VmData"].split()[0]) * 1024 + (room_mb << 20)  # what the process has now, and some room
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
