@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import shutil
 import subprocess
@@ -19,8 +18,8 @@ import torch
 import yaml
 from PIL import Image
 
-from satclr import machine
-from satclr.data import tiles
+from satclr import files, machine
+from satclr.data import prepare, tiles
 from satclr.params import Params
 from satclr.project import Run
 from satclr.settings import merge
@@ -32,29 +31,19 @@ LABELS = ("grass", "road", "water")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quiet() -> None:
+def quiet_and_deterministic() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DVC_NO_ANALYTICS", "1")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def same_bits() -> None:
-    """In every test, what torch cannot do deterministically is an error."""
     torch.use_deterministic_algorithms(True)
 
 
 @pytest.fixture(autouse=True)
-def own_path() -> Iterator[None]:
-    """The import path as it was: a loaded MLflow model puts its own code in front of it."""
+def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What would reach into later tests: signal handlers, and code that an MLflow model puts on the import path."""
+    monkeypatch.setattr(machine.stop, "listen", lambda: None)
     before = sys.path.copy()
     yield
     sys.path[:] = before
-
-
-@pytest.fixture(autouse=True)
-def deaf(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command run inside the tests' process must not end it when a later test raises a signal."""
-    monkeypatch.setattr(machine.stop, "listen", lambda: None)
 
 
 @pytest.fixture(scope="session")
@@ -93,16 +82,14 @@ def write_tile(path: Path, rng: np.random.Generator, labels: tuple[int, ...], si
 def write_data(folder: Path, *, tiles_per_category: int = 16, seed: int = 0) -> None:
     """Three categories in MLRSNet's layout; every tile of a category has its namesake label."""
     rng = np.random.default_rng(seed)
-    (folder / "Labels").mkdir(parents=True)
     for k, category in enumerate(LABELS):
-        with (folder / "Labels" / f"{category}.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["image", *LABELS])
-            for i in range(tiles_per_category):
-                present = tuple(int(j == k or rng.random() < 0.3) for j in range(len(LABELS)))
-                name = f"{category}_{i:05d}.jpg"
-                writer.writerow([name, *present])
-                write_tile(folder / "Images" / category / name, rng, present)
+        rows: list[tuple[str | int, ...]] = []
+        for i in range(tiles_per_category):
+            present = tuple(int(j == k or rng.random() < 0.3) for j in range(len(LABELS)))
+            name = f"{category}_{i:05d}.jpg"
+            rows.append((name, *present))
+            write_tile(folder / "Images" / category / name, rng, present)
+        files.write_csv(folder / "Labels" / f"{category}.csv", ["image", *LABELS], rows)
 
 
 def tiny_params() -> dict[str, Any]:
@@ -147,8 +134,6 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def store(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tiles.TileStore:
-    from satclr.data import prepare
-
     out = tmp_path_factory.mktemp("build")
     prepare.write_store(tiny_data, out, make_run().settings.data)
     return tiles.open_store(out)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,8 @@ import yaml
 
 from .conftest import LABELS, ROOT, mounted, tiny_params, write_data
 
-STAGES = (
-    "prepare", "pretrain", "embed", "probe", "evaluate", "robustness", "maps", "compare", "report", "register",
-)  # fmt: skip
-BY_PROFILE = {"prepare", "compare", "report", "register"}
+BY_ARM = ("pretrain", "embed", "probe", "evaluate", "robustness", "maps")
+STAGES = ("prepare", *BY_ARM, "compare", "report", "register")
 
 
 class Disk:
@@ -29,21 +29,20 @@ class Disk:
         self.root = root
         self.tracking = f"sqlite:///{tracking}"
         write_data(root / "data" / "tiny")
+        shutil.copy(ROOT / "dvc.yaml", root)
         self.change()
 
     def change(self, **pretrain: Any) -> None:
         tree = tiny_params()
         tree["run"] = ["simclr"]
         tree["profiles"]["tiny"]["pretrain"] |= pretrain
-        (self.root / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+        (self.root / "params.yaml").write_text(yaml.safe_dump(tree))
 
     def start(self, stage: str) -> subprocess.Popen[str]:
-        options = [] if stage in BY_PROFILE else ["--arm", "simclr"]
+        options = ["--arm", "simclr"] if stage in BY_ARM else []
+        command = [sys.executable, "-m", "satclr", stage, *options]
         environment = {**os.environ, "MLFLOW_TRACKING_URI": self.tracking, "SATCLR_CHECKPOINT_AFTER_S": "0"}
-        return subprocess.Popen(
-            [sys.executable, "-m", "satclr", stage, *options],
-            cwd=self.root, env=environment, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        return subprocess.Popen(command, cwd=self.root, env=environment, stderr=subprocess.PIPE, text=True)
 
     def run(self, stage: str) -> tuple[int, str]:
         """Exit code and the last line of standard error."""
@@ -51,18 +50,19 @@ class Disk:
         said = process.communicate()[1].strip().splitlines()
         return process.returncode, said[-1] if said else ""
 
-    def fill(self, *, leave_kb: int = 0) -> None:
-        with (self.root / "filler").open("wb") as file:
-            while True:
-                try:
+    @contextmanager
+    def filled(self, *, leave_kb: int = 0) -> Iterator[None]:
+        """Inside, the disk is full."""
+        filler = self.root / "filler"
+        try:
+            with filler.open("wb") as file, suppress(OSError):
+                while True:
                     file.write(bytes(1 << 16))
                     file.flush()
-                except OSError:
-                    break
-        os.truncate(self.root / "filler", max(0, (self.root / "filler").stat().st_size - leave_kb * 1024))
-
-    def empty(self) -> None:
-        (self.root / "filler").unlink()
+            os.truncate(filler, max(0, filler.stat().st_size - leave_kb * 1024))
+            yield
+        finally:
+            filler.unlink()
 
     def outputs(self) -> dict[str, str]:
         return {
@@ -93,21 +93,17 @@ def told(said: str) -> bool:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_full_disk_stops_a_stage_in_one_sentence_and_harms_nothing(stage: str, disk: Disk) -> None:
     before = disk.outputs()
-    disk.fill()
-    try:
+    with disk.filled():
         code, said = disk.run(stage)
         assert (code, told(said)) == (1, True), said
         assert disk.outputs() == before
-    finally:
-        disk.empty()
     code, said = disk.run(stage)
     assert code == 0, said
-    # When the report was made, and that the champion was one already, are not what they said the first time.
-    told_anew = {name for name in before if name.endswith((".html", "champion.json"))}
     after = disk.outputs()
-    assert {k: v for k, v in after.items() if k not in told_anew} == {
-        k: v for k, v in before.items() if k not in told_anew
-    }
+    assert after.keys() == before.keys()
+    # When the report was made, and that the champion was one already, are not what they said the first time.
+    changed = {name for name in before if after[name] != before[name]}
+    assert all(name.endswith((".html", "champion.json")) for name in changed)
 
 
 @pytest.mark.slow
@@ -119,19 +115,15 @@ def test_a_disk_that_fills_while_it_trains_keeps_the_last_checkpoint(disk: Disk)
     while not (found := list(folder.glob("*/checkpoint.safetensors"))):
         assert process.poll() is None
         time.sleep(0.01)
-    disk.fill()
-    try:
+    with disk.filled():
         said = process.communicate()[1].strip().splitlines()[-1]
         assert (process.returncode, told(said)) == (1, True), said
         assert "checkpoint.safetensors" in said
         assert found[0].is_file()
         assert disk.outputs() == before
-    finally:
-        disk.empty()
     again = disk.start("pretrain")
-    said = again.communicate()[1]
+    assert "resuming" in again.communicate()[1]
     assert again.returncode == 0
-    assert "resuming" in said
     disk.change()
     assert disk.run("pretrain")[0] == 0
     assert disk.outputs() == before
@@ -143,10 +135,9 @@ def test_a_full_disk_under_mlflow_is_said_too(tmp_path: Path) -> None:
         made = Disk(root, root / "mlruns" / "mlflow.db")
         for stage in STAGES[: STAGES.index("evaluate")]:
             assert made.run(stage)[0] == 0
-        made.fill(leave_kb=300)  # for the results; not for the model that is logged
-        code, said = made.run("evaluate")
-        assert (code, told(said)) == (1, True), said
-        made.empty()
+        with made.filled(leave_kb=300):  # for the results; not for the model that is logged
+            code, said = made.run("evaluate")
+            assert (code, told(said)) == (1, True), said
         assert made.run("evaluate")[0] == 0
 
 
@@ -164,7 +155,7 @@ run = make_run(root, data={"tile_px": 256})
 model, width = encoder.initial("shufflenet_v2_x0_5", "none", seed=0, root=root)
 facts = {"mean": (0.4,) * 3, "std": (0.2,) * 3, "crop_px": 32, "tile_px": 256}
 encoder.save(model, run.encoder, arch="shufflenet_v2_x0_5", width=width, **facts)
-embed.BATCH = 64
+embed.BATCH_SIZE = 64
 status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
 limit = int(status["VmData"].split()[0]) * 1024 + (room_mb << 20)  # what the process has now, and some room
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
@@ -195,10 +186,8 @@ def test_prepare_and_embed_of_a_set_larger_than_memory(tmp_path: Path) -> None:
                 os.link(data / "Images" / label / name, data / "Images" / label / new)
                 rows.append(f"{new},{rest}")
         (data / "Labels" / f"{label}.csv").write_text("\n".join(rows) + "\n")
-    done = subprocess.run(
-        [sys.executable, "-c", FLAT, str(data), str(tmp_path / "out"), "256"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "2", "MALLOC_ARENA_MAX": "2"},
-    )  # fmt: skip
+    command = [sys.executable, "-c", FLAT, str(data), str(tmp_path / "out"), "256"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "MALLOC_ARENA_MAX": "2"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[:2] == ["450", "the limit holds"]

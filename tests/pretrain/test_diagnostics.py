@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,10 @@ from torch import nn
 from satclr import files, randomness
 from satclr.data import prepare, tiles
 from satclr.evaluation import knn, metrics
-from satclr.pretrain import diagnostics, distributed, train
+from satclr.pretrain import diagnostics, distributed
 from satclr.pretrain.encoder import Frozen
 from tests.conftest import make_run
-from tests.pretrain.conftest import fresh, pretrained, same
+from tests.pretrain.conftest import pretrained, pretrained_anew, same
 
 
 def test_the_numbers_are_those_of_their_definitions() -> None:
@@ -45,6 +46,9 @@ def test_the_numbers_are_those_of_their_definitions() -> None:
     )
 
 
+vote = partial(knn.scores, k=knn.NEIGHBOURS, temperature=knn.TEMPERATURE)
+
+
 @pytest.mark.parametrize("rank", [1, 3])
 def test_the_effective_rank_counts_equal_directions(rank: int) -> None:
     basis, _ = torch.linalg.qr(torch.randn(20, 20))
@@ -54,9 +58,7 @@ def test_the_effective_rank_counts_equal_directions(rank: int) -> None:
 def test_neighbours_vote_as_in_evaluation() -> None:
     torch.manual_seed(0)
     queries, known, targets = torch.randn(9, 6), torch.randn(50, 6), (torch.rand(50, 4) < 0.3).float()
-    expected = knn.scores(
-        queries.numpy(), known.numpy(), targets.int().numpy(), k=knn.NEIGHBOURS, temperature=knn.TEMPERATURE
-    )
+    expected = vote(queries.numpy(), known.numpy(), targets.int().numpy())
     assert (diagnostics.NEIGHBOURS, diagnostics.TEMPERATURE) == (knn.NEIGHBOURS, knn.TEMPERATURE)
     np.testing.assert_allclose(diagnostics.knn_scores(queries, known, targets), expected, atol=1e-6)
 
@@ -70,13 +72,10 @@ def test_a_measurement_changes_neither_weights_nor_statistics(
     rows = files.read_csv(run.results / "pretrain.csv")
     assert len(rows) == 2
     assert all(math.isfinite(float(value)) for row in rows for value in row.values())
-    fresh(run)
-    again = pretrained(run)
+    assert same(pretrained_anew(run), watched)
     assert files.read_csv(run.results / "pretrain.csv") == rows
-    fresh(run)
     monkeypatch.setattr(diagnostics, "after_epoch", lambda *_: {})
-    assert same(pretrained(run), watched)
-    assert same(again, watched)
+    assert same(pretrained_anew(run), watched)
 
 
 @pytest.mark.parametrize("which", ["train", "both", "unlabelled"])
@@ -91,9 +90,7 @@ def test_the_knn_map_is_that_of_the_finished_encoder_without_unlabelled_tiles(
     pretrained(run)
     features = Frozen(run.encoder)(torch.from_numpy(np.array(store.pixels)))
     train_rows, val = store.rows("train"), store.rows("val")
-    scores = knn.scores(
-        features[val], features[train_rows], store.targets[train_rows], k=knn.NEIGHBOURS, temperature=knn.TEMPERATURE
-    )
+    scores = vote(features[val], features[train_rows], store.targets[train_rows])
     ap = metrics.average_precision(scores, store.targets[val])
     first, last = files.read_csv(run.results / "pretrain.csv")
     assert first["knn_val_mAP"] == ""
@@ -104,9 +101,7 @@ def test_one_process_measures_by_the_batch_without_the_others() -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.BatchNorm1d(4)), torch.randn(6, 4)
     expected = model(x)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d):
-            module.__class__ = distributed.SyncBatchNorm  # type: ignore[assignment]  # as processes on CPUs have it
+    model[0].__class__ = distributed.SyncBatchNorm  # as processes on CPUs have it
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with diagnostics._still(model):
         torch.testing.assert_close(model(x), expected)
@@ -126,7 +121,5 @@ def test_a_collapsing_arm_is_warned_of_once_and_a_healthy_one_is_not(
     monkeypatch.setattr(tiles, "open_store", lambda _: whole)
     for arch in ("resnet18", "timm/vit_tiny_patch16_224"):
         for changes, warnings in (({"temperature": 10.0, "learning_rate": 0.1}, 1), ({"learning_rate": 3e-4}, 0)):
-            train.run(
-                make_run(root, pretrain={"arch": arch, "epochs": 3, "batch_size": 64, **changes}), lambda *_: None
-            )
+            pretrained(make_run(root, pretrain={"arch": arch, "epochs": 3, "batch_size": 64, **changes}))
             assert capsys.readouterr().err.count("warning: the projections collapse") == warnings

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,73 +19,44 @@ import psutil
 import pytest
 import torch
 import yaml
-from timm.layers import BatchNormAct2d
-from torch import Tensor, nn
+from torch import Tensor
 
 from satclr import files, settings
 from satclr.data.tiles import TileStore
-from satclr.pretrain import caching, checkpoint, distributed, train
-from satclr.pretrain.loss import objective
+from satclr.pretrain import checkpoint, distributed, optimizer, train
 from tests.conftest import ROOT, make_run, tiny_params
-from tests.pretrain.conftest import losses, make_root
-from tests.pretrain.test_caching import OBJECTIVES
+from tests.pretrain.conftest import at_step, losses, make_root
+from tests.pretrain.test_optimizer import OBJECTIVES, cached, net
 
 B = 13  # tiles per batch: an odd number, so that shares differ
 CASES = [(name, norm, size) for name in OBJECTIVES for norm in ("group", "batch") for size in (None, 5)]
 TERMS = 2 * B * 36 + 216 + 2 * B  # longest sums: rows and pixels of a weight's gradient, the linear layer, the loss
 # No BatchNorm, and LARS, whose steps are a continuous function of the gradient: Adam's first steps, of the size of the
 # learning rate whatever the gradient, make rounding visible. No blur: its sums depend on the chunk of views.
-CALM: dict[str, Any] = {"views": {"blur_p": 0.0}, "pretrain": {"arch": "squeezenet1_1"}}
-CALM["pretrain"] |= {"projection": {"batch_norm": False}, "optimizer": "lars", "learning_rate": 1.0, "epochs": 3}
-CALM["pretrain"] |= {"select": 2}
+CALM: dict[str, Any] = {"arch": "squeezenet1_1", "projection": {"batch_norm": False}, "optimizer": "lars"}
+CALM = {"views": {"blur_p": 0.0}, "pretrain": CALM | {"learning_rate": 1.0, "epochs": 3, "select": 2}}
 CALM_TERMS = 16 * 15 * 15 + 9 * 64 + 512  # views and pixels of the first layer, longest convolution, projection
-
-SLOW = {"learning_rate": 0.1}  # at 1.0 rounding grows to other weights within three epochs
 
 Results = dict[str, list[Tensor]]
 
 
-def net(norm: str) -> nn.Sequential:
-    """Rows (b,3,8,8) → z (b,5) in float64, the same at each call."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        maps, rows = (  # timm's BatchNorm has its ReLU inside
-            (BatchNormAct2d(6), nn.BatchNorm1d(7))
-            if norm == "batch"
-            else (nn.Sequential(nn.GroupNorm(2, 6), nn.ReLU()), nn.LayerNorm(7))
-        )
-        start = nn.Sequential(nn.Conv2d(3, 6, 3), maps, nn.Flatten())
-        return nn.Sequential(start, nn.Linear(216, 7), rows, nn.Linear(7, 5)).double()
-
-
-def losses_and_gradients(x: Tensor, y: Tensor) -> Results:
+def losses_and_gradients() -> Results:
     """For each case the loss, then every gradient, then every buffer."""
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, B, 3, 8, 8, generator=draw).double(), torch.rand(B, 4, generator=draw) < 0.4
     results: Results = {}
     for name, norm, size in CASES:
         model = net(norm)
         distributed.synchronize_batch_norm(model)
-
-        def encode(part: caching.Part, model: nn.Module = model) -> Tensor:
-            z: Tensor = model(x[:, part.own].flatten(0, 1)).unflatten(0, (2, -1))
-            return z
-
-        loss_of = partial(objective, name, 0.5, 0.0, y.repeat(2, 1))
-        loss = caching.backward(model, encode, caching.cut(B, size), loss_of)
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        loss, gradients = cached(model, x, y, name, size)
         results[f"{name} {norm} {size}"] = [loss, *gradients, *(b.double() for b in model.buffers())]
     return results
 
 
-def batches() -> tuple[Tensor, Tensor]:
-    draw = torch.Generator().manual_seed(0)
-    return torch.randn(2, B, 3, 8, 8, generator=draw).double(), torch.rand(B, 4, generator=draw) < 0.4
-
-
 def work(root: Path) -> None:
     """All that is compared, as one of several processes or as one alone."""
-    x, y = batches()
     with distributed.group("cpu"):
-        torch.save(losses_and_gradients(x, y), root / f"results-{distributed.rank()}.pt")
+        torch.save(losses_and_gradients(), root / f"results-{distributed.rank()}.pt")
         train.run(make_run(root, **CALM), lambda epoch, _: (root / f"log-{distributed.rank()}-{epoch}").touch())
 
 
@@ -146,17 +116,13 @@ def test_a_process_that_dies_ends_the_run_and_another_number_resumes_it(
 
 
 def die(root: Path) -> None:
-    real, calls = caching.backward, iter(range(100))
+    def kill(_model: object) -> None:
+        distributed.agree(True, device=torch.device("cpu"))  # process 0 has written the checkpoint of step 5
+        if distributed.rank() == 1:
+            (root / "died").touch()
+            os.kill(os.getpid(), 9)
 
-    def backward(*args: Any) -> Tensor:
-        if next(calls) == 5:
-            distributed.agree(True, device=torch.device("cpu"))  # process 0 has written the checkpoint of step 5
-            if distributed.rank() == 1:
-                (root / "died").touch()
-                os.kill(os.getpid(), 9)
-        return real(*args)
-
-    caching.backward = backward  # type: ignore[assignment]
+    optimizer.backward = at_step(6, kill)
     train.run(make_run(root, **CALM), lambda *_: None)
 
 
@@ -167,7 +133,7 @@ def test_torchrun_and_the_command_line_resume_each_other_and_leave_nothing_runni
     root, tree = make_root(tmp_path / "root", store), tiny_params()
     tree["profiles"]["tiny"]["pretrain"]["epochs"] = 10_000
     tree["machine"]["processes"] = 3
-    (root / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    (root / "params.yaml").write_text(yaml.safe_dump(tree))
     command = ["satclr", "pretrain", "--arm", "simclr"]
 
     def wait_for(launcher: subprocess.Popen[Any], what: Callable[[], object]) -> None:
@@ -191,41 +157,34 @@ def test_torchrun_and_the_command_line_resume_each_other_and_leave_nothing_runni
         assert not psutil.wait_procs(workers, timeout=15)[1]
 
 
-def launch_nodes(*roots: Path, stage: str) -> list[subprocess.Popen[Any]]:
-    """One launcher for each copy of the project, as on machines of their own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
-    nodes = [f"--nnodes={len(roots)}", f"--rdzv-endpoint={endpoint}"]
-    command = ("satclr", stage, "--arm", "simclr")
-    return [
-        launch(1, *command, where=(*nodes, f"--node-rank={i}"), cwd=root, stderr=(root / "log").open("a"))
-        for i, root in enumerate(roots)
-    ]
-
-
-def make_copy(root: Path, other: Path) -> Path:
-    """A copy of the project without results, with the same tile store."""
-    other.mkdir()
-    for name in ("params.yaml", "dvc.yaml"):
-        shutil.copy(root / name, other)
-    (other / "build").symlink_to(root / "build")
-    return other
-
-
 @pytest.mark.slow
 def test_two_nodes_give_what_one_gives_and_resume_without_the_files_of_the_first(
     store: TileStore, tmp_path: Path
 ) -> None:
     one, first = (make_root(tmp_path / name, store) for name in ("one", "first"))
     tree = tiny_params()
-    tree["profiles"]["tiny"] = settings.merge(tree["profiles"]["tiny"], CALM | {"pretrain": CALM["pretrain"] | SLOW})
+    tree["profiles"]["tiny"] = settings.merge(tree["profiles"]["tiny"], CALM)
+    tree["profiles"]["tiny"]["pretrain"]["learning_rate"] = 0.1  # at 1.0 rounding grows within three epochs
     for root in (one, first):
-        (root / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
-    second = make_copy(first, tmp_path / "second")
+        (root / "params.yaml").write_text(yaml.safe_dump(tree))
+    second = tmp_path / "second"
+    shutil.copytree(first, second, symlinks=True)
+
+    def launch_nodes(stage: str) -> list[subprocess.Popen[Any]]:
+        """One launcher for each copy of the project, as on machines of their own."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+        nodes = []
+        for rank, root in enumerate((first, second)):
+            where = ("--nnodes=2", f"--rdzv-endpoint={endpoint}", f"--node-rank={rank}")
+            with (root / "log").open("a") as log:
+                nodes.append(launch(1, "satclr", stage, "--arm", "simclr", where=where, cwd=root, stderr=log))
+        return nodes
+
     for stage in ("pretrain", "embed"):
         assert launch(1, "satclr", stage, "--arm", "simclr", cwd=one).wait() == 0
-    nodes = launch_nodes(first, second, stage="pretrain")
+    nodes = launch_nodes("pretrain")
     while not list((first / ".cache").rglob(checkpoint.FILE)):
         time.sleep(0.05)
     psutil.Process(nodes[1].pid).children()[0].kill()
@@ -235,7 +194,7 @@ def test_two_nodes_give_what_one_gives_and_resume_without_the_files_of_the_first
     assert (first / "log").read_text().count("error (process 0): process 0 of 2 lost another") == 1
     assert not list((second / ".cache").rglob(checkpoint.FILE))
     for stage in ("pretrain", "embed"):
-        assert [node.wait() for node in launch_nodes(first, second, stage=stage)] == [0, 0], (first / "log").read_text()
+        assert [node.wait() for node in launch_nodes(stage)] == [0, 0], (first / "log").read_text()
     assert "resuming from the checkpoint" in (first / "log").read_text()
     np.testing.assert_allclose(losses(make_run(first)), losses(make_run(one)), rtol=CALM_TERMS * 2**-23)
     features, expected = (np.load(make_run(root).features) for root in (first, one))

@@ -5,14 +5,39 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torchvision
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from satclr import files, randomness
 from satclr.data.tiles import TileStore
-from satclr.pretrain import architectures, encoder
+from satclr.pretrain import architectures, encoder, views
 from tests.conftest import make_run
+
+VIT = "vit_tiny_patch16_224"
+FACTS: dict[str, Any] = {"mean": [0.5] * 3, "std": [0.2] * 3, "crop_px": 32, "tile_px": 32}
+
+
+def tiles(count: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(7).integers(0, 256, (count, 32, 32, 3), np.uint8))
+
+
+def same(model: torch.nn.Module, state: architectures.State) -> bool:
+    """Whether the model's tensors are those of a state dict that may have more."""
+    return all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ResNet-18 whose BatchNorm has seen data."""
+    with randomness.seeded(5):
+        model, width = encoder.build("resnet18")
+        for _ in range(3):
+            model.train()(torch.randn(16, 3, 32, 32))
+    path = tmp_path_factory.mktemp("enc") / "encoder.safetensors"
+    encoder.save(model, path, arch="resnet18", width=width, **FACTS)
+    return path
 
 
 @pytest.mark.parametrize(
@@ -37,17 +62,14 @@ def test_features_are_those_before_torchvisions_head() -> None:
     torch.testing.assert_close(whole.fc(model.eval()(x)), whole(x))
 
 
-def test_features_are_those_before_timms_classifier() -> None:
-    import timm
-
-    for name in ("efficientnet_lite0", "vit_tiny_patch16_224", "convnext_atto"):
-        with randomness.seeded(0):
-            model = encoder.build(f"timm/{name}", 64)[0].eval()
-        fixed = {"img_size": 64} if name.startswith("vit") else {}
-        whole = timm.create_model(name, **fixed).eval()
-        whole.load_state_dict(model.state_dict(), strict=False)
-        x = torch.randn(2, 3, 64, 64)
-        torch.testing.assert_close(model(x), whole.forward_head(whole.forward_features(x), pre_logits=True))
+@pytest.mark.parametrize("name", ["efficientnet_lite0", VIT, "convnext_atto"])
+def test_features_are_those_before_timms_classifier(name: str) -> None:
+    with randomness.seeded(0):
+        model = encoder.build(f"timm/{name}", 64)[0].eval()
+    whole = timm.create_model(name, **{"img_size": 64} if name == VIT else {}).eval()
+    whole.load_state_dict(model.state_dict(), strict=False)
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(model(x), whole.forward_head(whole.forward_features(x), pre_logits=True))
 
 
 @pytest.mark.parametrize(
@@ -78,79 +100,71 @@ def test_weights_come_from_a_local_file_with_or_without_head_and_prefix(
     suffix: str, prefix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(3)
-    state = torchvision.models.resnet18(weights=None, num_classes=7).state_dict()
+    state, other = (torchvision.models.resnet18(weights=None, num_classes=7).state_dict() for _ in range(2))
     stored = {prefix + key: value for key, value in state.items()}
     if prefix:  # MoCo's second encoder, and a predictor
-        other = torchvision.models.resnet18(weights=None, num_classes=7).state_dict()
         stored |= {f"module.encoder_k.{key}": value for key, value in other.items() if "module" in prefix}
         stored["predictor.weight"] = torch.zeros(3)
     path = tmp_path / f"w{suffix}"
     save_file(stored, path) if suffix == ".safetensors" else torch.save({"state_dict": stored}, path)
     model, _ = encoder.initial("resnet18", path.name, seed=0, root=tmp_path)
-    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert same(model, state)
     assert not model.training
     said = capsys.readouterr().err
     assert said == (f"{path.name}: 120 tensors named {prefix}* are the encoder's\n" if prefix else "")
 
 
 def test_a_vits_positions_are_interpolated_as_timm_does(tmp_path: Path) -> None:
-    import timm
-
-    name = "vit_tiny_patch16_224"
-    state = timm.create_model(name).state_dict()
+    state = timm.create_model(VIT).state_dict()
     torch.save(state, tmp_path / "w.pth")
-    model, _ = encoder.initial(f"timm/{name}", "w.pth", seed=0, root=tmp_path, crop_px=64)
+    model, _ = encoder.initial(f"timm/{VIT}", "w.pth", seed=0, root=tmp_path, crop_px=64)
     overlay = {"state_dict": dict(state), "custom_load": False}
-    own = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0, img_size=64)
+    own = timm.create_model(VIT, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0, img_size=64)
     expected = own.state_dict()
-    assert all(torch.equal(v, expected[k]) for k, v in model.state_dict().items())
+    assert same(model, expected)
     assert expected["pos_embed"].shape == (1, 17, 192)
     torch.save({**state, "blocks.0.norm1.weight": torch.zeros(3)}, tmp_path / "w.pth")
     with pytest.raises(encoder.EncoderError, match=r"wrong shape: .*norm1"):
-        encoder.initial(f"timm/{name}", "w.pth", seed=0, root=tmp_path, crop_px=64)
+        encoder.initial(f"timm/{VIT}", "w.pth", seed=0, root=tmp_path, crop_px=64)
 
 
-def test_real_imagenet_weights_give_timms_features(external_data: Path) -> None:
-    import timm
-
-    root = external_data / "imagenet-weights"
-    file = "efficientnet_lite0-imagenet.safetensors"
-    model, width = encoder.initial("timm/efficientnet_lite0", file, seed=0, root=root, crop_px=96)
-    own = timm.create_model("efficientnet_lite0", num_classes=0).eval()
-    own.load_state_dict(load_file(root / file))
-    x = torch.randn(2, 3, 96, 96)
-    assert width == 1280
-    torch.testing.assert_close(model(x), own(x), rtol=0, atol=0)
-
-
-def test_the_input_statistics_are_the_encoders_own(
-    saved: Path, store: TileStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def own(arch: str, start: str) -> Any:
-        config = make_run(pretrain={"arch": arch, "weights": start, "normalization": "encoder"}).settings.pretrain
-        return architectures.input_statistics(config, store, root=saved.parent)
+def test_the_input_statistics_are_the_encoders_own(saved: Path, store: TileStore) -> None:
+    def own(arch: str, start: str, normalization: str = "encoder") -> Any:
+        run = make_run(pretrain={"arch": arch, "weights": start, "normalization": normalization})
+        return architectures.input_statistics(run.settings.pretrain, store, root=saved.parent)
 
     imagenet = store.statistics("imagenet")
-    assert own("timm/vit_tiny_patch16_224", "none") == ((0.5,) * 3, (0.5,) * 3)
+    assert own(f"timm/{VIT}", "none") == ((0.5,) * 3, (0.5,) * 3)
     assert own("timm/efficientnet_lite0", "ra_in1k") == imagenet
     assert own("resnet18", "IMAGENET1K_V1") == own("resnet18", "none") == imagenet
     assert own("resnet18", saved.name) == ((0.5,) * 3, (0.2,) * 3)
-    config = make_run().settings.pretrain
-    assert architectures.input_statistics(config, store, root=saved.parent) == store.statistics("train")
+    assert own("resnet18", "none", "train") == store.statistics("train")
+
+
+def test_adapted_statistics_are_the_mean_over_whole_batches(saved: Path, store: TileStore) -> None:
+    model, _ = encoder.load(saved)
+    mean, std = statistics = store.statistics("train")
+    encoder.adapt_batch_norm(model, store, make_run(pretrain={"batch_size": 16}).settings, statistics, seed=0)
+    rows = randomness.rng(0, "batch order", "train").permutation(store.rows("train"))
+    batches = torch.from_numpy(store.pixels[rows]).split(16)[: len(rows) // 16]
+    h = [model.conv1(views.evaluation_view(batch, crop_px=32, mean=mean, std=std)) for batch in batches]  # type: ignore[operator]
+    assert len(rows) % 16 > 0
+    assert not model.training
+    for name, statistic in (("mean", torch.mean), ("var", torch.var)):
+        expected = torch.stack([statistic(batch, (0, 2, 3)) for batch in h]).mean(0)
+        torch.testing.assert_close(model.state_dict()[f"bn1.running_{name}"], expected)
 
 
 def test_an_encoder_without_batch_norm_says_so(
     store: TileStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model, width = encoder.build("timm/vit_tiny_patch16_224", 32)
+    model, width = encoder.build(f"timm/{VIT}", 32)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     encoder.adapt_batch_norm(model, store, make_run().settings, store.statistics("train"), seed=0)
-    facts = {"mean": [0.5] * 3, "std": [0.2] * 3, "crop_px": 32}
-    encoder.save(model, tmp_path / "e.safetensors", arch="timm/vit_tiny_patch16_224", width=width, **facts)
-    batch = tiles(4)
+    encoder.save(model, tmp_path / "e.safetensors", arch=f"timm/{VIT}", width=width, **FACTS)
     by_batch, frozen = (encoder.Frozen(tmp_path / "e.safetensors", batch_norm=norm) for norm in ("batch", "frozen"))
-    np.testing.assert_array_equal(by_batch(batch), frozen(batch))
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    np.testing.assert_array_equal(by_batch(tiles(4)), frozen(tiles(4)))
+    assert same(model, before)
     said = capsys.readouterr().err
     assert "no BatchNorm, so pretrain.adapt_batch_norm changes nothing" in said
     assert said.count("no BatchNorm, so probe.batch_norm changes nothing") == 1
@@ -180,11 +194,10 @@ def test_weights_that_do_not_fit_say_how(change: str, name: str, value: torch.Te
 def test_weights_that_cannot_be_had_name_the_file_the_place_and_the_way_out(
     arch: str, tag: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-
     def offline(*_: Any, **__: Any) -> Any:
         raise urllib.error.URLError("no route to host")
 
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     with pytest.raises(encoder.EncoderError) as caught:
         encoder.initial(arch, tag, seed=0, root=tmp_path)
@@ -195,25 +208,7 @@ def test_weights_that_cannot_be_had_name_the_file_the_place_and_the_way_out(
     if arch.startswith("timm/"):  # put there by hand
         state = encoder.build(arch)[0].state_dict()
         save_file(state, tmp_path / "checkpoints" / file)
-        model, _ = encoder.initial(arch, tag, seed=1, root=tmp_path)
-        assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ResNet-18 whose BatchNorm has seen data."""
-    with randomness.seeded(5):
-        model, width = encoder.build("resnet18")
-        for _ in range(3):
-            model.train()(torch.randn(16, 3, 32, 32))
-    path = tmp_path_factory.mktemp("enc") / "encoder.safetensors"
-    facts = {"mean": [0.5] * 3, "std": [0.2] * 3, "crop_px": 32, "tile_px": 32}
-    encoder.save(model, path, arch="resnet18", width=width, **facts)
-    return path
-
-
-def tiles(count: int) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(7).integers(0, 256, (count, 32, 32, 3), np.uint8))
+        assert same(encoder.initial(arch, tag, seed=1, root=tmp_path)[0], state)
 
 
 def test_a_saved_encoder_comes_back(saved: Path) -> None:
@@ -235,13 +230,12 @@ def test_a_frozen_encoders_features_do_not_depend_on_the_batch_nor_its_buffers_m
     for size in (1, 7, 128):
         parts = np.concatenate([frozen(batch[rows]) for rows in order.split(size)])
         np.testing.assert_allclose(parts, whole[order.numpy()], rtol=1e-4, atol=1e-5)
-    assert all(torch.equal(v, before[k]) for k, v in frozen.model.state_dict().items())
+    assert same(frozen.model, before)
 
 
 def test_batch_mode_is_torchs_training_mode(saved: Path) -> None:
     frozen = encoder.Frozen(saved, batch_norm="batch")
     model, _ = encoder.load(saved)
-    batch = tiles(32)
-    x = (batch.permute(0, 3, 1, 2) / 255 - 0.5) / 0.2
+    x = (tiles(32).permute(0, 3, 1, 2) / 255 - 0.5) / 0.2
     with torch.no_grad():
-        np.testing.assert_allclose(frozen(batch), model.train()(x).numpy(), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(frozen(tiles(32)), model.train()(x).numpy(), rtol=1e-3, atol=1e-4)

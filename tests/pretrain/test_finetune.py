@@ -10,10 +10,9 @@ import torch
 from satclr import files
 from satclr.data import tiles
 from satclr.params import Views
-from satclr.pretrain import caching, checkpoint, finetune, train, views
+from satclr.pretrain import checkpoint, finetune, optimizer, train, views
 from tests.conftest import make_run
-from tests.pretrain.conftest import fresh, losses, pretrained, same
-from tests.pretrain.test_train import at_step
+from tests.pretrain.conftest import at_step, losses, pretrained, pretrained_anew, same
 
 
 def test_fine_tuning_starts_from_the_pretrained_encoder_and_keeps_its_best_epoch(
@@ -21,7 +20,7 @@ def test_fine_tuning_starts_from_the_pretrained_encoder_and_keeps_its_best_epoch
 ) -> None:
     start, logged, calls = pretrained(make_run(root)), [], []
     curve = losses(make_run(root))
-    monkeypatch.setattr(caching, "backward", at_step(1, lambda _: calls.append(1)))
+    monkeypatch.setattr(optimizer, "backward", at_step(1, lambda _: calls.append(1)))
     changes = {"finetune": {"epochs": 12, "learning_rate": 1e-3, "patience": 2}}
     run = make_run(root, pretrain=changes)
     weights = pretrained(run, lambda epoch, measured: logged.append((epoch, dict(measured))))
@@ -36,9 +35,8 @@ def test_fine_tuning_starts_from_the_pretrained_encoder_and_keeps_its_best_epoch
     facts = {name: json.loads(text) for name, text in files.load_facts(run.encoder).items()}
     assert facts["finetuned"] == {"epoch": best, "val_loss": min(found)}
     assert facts["fingerprint"] == train.fingerprint(run) != train.fingerprint(make_run(root))
-    fresh(run)
     short = make_run(root, pretrain={"finetune": changes["finetune"] | {"epochs": best}})
-    assert same(pretrained(short), weights)
+    assert same(pretrained_anew(short), weights)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(checkpoint.RunError, match=r"pretrain\.finetune requires one process, not 2"):
         finetune.without(run)

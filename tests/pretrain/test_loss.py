@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -10,9 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from satclr.params import Objective
-from satclr.pretrain.loss import Positives, mulsupcon, nt_xent, objective, supcon
-
-WAYS: tuple[Positives, ...] = ("any", "all", "jaccard")
+from satclr.pretrain.loss import mulsupcon, nt_xent, objective, supcon
 
 
 def draw(seed: int, *, tiles: int = 6, labels: int = 4, features: int = 5, views: int = 2) -> tuple[Tensor, Tensor]:
@@ -37,27 +36,23 @@ def log_p(z: Tensor, temperature: float, i: int, j: int) -> float:
     return s[j] - top - math.log(sum(math.exp(v - top) for m, v in enumerate(s) if m != i))
 
 
-def slow_nt_xent(z: Tensor, temperature: float) -> float:
+def slow_nt_xent(z: Tensor, _: Tensor, temperature: float) -> float:
     rows = len(z)
     return -sum(log_p(z, temperature, i, (i + rows // 2) % rows) for i in range(rows)) / rows
-
-
-def likeness(a: set[int], b: set[int], positives: Positives) -> float:
-    if not a or not b:
-        return 0.0
-    return {"any": float(bool(a & b)), "all": float(a == b), "jaccard": len(a & b) / len(a | b)}[positives]
 
 
 def label_sets(targets: Tensor) -> list[set[int]]:
     return [{k for k, v in enumerate(row) if v} for row in targets.tolist()]
 
 
-def slow_supcon(z: Tensor, targets: Tensor, temperature: float, positives: Positives) -> float:
+def slow_supcon(z: Tensor, targets: Tensor, temperature: float, positives: str) -> float:
     sets, losses = label_sets(targets), []
-    for i, anchor in enumerate(sets):
-        w = {j: likeness(anchor, other, positives) for j, other in enumerate(sets) if j != i}
-        total = sum(w.values())
-        if total:
+    for i, a in enumerate(sets):
+        w = dict.fromkeys(range(len(sets)), 0.0)
+        for j, b in enumerate(sets):
+            if a and b and j != i:
+                w[j] = {"any": float(bool(a & b)), "all": float(a == b), "jaccard": len(a & b) / len(a | b)}[positives]
+        if total := sum(w.values()):
             losses.append(-sum(w[j] / total * log_p(z, temperature, i, j) for j in w if w[j]))
     return sum(losses) / len(losses) if losses else 0.0
 
@@ -76,18 +71,22 @@ Loss = Callable[[Tensor, Tensor, float], Tensor]
 LOSSES: dict[str, Loss] = {
     "nt_xent": lambda z, _, t: nt_xent(z, t),
     "mulsupcon": mulsupcon,
-    "any": lambda z, y, t: supcon(z, y, t, "any"),
-    "all": lambda z, y, t: supcon(z, y, t, "all"),
-    "jaccard": lambda z, y, t: supcon(z, y, t, "jaccard"),
+    "any": partial(supcon, positives="any"),
+    "all": partial(supcon, positives="all"),
+    "jaccard": partial(supcon, positives="jaccard"),
 }
-LOOPS: dict[str, Callable[[Tensor, Tensor, float], float]] = {
-    "nt_xent": lambda z, _, t: slow_nt_xent(z, t),
-    "mulsupcon": slow_mulsupcon,
-    "any": lambda z, y, t: slow_supcon(z, y, t, "any"),
-    "all": lambda z, y, t: slow_supcon(z, y, t, "all"),
-    "jaccard": lambda z, y, t: slow_supcon(z, y, t, "jaccard"),
-}
+LOOPS: dict[str, Callable[[Tensor, Tensor, float], float]] = {"nt_xent": slow_nt_xent, "mulsupcon": slow_mulsupcon}
+LOOPS |= {name: partial(slow_supcon, positives=name) for name in ("any", "all", "jaccard")}
 each_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+close = partial(torch.testing.assert_close, rtol=0, atol=1e-12)
+
+
+def by_z(loss: Loss, z: Tensor, y: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """The loss and its gradient."""
+    z = z.detach().requires_grad_()
+    value = loss(z, y, temperature)
+    (gradient,) = torch.autograd.grad(value, z)
+    return value.detach(), gradient
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -110,80 +109,63 @@ def test_nt_xent_of_orthogonal_tiles_with_equal_views_has_its_closed_form() -> N
 def test_gradient_is_the_numerical_one(loss: Loss) -> None:
     for seed in range(3):
         z, y = draw(seed)
-        z.requires_grad_()
-        assert torch.autograd.gradcheck(lambda v, y=y: loss(v, y, 0.3), (z,))
+        assert torch.autograd.gradcheck(lambda v, y=y: loss(v, y, 0.3), (z.requires_grad_(),))
 
 
 @each_loss
 def test_blocks_of_rows_change_neither_value_nor_gradient(loss: Loss, monkeypatch: pytest.MonkeyPatch) -> None:
     z, y = draw(4, tiles=9)
-    z.requires_grad_()
-    whole = loss(z, y, 0.2)
-    (whole_grad,) = torch.autograd.grad(whole, z)
+    whole = by_z(loss, z, y, 0.2)
     for rows in (1, 4, 7):
         monkeypatch.setattr("satclr.pretrain.loss._BLOCK_ELEMENTS", rows * len(z))
-        parts = loss(z, y, 0.2)
-        (parts_grad,) = torch.autograd.grad(parts, z)
-        torch.testing.assert_close(parts, whole, rtol=0, atol=1e-12)
-        torch.testing.assert_close(parts_grad, whole_grad, rtol=0, atol=1e-12)
+        close(by_z(loss, z, y, 0.2), whole)
 
 
 @each_loss
 def test_neither_the_order_of_tiles_nor_the_length_of_z_matters(loss: Loss) -> None:
     z, y = draw(5)
     lengths = torch.rand(len(z), 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 0.1
-    torch.testing.assert_close(loss(z * lengths, y, 0.3), loss(z, y, 0.3), rtol=0, atol=1e-12)
+    close(loss(z * lengths, y, 0.3), loss(z, y, 0.3))
     order = torch.randperm(len(z) // 2, generator=torch.Generator().manual_seed(0))
     order = torch.cat([order, order + len(order)])
-    torch.testing.assert_close(loss(z[order], y[order], 0.3), loss(z, y, 0.3), rtol=0, atol=1e-12)
+    close(loss(z[order], y[order], 0.3), loss(z, y, 0.3))
 
 
 @each_loss
 def test_a_label_of_its_own_for_every_tile_gives_nt_xent(loss: Loss) -> None:
     z, _ = draw(8)
-    y = torch.eye(len(z) // 2).repeat(2, 1)
-    torch.testing.assert_close(loss(z, y, 0.3), nt_xent(z, 0.3), rtol=0, atol=1e-12)
+    close(loss(z, torch.eye(len(z) // 2).repeat(2, 1), 0.3), nt_xent(z, 0.3))
 
 
-@pytest.mark.parametrize("name", ["mulsupcon", *WAYS])
-def test_unlabelled_tiles_are_negatives_only(name: str) -> None:
+@pytest.mark.parametrize("loss", list(LOSSES.values())[1:], ids=list(LOSSES)[1:])
+def test_unlabelled_tiles_are_negatives_only(loss: Loss) -> None:
     z, y = draw(9)
-    z.requires_grad_()
     unlabelled = torch.zeros(2, y.shape[1], dtype=y.dtype)
     stranger = torch.randn(2, z.shape[1], dtype=z.dtype, generator=torch.Generator().manual_seed(2))
-    more = LOSSES[name](torch.cat([z, stranger]), torch.cat([y, unlabelled]), 0.5)
-    assert more > LOSSES[name](z, y, 0.5)
+    assert loss(torch.cat([z, stranger]), torch.cat([y, unlabelled]), 0.5) > loss(z, y, 0.5)
     for without_positives in (torch.zeros_like(y), torch.eye(len(y))):
-        nothing = LOSSES[name](z, without_positives, 0.5)
-        (grad,) = torch.autograd.grad(nothing, z)
+        nothing, gradient = by_z(loss, z, without_positives, 0.5)
         assert nothing == 0
-        assert (grad == 0).all()
+        assert (gradient == 0).all()
 
 
 @each_loss
 def test_low_temperature_and_large_z_stay_finite(loss: Loss) -> None:
     z, y = draw(11)
-    z = (z * 1e4).float().requires_grad_()
-    value = loss(z, y, 0.01)
-    (grad,) = torch.autograd.grad(value, z)
-    assert torch.isfinite(value)
-    assert torch.isfinite(grad).all()
+    assert all(values.isfinite().all() for values in by_z(loss, (z * 1e4).float(), y, 0.01))
 
 
 @each_loss
 def test_half_precision_and_autocast_work_in_float32(loss: Loss) -> None:
     z, y = draw(12)
-    half = z.bfloat16().requires_grad_()
-    full = half.detach().float().requires_grad_()
-    expected = loss(full, y, 0.1)
+    half = z.bfloat16()
+    expected, expected_gradient = by_z(loss, half.float(), y, 0.1)
     with torch.autocast("cpu", torch.bfloat16):
-        value = loss(half, y, 0.1)
-        same = loss(full, y, 0.1)
+        value, gradient = by_z(loss, half, y, 0.1)
+        same = loss(half.float(), y, 0.1)
     assert value.dtype == torch.float32
     assert value.item() == expected.item() == same.item()
-    (grad,) = torch.autograd.grad(value, half)
-    (expected_grad,) = torch.autograd.grad(expected, full)
-    torch.testing.assert_close(grad, expected_grad.bfloat16())
+    torch.testing.assert_close(gradient, expected_gradient.bfloat16())
 
 
 @pytest.mark.parametrize("name", ["nt_xent", "supcon_any", "supcon_all", "jaccard", "mulsupcon"])

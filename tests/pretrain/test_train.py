@@ -1,11 +1,10 @@
-import dataclasses
-import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ import torch
 
 from satclr import files, machine, randomness
 from satclr.data import tiles
-from satclr.pretrain import caching, checkpoint, encoder, optimizer, train
+from satclr.pretrain import checkpoint, encoder, optimizer, train
 from satclr.project import Run
 from tests.conftest import ROOT, make_run
-from tests.pretrain.conftest import fresh, losses, make_root, pretrained, same
+from tests.pretrain.conftest import at_step, losses, make_root, pretrained, pretrained_anew, same
 
 
 @pytest.fixture(autouse=True)
@@ -27,20 +26,19 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "CHECKPOINT_AFTER_S", 0.0)
 
 
-def at_step(number: int, do: Callable[[torch.nn.Module], object]) -> Callable[..., torch.Tensor]:
-    """`caching.backward`, but `do(model)` comes before the `number`-th call (from 1)."""
-    real, calls = caching.backward, iter(range(1, 1000))
-
-    def backward(model: torch.nn.Module, *args: Any) -> torch.Tensor:
-        if next(calls) == number:
-            do(model)
-        return real(model, *args)
-
-    return backward
-
-
 def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def break_off(
+    run: Run, step: int, do: Callable[[torch.nn.Module], object], patches: pytest.MonkeyPatch, *,
+    error: type[BaseException] = KeyboardInterrupt, match: str | None = None,
+) -> None:  # fmt: skip
+    """Pretrain anew, with `do(model)` before a step, which ends it with `error`."""
+    with patches.context() as patch:
+        patch.setattr(optimizer, "backward", at_step(step, do))
+        with pytest.raises(error, match=match):
+            pretrained_anew(run)
 
 
 def test_objective_none_writes_the_initial_encoder(root: Path) -> None:
@@ -51,17 +49,10 @@ def test_objective_none_writes_the_initial_encoder(root: Path) -> None:
     assert facts["arch"] == '"shufflenet_v2_x0_5"'
     assert (facts["precision"], facts["weights_sha256"]) == ('"float32"', "null")
     assert facts["fingerprint"] == f'"{train.fingerprint(run)}"'
-    trained = pretrained(make_run(root))
+    trained, other = pretrained(make_run(root)), pretrained(make_run(root, "baseline", seed=1))
     assert initial.keys() == trained.keys()
     assert not same(initial, trained)
-
-
-def test_the_same_run_twice_is_bit_identical(root: Path) -> None:
-    run = make_run(root)
-    first = pretrained(run)
-    fresh(run)
-    assert same(pretrained(run), first)
-    assert not same(pretrained(make_run(root, seed=1)), first)
+    assert not same(initial, other)
 
 
 @pytest.mark.parametrize(
@@ -78,11 +69,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 ) -> None:
     run = make_run(root, pretrain=changes)
     whole, curve = pretrained(run), losses(run)
-    fresh(run)
-    with monkeypatch.context() as patch:
-        patch.setattr(caching, "backward", at_step(step, interrupt))
-        with pytest.raises(KeyboardInterrupt):
-            pretrained(run)
+    break_off(run, step, interrupt, monkeypatch)
     assert same(pretrained(run), whole)
     assert losses(run) == curve
 
@@ -95,22 +82,14 @@ def test_a_signal_saves_a_checkpoint_first(
     monkeypatch.setattr(checkpoint, "CHECKPOINT_AFTER_S", 1e9)  # no other checkpoint
     run = make_run(root)
     whole = pretrained(run)
-    fresh(run)
-
-    def ask(_model: object) -> None:
-        machine.stop.requested = number
-
     with monkeypatch.context() as patch:
         patch.setattr(machine.stop, "_handle", interrupt)
         patch.setattr(machine.stop, "requested", None)
-        patch.setattr(caching, "backward", at_step(step, ask))
-        with pytest.raises(KeyboardInterrupt):
-            pretrained(run)
-    with monkeypatch.context() as patch:
-        calls: list[int] = []
-        patch.setattr(caching, "backward", at_step(1, lambda _: calls.append(1)))
-        assert same(pretrained(run), whole)
-        assert bool(calls) == (step < 8)
+        break_off(run, step, lambda _: setattr(machine.stop, "requested", number), patch)
+    calls: list[int] = []
+    monkeypatch.setattr(optimizer, "backward", at_step(1, lambda _: calls.append(1)))
+    assert same(pretrained(run), whole)
+    assert bool(calls) == (step < 8)
 
 
 KILLED = """
@@ -138,29 +117,17 @@ def test_a_run_killed_with_sigkill_gives_bit_identical_weights(store: tiles.Tile
     assert process.wait() == -signal.SIGKILL
     assert not runs[0].encoder.exists()
     assert [process.wait() for process in [start(run) for run in runs]] == [0, 0]
-    for name in ("encoder", "results"):
-        paths = [getattr(run, name) for run in runs]
-        one, other = (path / "pretrain.csv" if path.is_dir() else path for path in paths)
-        assert one.read_bytes() == other.read_bytes()
-
-
-def test_arms_that_ask_for_the_same_pretraining_share_it(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first = pretrained(make_run(root))
-    capsys.readouterr()
-    other = dataclasses.replace(make_run(root, probe={"epochs": 9}), arm="other_probe")
-    assert same(pretrained(other), first)
-    assert "reusing the encoder" in capsys.readouterr().err
+    assert runs[0].encoder.read_bytes() == runs[1].encoder.read_bytes()
+    assert losses(runs[0]) == losses(runs[1])
 
 
 def test_arms_select_among_the_kept_epochs_of_one_pretraining(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    kept: dict[str | int, Run] = {
-        select: make_run(root, pretrain={"epochs": 3, "keep_epochs": "all", "select": select})
-        for select in ("last", 1, 2, "best", "arbitrary")
-    }
     found = {}
-    for i, (select, run) in enumerate(kept.items()):
+    for select in ("last", 1, 2, "best", "arbitrary"):
+        run = make_run(root, pretrain={"epochs": 3, "keep_epochs": "all", "select": select})
+        run = replace(run, arm=f"simclr_{select}")
         found[select] = pretrained(run)
-        assert ("reusing the encoder" in capsys.readouterr().err) == (i > 0)
+        assert ("reusing the encoder" in capsys.readouterr().err) == (select != "last")
         facts = files.load_facts(run.encoder)
         expected = randomness.epoch(select, losses(run), 0, "pretrain")
         assert (facts["epoch"], len(losses(run))) == (str(expected), 3)
@@ -179,22 +146,19 @@ def test_a_fingerprint_covers_settings_seed_tiles_and_precision(
 ) -> None:
     key = train.fingerprint(make_run(root))
     assert key == train.fingerprint(make_run(root, probe={"epochs": 9}))
-    assert key == train.fingerprint(dataclasses.replace(make_run(root), processes=2, deterministic=False))
+    assert key == train.fingerprint(replace(make_run(root), arm="other", processes=2, deterministic=False))
     auto = make_run(root, pretrain={"precision": "auto"})
     monkeypatch.setattr(machine, "_bfloat16", lambda: (False, ""))
     assert key == train.fingerprint(auto)
     monkeypatch.setattr(machine, "_bfloat16", lambda: (True, ""))
     others = [auto, make_run(root, pretrain={"temperature": 0.4}), make_run(root, views={"flip_p": 0.4})]
     keys = {train.fingerprint(run) for run in (*others, make_run(root, seed=1))}
-    other_tiles = dataclasses.replace(store, stats={**store.stats, "digest": "other tiles"})
-    with monkeypatch.context() as patch:
-        patch.setattr(tiles, "open_store", lambda _: other_tiles)
-        keys.add(train.fingerprint(make_run(root)))
     normalization = {**store.stats["normalization"], "train": store.stats["normalization"]["imagenet"]}
-    other_mean = dataclasses.replace(store, stats={**store.stats, "normalization": normalization})
-    with monkeypatch.context() as patch:
-        patch.setattr(tiles, "open_store", lambda _: other_mean)
-        keys.add(train.fingerprint(make_run(root)))
+    for change in ({"digest": "other tiles"}, {"normalization": normalization}):
+        other = replace(store, stats=store.stats | change)
+        with monkeypatch.context() as patch:
+            patch.setattr(tiles, "open_store", lambda _, other=other: other)
+            keys.add(train.fingerprint(make_run(root)))
     assert len(keys - {key}) == 6
     (root / "build" / "tiny").unlink()
     with pytest.raises(tiles.TileError, match="run `satclr prepare --profile tiny` first"):
@@ -226,25 +190,19 @@ def poison(model: torch.nn.Module) -> None:
 def test_the_last_good_checkpoint_is_kept(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(root)
     whole = pretrained(run)
-    fresh(run)
-    with monkeypatch.context() as patch:
-        patch.setattr(caching, "backward", at_step(6, poison))
-        with pytest.raises(
-            checkpoint.RunError, match=r"the loss is nan in epoch 2, step 2; its 8 tiles begin with \w+\.jpg"
-        ):
-            pretrained(run)
+    message = r"the loss is nan in epoch 2, step 2; its 8 tiles begin with \w+\.jpg"
+    break_off(run, 6, poison, monkeypatch, error=checkpoint.RunError, match=message)
     (kept,) = root.rglob(checkpoint.FILE)
     files.load_tensors(kept)  # raises for what is not finite
     assert same(pretrained(run), whole)
 
 
 def test_bfloat16_does_not_change_the_course(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    full, half = make_run(root), make_run(root, seed=0, pretrain={"precision": "bfloat16"})
+    full, half = make_run(root), replace(make_run(root, pretrain={"precision": "bfloat16"}), arm="half")
     pretrained(full)
-    expected = losses(full)
     pretrained(half)
-    np.testing.assert_allclose(losses(half), expected, rtol=0.05)
-    assert losses(half) != expected
+    np.testing.assert_allclose(losses(half), losses(full), rtol=0.05)
+    assert losses(half) != losses(full)
     assert "pretraining in bfloat16: as set" in capsys.readouterr().err
     assert files.load_facts(half.encoder)["precision"] == '"bfloat16"'
 
@@ -258,10 +216,9 @@ def test_supervised_objectives_use_the_labels_of_training_tiles_alone(
     weights = pretrained(run)
     others = np.where(training, store.targets, 1 - store.targets), np.roll(store.targets, 1, axis=0)
     for targets, expected in zip(others, (True, False), strict=True):
-        fresh(run)
-        other = dataclasses.replace(store, targets=targets)
+        other = replace(store, targets=targets)
         monkeypatch.setattr(tiles, "open_store", lambda _, other=other: other)
-        assert same(pretrained(run), weights) == expected
+        assert same(pretrained_anew(run), weights) == expected
 
 
 @pytest.mark.parametrize(("which", "objective"), [("both", "nt_xent"), ("unlabelled", "nt_xent"), ("both", "jaccard")])
@@ -274,12 +231,10 @@ def test_unlabelled_tiles_are_learned_from_like_training_tiles_without_labels(
     splits[half], targets[half] = "unlabelled", 0
     as_training = np.where(splits == "unlabelled", "train", "" if which == "unlabelled" else splits)
     as_training = np.where(np.isin(splits, ("val", "test")), splits, as_training)
-    monkeypatch.setattr(tiles, "open_store", lambda _: dataclasses.replace(store, splits=splits, targets=targets))
-    weights = pretrained(own)
-    ordinary = pretrained(plain)
-    monkeypatch.setattr(tiles, "open_store", lambda _: dataclasses.replace(store, splits=as_training, targets=targets))
-    fresh(plain)
-    assert same(pretrained(plain), weights)
+    monkeypatch.setattr(tiles, "open_store", lambda _: replace(store, splits=splits, targets=targets))
+    weights, ordinary = pretrained(own), pretrained(plain)
+    monkeypatch.setattr(tiles, "open_store", lambda _: replace(store, splits=as_training, targets=targets))
+    assert same(pretrained_anew(plain), weights)
     assert not same(ordinary, weights)
 
 
@@ -297,27 +252,6 @@ def test_what_processes_cannot_do_is_one_error(root: Path, monkeypatch: pytest.M
     net = torch.nn.Linear(2, 2)
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(checkpoint.RunError, match="3 processes cannot share 2 tiles"):
-        train._model(net, 2, make_run(root, pretrain={"micro_batch_size": 2}), caching.cut(8, 2))
+        train._model(net, 2, make_run(root, pretrain={"micro_batch_size": 2}), optimizer.cut(8, 2))
     with pytest.raises(checkpoint.RunError, match=r"pretrain\.compile requires one process, not 3"):
-        train._model(net, 2, make_run(root, pretrain={"compile": True}), caching.cut(8, None))
-
-
-def test_schedules() -> None:
-    constant = make_run().settings.pretrain
-    assert {optimizer.learning_rate(constant, step, 4) for step in range(8)} == {constant.learning_rate}
-    changes = {"schedule": "cosine", "warmup_epochs": 2, "epochs": 10, "learning_rate": 1.0}
-    cosine = make_run(pretrain=changes).settings.pretrain
-    rates = [optimizer.learning_rate(cosine, step, 5) for step in range(50)]
-    np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 10)
-    np.testing.assert_allclose(rates[10:], [(1 + math.cos(math.pi * i / 40)) / 2 for i in range(40)])
-
-
-def test_lars_scales_matrices_by_trust_and_leaves_vectors_alone() -> None:
-    w, b = torch.randn(4, 3, requires_grad=True), torch.randn(4, requires_grad=True)
-    w.grad, b.grad = torch.randn(4, 3), torch.randn(4)
-    decayed = w.grad + 0.1 * w.detach()
-    expected_w = w.detach() - 0.5 * 0.001 * w.detach().norm() / decayed.norm() * decayed
-    expected_b = b.detach() - 0.5 * b.grad
-    optimizer.Lars([w, b], lr=0.5, weight_decay=0.1).step()
-    torch.testing.assert_close(w.detach(), expected_w)
-    torch.testing.assert_close(b.detach(), expected_b)
+        train._model(net, 2, make_run(root, pretrain={"compile": True}), optimizer.cut(8, None))

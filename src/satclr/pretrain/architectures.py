@@ -85,11 +85,10 @@ def headless(arch: str, crop_px: int) -> nn.Module:
     linear = next((m for m in head.modules() if isinstance(m, nn.Linear)), None)
     if linear is None:  # SqueezeNet's head is a convolution
         setattr(model, name, nn.AdaptiveAvgPool2d(1))
-        return model
-    # What precedes the head's first linear layer (ConvNeXt's LayerNorm) belongs to the features.
-    layers = list(head.children())
-    before = [m for m in layers[: layers.index(linear)] if not isinstance(m, nn.Dropout)] if layers else []
-    setattr(model, name, nn.Sequential(*before) if before else nn.Identity())
+    else:  # what precedes the head's first linear layer (ConvNeXt's LayerNorm) belongs to the features
+        layers = list(head.children()) or [linear]
+        before = [m for m in layers[: layers.index(linear)] if not isinstance(m, nn.Dropout)]
+        setattr(model, name, nn.Sequential(*before))
     return model
 
 
@@ -113,23 +112,6 @@ def published(arch: str) -> list[str]:
     return list(torchvision.models.get_model_weights(arch).__members__)
 
 
-def source(arch: str, weights: str) -> tuple[str, Path]:
-    """The URL of published weights, and the file where torch keeps them."""
-    if arch.startswith(TIMM):
-        name = f"{arch.removeprefix(TIMM)}.{weights}"
-        config = _timm(arch).get_pretrained_cfg(name)
-        if config.hf_hub_id:
-            from huggingface_hub import hf_hub_url
-
-            url, file = hf_hub_url(config.hf_hub_id, "model.safetensors"), f"{name}.safetensors"
-        else:
-            url, file = config.url, config.url.rpartition("/")[2]
-    else:
-        url = torchvision.models.get_model_weights(arch)[weights].url
-        file = url.rpartition("/")[2]
-    return url, Path(torch.hub.get_dir()) / "checkpoints" / file
-
-
 def named_file(arch: str, weights: str, *, root: Path) -> Path | None:
     """The file that `weights` names, or None for `none` and for published weights. Raises `EncoderError`."""
     known = published(arch)
@@ -146,19 +128,13 @@ def load_into(model: nn.Module, arch: str, weights: str, *, root: Path) -> None:
     file = named_file(arch, weights, root=root)
     state = _own_part(read_weights(file), model, file) if file else _published(arch, weights)
     try:
-        model.load_state_dict(fitting(state, model, source=weights), strict=False)
+        fitted = fitting(state, model, source=weights)
     except EncoderError:
-        # timm's own conversion: positions to another size, names that others gave to the same model.
-        convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-        if not arch.startswith(TIMM) or convert is None:
-            raise
-        try:
-            converted = convert(dict(state), model)
-        except Exception:  # noqa: BLE001 - a file of something else
-            converted = {}
+        converted = _converted(state, model) if arch.startswith(TIMM) else None
         if not converted:
             raise
-        model.load_state_dict(fitting(converted, model, source=weights), strict=False)
+        fitted = fitting(converted, model, source=weights)
+    model.load_state_dict(fitted, strict=False)
 
 
 def input_statistics(config: Pretrain, store: tiles.TileStore, *, root: Path) -> Statistics:
@@ -171,35 +147,53 @@ def own_statistics(config: Pretrain, *, root: Path) -> Statistics | None:
 
     `encoder`: an encoder file's own, those of published weights or of timm's model, and ImageNet's otherwise.
     """
-    if config.normalization in ("train", "released"):
-        return None
-    if config.normalization == "encoder":
-        file = named_file(config.arch, config.weights, root=root)
-        facts = files.load_facts(file) if file and file.suffix == ".safetensors" else {}
-        if {"arch", "mean", "std"} <= facts.keys():  # an encoder of ours
-            return tuple(json.loads(facts["mean"])), tuple(json.loads(facts["std"]))
-        if found := _published_statistics(config.arch, config.weights):
-            return found
-    return IMAGENET
+    if config.normalization != "encoder":
+        return IMAGENET if config.normalization == "imagenet" else None
+    file = named_file(config.arch, config.weights, root=root)
+    facts = files.load_facts(file) if file and file.suffix == ".safetensors" else {}
+    if {"arch", "mean", "std"} <= facts.keys():  # an encoder of ours
+        return tuple(json.loads(facts["mean"])), tuple(json.loads(facts["std"]))
+    return _published_statistics(config.arch, config.weights) or IMAGENET
 
 
 def _published(arch: str, weights: str) -> State:
-    url, file = source(arch, weights)
+    """The state dict of published weights, from torch's folder or downloaded into it."""
+    if arch.startswith(TIMM):
+        name = f"{arch.removeprefix(TIMM)}.{weights}"
+        config = _timm(arch).get_pretrained_cfg(name)
+        if config.hf_hub_id:
+            from huggingface_hub import hf_hub_url
+
+            url, file = hf_hub_url(config.hf_hub_id, "model.safetensors"), f"{name}.safetensors"
+        else:
+            url, file = config.url, config.url.rpartition("/")[2]
+    else:
+        member = torchvision.models.get_model_weights(arch)[weights]
+        url, file = member.url, member.url.rpartition("/")[2]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / file
     try:
-        if arch.startswith(TIMM):
-            if not file.is_file():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                torch.hub.download_url_to_file(url, str(file))
-            return read_weights(file)
-        state: State = torchvision.models.get_model_weights(arch)[weights].get_state_dict(
-            progress=True, check_hash=True
-        )
+        if not arch.startswith(TIMM):
+            state: State = member.get_state_dict(progress=True, check_hash=True)
+            return state
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path))
     except (OSError, RuntimeError) as error:  # no network, or a wrong hash
         raise EncoderError(
             f"could not find or download the weights {weights} of {arch} ({error}). Put {url} as "
-            f"{file.name} into {file.parent}, or set pretrain.weights to a local file or to none"
+            f"{file} into {path.parent}, or set pretrain.weights to a local file or to none"
         ) from None
-    return state
+    return read_weights(path)
+
+
+def _converted(state: State, model: nn.Module) -> State | None:
+    """As timm converts it: positions to another size, names that others gave to the same model."""
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    try:
+        converted: State | None = convert and convert(dict(state), model)
+    except Exception:  # noqa: BLE001 - a file of something else
+        return None
+    return converted
 
 
 def read_weights(path: Path) -> State:

@@ -6,6 +6,7 @@ Also the encoders of single epochs, and which of them a run selects.
 import json
 import math
 import os
+import shutil
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -54,8 +55,7 @@ class Writer:
     """Writes a checkpoint every CHECKPOINT_AFTER_S, and when the process is asked to stop."""
 
     def __init__(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
-        self.save = partial(save, folder, model, optimizer, state)
-        self.state = state
+        self.save, self.state = partial(save, folder, model, optimizer, state), state
         self._since, self._cost_s = time.monotonic(), 0.0  # since and of the last checkpoint
 
     def due(self, stop: Stop) -> bool:
@@ -97,11 +97,10 @@ def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
 
     Raises `RunError` when the file is not a checkpoint of this model. It is data only: no code in it is run.
     """
-    path = folder / FILE
-    distributed.share_file(path, device=next(model.parameters()).device)
+    path, parameters = folder / FILE, list(model.parameters())
+    distributed.share_file(path, device=parameters[0].device)
     if not path.exists():
         return State()
-    parameters = list(model.parameters())
     weights: dict[str, Tensor] = {}
     moments: dict[int, dict[str, Tensor]] = defaultdict(dict)
     try:
@@ -110,12 +109,12 @@ def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
             value = torch.from_numpy(array)
             if key.startswith("model."):
                 weights[key.removeprefix("model.")] = value
-                continue
-            _, i, name = key.split(".")
-            parameter = parameters[int(i)]
-            if value.shape == parameter.shape:  # in the parameter's memory order, which fused steps rely on
-                value = torch.empty_like(parameter).copy_(value)
-            moments[int(i)][name] = value
+            else:
+                _, i, name = key.split(".")
+                parameter = parameters[int(i)]
+                if value.shape == parameter.shape:  # in the parameter's memory order, which fused steps rely on
+                    value = torch.empty_like(parameter).copy_(value)
+                moments[int(i)][name] = value
         model.load_state_dict(weights)
         optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
         state = State(**json.loads(facts["state"]))
@@ -125,6 +124,12 @@ def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
     if distributed.rank() == 0:
         progress.say(f"resuming from the checkpoint {state}")
     return state
+
+
+def copy(source: Path, target: Path) -> None:
+    """Replace `target` by a copy of `source`."""
+    with files.replacing(target) as part:
+        shutil.copyfile(source, part)
 
 
 def kept_epochs(config: Pretrain) -> list[int]:

@@ -1,14 +1,13 @@
 """What a pretraining looks like from inside, measured after each epoch on a few fixed training tiles.
 
 In: the model in training. Out: numbers for pretrain.csv and MLflow, and one warning if its projections collapse.
-
-A measurement changes nothing of the training: BatchNorm's statistics stay, and the views come from a generator of their
-own, the same in every epoch.
+A measurement changes nothing of the training. Its views come from a generator of their own, the same in every epoch.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -121,13 +120,14 @@ def _encode_views(
     crop_px, (mean, std) = run.settings.views.crop_px, statistics
     source = randomness.generator(run.seed, "diagnostics views")
     drawn = views.draw(source, 2 * len(rows), run.settings.views, tile_px=store.pixels.shape[1])
-
-    def render(pixels: Tensor, first: int) -> Tensor:
-        both = [drawn[i : i + len(pixels)].to(pixels.device) for i in (first, first + len(rows))]
-        return torch.cat([views.render(pixels, p, crop_px=crop_px, mean=mean, std=std) for p in both])
-
-    parts = [part.chunk(2) for part in _encode(model[0], store, rows, run, render)]
-    h = torch.cat([torch.cat(view) for view in zip(*parts, strict=True)])
+    parts: list[Tensor] = []
+    first = 0
+    for batch, pixels in _batches(store, rows):
+        both = [drawn[i : i + len(batch)] for i in (first, first + len(rows))]
+        x = torch.cat([views.render(pixels, p, crop_px=crop_px, mean=mean, std=std) for p in both])
+        parts.append(_encode(model[0], x, run).unflatten(0, (2, -1)))
+        first += len(batch)
+    h = torch.cat(parts, 1).flatten(0, 1)
     return h, model[1](h).float()
 
 
@@ -135,32 +135,28 @@ def _knn_map(model: nn.Sequential, run: Run, statistics: Statistics) -> float:
     """Macro mAP of a nearest-neighbour tagger from training to validation tiles, over labels that have positives."""
     from sklearn.metrics import average_precision_score
 
-    mean, std = statistics
+    config, (mean, std) = run.settings.views, statistics
+    view = partial(views.evaluation_view, crop_px=config.crop_px, interpolation=config.interpolation)
     store = tiles.open_store(run.store).learning(run.settings.pretrain.near_duplicates)  # without unlabelled tiles
-
-    def resize(pixels: Tensor, _first: int) -> Tensor:
-        crop_px, interpolation = run.settings.views.crop_px, run.settings.views.interpolation
-        return views.evaluation_view(pixels, crop_px=crop_px, mean=mean, std=std, interpolation=interpolation)
-
-    rows = {split: _some(store, split, KNN_TILES, run) for split in ("train", "val")}
-    h = {split: torch.cat(list(_encode(model[0], store, rows[split], run, resize))).cpu() for split in rows}
-    y = {split: torch.from_numpy(store.targets[rows[split]]).float() for split in rows}
+    h, y = {}, {}
+    for split in ("train", "val"):
+        rows = _some(store, split, KNN_TILES, run)
+        encoded = [_encode(model[0], view(pixels, mean=mean, std=std), run) for _, pixels in _batches(store, rows)]
+        h[split], y[split] = torch.cat(encoded).cpu(), torch.from_numpy(store.targets[rows]).float()
     known = y["val"].any(0)
     scores = knn_scores(h["val"], h["train"], y["train"])
     return float(average_precision_score(y["val"][:, known], scores[:, known]))
 
 
-def _encode(
-    encoder: nn.Module, store: tiles.TileStore, rows: Rows, run: Run, view: Callable[[Tensor, int], Tensor]
-) -> Iterator[Tensor]:
-    """Features, float32, of `view(pixels, first row)` of each batch of rows."""
-    device, (computed, _) = machine.device(), machine.precision(run.settings.pretrain.precision)
-    first = 0
-    for batch, pixels in tiles.stream(store, np.array_split(rows, -(-len(rows) // BATCH)), device):
-        with machine.autocast(device, computed):
-            h: Tensor = encoder(view(pixels, first))
-        yield h.float()
-        first += len(batch)
+def _batches(store: tiles.TileStore, rows: Rows) -> Iterator[tuple[Rows, Tensor]]:
+    return tiles.stream(store, np.array_split(rows, -(-len(rows) // BATCH)), machine.device())
+
+
+def _encode(encoder: nn.Module, x: Tensor, run: Run) -> Tensor:
+    computed, _ = machine.precision(run.settings.pretrain.precision)
+    with machine.autocast(x.device, computed):
+        h: Tensor = encoder(x)
+    return h.float()
 
 
 def _some(store: tiles.TileStore, split: str, count: int, run: Run) -> Rows:

@@ -4,9 +4,8 @@
 
 The processes may run on several nodes, each with a copy of the project and all with the same tile store; the other
 files are on process 0's node, and `share_file` hands them out. gloo on CPUs, nccl on GPUs. With a single process these
-functions have nothing to exchange.
-Every process computes the loss from all projections. `gather` therefore returns gradients without communication,
-and a step exchanges projections, `sum_gradients`, and BatchNorm's statistics.
+functions exchange nothing. Every process computes the loss from all projections, so a step exchanges projections,
+gradients (once) and BatchNorm's statistics.
 """
 
 import hashlib
@@ -81,8 +80,7 @@ def shares(count: int, parts: int) -> list[slice]:
 def gather(z: Tensor, whole: slice) -> Tensor:
     """Combine z (2,b,D) of each process's `share(whole)` into (2,B,D), with gradients.
 
-    Every process must compute the same function of the result: it then has the gradient of all rows and keeps
-    that of its own.
+    Every process must compute the same function of the result; it then has the gradient of its own rows.
     """
     if processes() == 1:
         return z
@@ -97,11 +95,12 @@ def gather(z: Tensor, whole: slice) -> Tensor:
 
 def sum_gradients(model: nn.Module) -> None:
     """Add up the processes' gradients, each of the whole batch's loss by the process's own tiles."""
+    if processes() == 1:
+        return
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    if processes() > 1:
-        flat = _sum(torch.cat([g.flatten() for g in gradients]), "summing gradients")
-        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(part.view(gradient.shape))
+    flat = _sum(torch.cat([g.flatten() for g in gradients]), "summing gradients")
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view(gradient.shape))
 
 
 def collect(rows: Tensor, count: int) -> list[Tensor]:
@@ -129,15 +128,16 @@ def share_file(path: Path, *, device: torch.device) -> None:
     if processes() == 1:
         return
     raw = np.fromfile(path, np.uint8) if path.exists() else np.empty(0, np.uint8)
-    digest = torch.frombuffer(bytearray(hashlib.sha256(raw.tobytes()).digest()), dtype=torch.uint8).to(device)
-    sizes, digests = (_all(value, "sharing files") for value in (torch.tensor(len(raw), device=device), digest))
-    if not (digests == digests[0]).all():
-        whole = torch.zeros(int(sizes[0]), dtype=torch.uint8, device=device)
+    digest = int.from_bytes(hashlib.sha256(raw.data).digest()[:7], "big")
+    own = torch.tensor([len(raw), digest], device=device)
+    every = _all(own, "sharing files")
+    if not (every == every[0]).all():
+        whole = torch.zeros(int(every[0, 0]), dtype=torch.uint8, device=device)
         if rank() == 0:
             whole.copy_(torch.from_numpy(raw))
         with _peers("sharing files"):
             dist.broadcast(whole, 0)
-        if rank() > 0 and os.environ["LOCAL_RANK"] == "0" and not torch.equal(digest, digests[0]):
+        if os.environ["LOCAL_RANK"] == "0" and not own.equal(every[0]):
             path.unlink(missing_ok=True)
             if len(whole):
                 with files.replacing(path) as part:
@@ -177,8 +177,8 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001
             self.running_mean.lerp_(mean, self.momentum)  # type: ignore[union-attr, arg-type]
             self.running_var.lerp_(var * (count / (count - 1)), self.momentum)  # type: ignore[union-attr, arg-type]
         else:  # one process by itself, by the batch where it has no statistics
-            statistics = self.running_mean, self.running_var
-            y = nn.functional.batch_norm(x, *statistics, self.weight, self.bias, statistics[0] is None, eps=self.eps)
+            mean, var = self.running_mean, self.running_var
+            y = nn.functional.batch_norm(x, mean, var, self.weight, self.bias, mean is None, eps=self.eps)
         out: Tensor = y
         for then in self.children():
             out = then(out)

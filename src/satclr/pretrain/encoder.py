@@ -48,24 +48,20 @@ def adapt_batch_norm(
     """Re-estimate BatchNorm's running statistics on evaluation views of the training tiles (arXiv:1603.04779).
 
     They become the mean over batches, in an order drawn by the seed: a batch of one category would have too small a
-    variance. `statistics` are the mean and std of the encoder's input. The encoder is left in eval mode.
+    variance. `statistics` are the mean and std of the input of the encoder, which is not to be trained afterwards.
     """
-    size, crop_px, (mean, std) = settings.pretrain.batch_size, settings.views.crop_px, statistics
-    norms = _batch_norms(encoder, "pretrain.adapt_batch_norm")
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
+    size, config, (mean, std) = settings.pretrain.batch_size, settings.views, statistics
+    view = partial(views.evaluation_view, crop_px=config.crop_px, interpolation=config.interpolation)
+    for norm in _batch_norms(encoder, "pretrain.adapt_batch_norm"):
         norm.reset_running_stats()
         norm.momentum = None  # the plain average over batches
         norm.train()
     batches = tiles.split_batches(randomness.rng(seed, "batch order", "train").permutation(store.rows("train")), size)
     if len(batches) > 1 and len(batches[-1]) < size:
-        batches = batches[:-1]  # a small rest would count as much as a whole batch
+        del batches[-1]  # a small rest would count as much as a whole batch
     with torch.inference_mode():
         for _, batch in tiles.stream(store, batches, next(encoder.parameters()).device):
-            interpolation = settings.views.interpolation
-            encoder(views.evaluation_view(batch, crop_px=crop_px, mean=mean, std=std, interpolation=interpolation))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+            encoder(view(batch, mean=mean, std=std))
     encoder.eval()
 
 
@@ -88,13 +84,11 @@ def save(model: nn.Module, path: Path, *, arch: str, width: int, **facts: Any) -
 def load(path: Path) -> tuple[nn.Module, int]:
     """The encoder that `save` wrote, in eval mode, and its D. Raises `EncoderError` if it is not one."""
     try:
-        arrays, text = files.load_tensors(path)
-        facts = {name: json.loads(value) for name, value in text.items()}
+        facts, (arrays, _) = load_facts(path), files.load_tensors(path)
         arch, crop_px = str(facts["arch"]), int(facts.get("crop_px", 224))
     except (OSError, LookupError, ValueError, TypeError) as error:
         raise EncoderError(f"{path} is not a readable encoder: {error!r}") from None
-    if not 8 <= crop_px <= MAX_CROP_PX:
-        raise EncoderError(f"{path}: crop_px {crop_px} is not between 8 and {MAX_CROP_PX}")
+    _require_crop(crop_px, path)
     state = {key: torch.from_numpy(value) for key, value in arrays.items()}
     skeleton = architectures.skeleton(arch, crop_px)  # a header may name any: no memory before the tensors fit
     fitted = architectures.fitting(state, skeleton, source=path)
@@ -102,6 +96,11 @@ def load(path: Path) -> tuple[nn.Module, int]:
     model = architectures.headless(arch, crop_px)
     model.load_state_dict(fitted, strict=False)
     return model.eval(), width
+
+
+def load_facts(path: Path) -> dict[str, Any]:
+    """What `save` wrote about the encoder."""
+    return {name: json.loads(text) for name, text in files.load_facts(path).items()}
 
 
 def evaluation_facts(facts: Mapping[str, Any], source: object) -> tuple[Channels, Channels, int]:
@@ -113,9 +112,13 @@ def evaluation_facts(facts: Mapping[str, Any], source: object) -> tuple[Channels
         raise EncoderError(f"{source} lacks its mean, std or crop_px ({error!r}); write it again") from None
     if not (len(mean) == len(std) == 3 and np.isfinite([*mean, *std]).all() and min(std) > 0):
         raise EncoderError(f"{source}: mean {mean} and std {std} must be three numbers each, std above 0")
+    _require_crop(crop_px, source)
+    return mean, std, crop_px
+
+
+def _require_crop(crop_px: int, source: object) -> None:
     if not 8 <= crop_px <= MAX_CROP_PX:
         raise EncoderError(f"{source}: crop_px {crop_px} is not between 8 and {MAX_CROP_PX}")
-    return mean, std, crop_px
 
 
 class Frozen:
@@ -127,7 +130,7 @@ class Frozen:
 
     def __init__(self, path: Path, *, precision: str = "float32", batch_norm: str = "frozen") -> None:
         model, self.width = load(path)
-        facts = {name: json.loads(value) for name, value in files.load_facts(path).items()}
+        facts = load_facts(path)
         mean, std, crop_px = evaluation_facts(facts, path)
         interpolation = str(facts.get("interpolation", "bicubic"))
         self.view = partial(views.evaluation_view, crop_px=crop_px, mean=mean, std=std, interpolation=interpolation)

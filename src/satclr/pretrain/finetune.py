@@ -6,9 +6,7 @@ validation loss. The head is discarded: the stages after this one embed tiles an
     satclr pretrain --profile sample --arm simclr_finetuned --seed 0
 """
 
-import json
 import math
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
-from satclr import files, machine, progress, randomness
+from satclr import machine, progress, randomness
 from satclr.data import tiles
-from satclr.pretrain import distributed, views
+from satclr.pretrain import checkpoint, distributed, views
 from satclr.pretrain import encoder as encoders
 from satclr.pretrain.checkpoint import RunError
 from satclr.pretrain.convolution import speed_up_small_maps
@@ -51,7 +49,7 @@ def run(run: Run, source: Path, curve: Path, target: Path, log: Log, *, fingerpr
     config, device = run.settings.pretrain.finetune, machine.device()
     computed, _ = machine.precision(run.settings.pretrain.precision)
     store = tiles.open_store(run.store).learning(run.settings.pretrain.near_duplicates)
-    facts = {name: json.loads(text) for name, text in files.load_facts(source).items()}
+    facts = encoders.load_facts(source)
     statistics = encoders.evaluation_facts(facts, source)
     encoder, width = encoders.load(source)
     with randomness.seeded(randomness.derive(run.seed, "finetune head")):
@@ -79,8 +77,7 @@ def run(run: Run, source: Path, curve: Path, target: Path, log: Log, *, fingerpr
     facts |= {"fingerprint": fingerprint, "finetuned": {"epoch": best_epoch, "val_loss": lowest}}
     facts["width"] = facts.pop("feature_dim")
     encoders.save(encoder, target / "encoder.safetensors", **facts)
-    with files.replacing(target / "pretrain.csv") as part:  # of the pretraining before
-        shutil.copyfile(curve, part)
+    checkpoint.copy(curve, target / checkpoint.CURVE)  # of the pretraining before
     progress.say(f"fine-tuned: validation loss {lowest:.4f} in epoch {best_epoch}")
 
 
@@ -89,21 +86,19 @@ def _train(
     statistics: Statistics, computed: str, epoch: int,
 ) -> float:  # fmt: skip
     """One epoch on augmented training tiles; returns the mean loss."""
-    device, rows = machine.device(), store.rows("train")
-    size, (mean, std, crop_px) = run.settings.pretrain.batch_size, statistics
+    rows, size, (mean, std, crop_px) = store.rows("train"), run.settings.pretrain.batch_size, statistics
     order = rows[randomness.permutation(len(rows), run.seed, "finetune order", epoch).numpy()]
     batches = tiles.split_batches(order, size, smallest=size // 2 + 1)  # for BatchNorm's sake
     mild = run.settings.views.model_copy(update=MILD)
     dtype = torch.bfloat16 if computed == "bfloat16" else torch.float32
     losses: list[Tensor] = []
     model.train()
-    for step, (batch, pixels) in enumerate(tiles.stream(store, batches, device)):
+    for step, (batch, pixels) in enumerate(tiles.stream(store, batches, machine.device())):
         source = randomness.generator(run.seed, "finetune views", epoch, step)
-        drawn = views.draw(source, len(batch), mild, tile_px=pixels.shape[1]).to(device)
+        drawn = views.draw(source, len(batch), mild, tile_px=pixels.shape[1])
         x = views.render(pixels, drawn, crop_px=crop_px, mean=mean, std=std, dtype=dtype)
         optimizer.zero_grad(set_to_none=True)
-        dropout = randomness.derive(run.seed, "finetune dropout", epoch, step)
-        with randomness.seeded(dropout):
+        with randomness.seeded(randomness.derive(run.seed, "finetune dropout", epoch, step)):
             loss = _loss(model, x, store, batch, computed)
         loss.backward()
         optimizer.step()

@@ -146,8 +146,7 @@ class _PairLoss(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weights: _Weights, temperature: float) -> Tensor:
         rows = len(x)
         step = max(1, _BLOCK_ELEMENTS // rows)
-        loss = x.new_zeros(())
-        grad = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+        loss, grad = x.new_zeros(()), torch.zeros_like(x)
         for start in range(0, rows, step):
             stop = min(start + step, rows)
             S = (x[start:stop] / temperature) @ x.T
@@ -156,15 +155,13 @@ class _PairLoss(torch.autograd.Function):
             log_p.diagonal(start).zero_()  # W is 0 there, and 0 times -inf would be nan
             W = weights(start, stop)
             loss -= torch.dot(W.flatten(), log_p.flatten())
-            if grad is not None:
-                row_weight = W.sum(1, keepdim=True)
-                p = log_p.exp_()
-                p.diagonal(start).zero_()
-                rise = W.addcmul_(row_weight, p, value=-1)  # minus the derivative by S
-                grad[start:stop].addmm_(rise, x, alpha=-1 / temperature)
-                grad.addmm_(rise.T, x[start:stop], alpha=-1 / temperature)
-        if grad is not None:
-            ctx.save_for_backward(grad)
+            row_weight = W.sum(1, keepdim=True)
+            p = log_p.exp_()
+            p.diagonal(start).zero_()
+            rise = W.addcmul_(row_weight, p, value=-1)  # minus the derivative by S
+            grad[start:stop].addmm_(rise, x, alpha=-1 / temperature)
+            grad.addmm_(rise.T, x[start:stop], alpha=-1 / temperature)
+        ctx.save_for_backward(grad)
         return loss
 
     @staticmethod

@@ -14,7 +14,6 @@ where they select different epochs of those that it keeps.
 import hashlib
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 from satclr import files, machine, progress, randomness
 from satclr.data import tiles
 from satclr.data.tiles import Statistics
-from satclr.pretrain import architectures, caching, checkpoint, diagnostics, distributed, finetune, views
+from satclr.pretrain import architectures, checkpoint, diagnostics, distributed, finetune, views
 from satclr.pretrain import encoder as encoders
 from satclr.pretrain import loss as losses
 from satclr.pretrain import optimizer as optimizers
@@ -61,12 +60,8 @@ def run(run: Run, log: Log) -> None:
         if distributed.rank() == 0:
             if finished:
                 progress.say(f"reusing the encoder of an identical pretraining ({key[:12]})")
-            curve = checkpoint.CURVE
-            for source, target in (
-                (checkpoint.selected(run, folder), run.encoder), (folder / curve, run.results / curve),
-            ):  # fmt: skip
-                with files.replacing(target) as part:
-                    shutil.copyfile(source, part)
+            checkpoint.copy(checkpoint.selected(run, folder), run.encoder)
+            checkpoint.copy(folder / checkpoint.CURVE, run.results / checkpoint.CURVE)
         distributed.agree(True, device=device)  # barrier: process 0 has written the files
 
 
@@ -96,7 +91,7 @@ def pretrain(run: Run, folder: Path, log: Log, *, fingerprint: str) -> None:
     """Train, or resume from the checkpoint in `folder`, and write encoder and loss curve there."""
     config = run.settings.pretrain
     if config.finetune.epochs:
-        _finetune(run, folder, log, fingerprint)
+        _finetune(run, folder, log, key=fingerprint)
         return
     computed, reason = machine.precision(config.precision)
     store = tiles.open_store(run.store).learning(config.near_duplicates, tiles=config.tiles)
@@ -126,7 +121,7 @@ def pretrain(run: Run, folder: Path, log: Log, *, fingerprint: str) -> None:
     (folder / checkpoint.FILE).unlink(missing_ok=True)
 
 
-def _finetune(run: Run, folder: Path, log: Log, key: str) -> None:
+def _finetune(run: Run, folder: Path, log: Log, *, key: str) -> None:
     """Fine-tune the encoder of the same run without fine-tuning, which is pretrained first unless it has been."""
     frozen = finetune.without(run)
     source = folder.with_name(fingerprint(frozen))
@@ -148,7 +143,7 @@ def train(
     config, device, rows = run.settings.pretrain, machine.device(), store.rows("train")
     size = min(config.batch_size, len(rows))  # B
     steps = len(rows) // size  # an epoch; the rest of its random order is left out
-    parts, kept = caching.cut(size, config.micro_batch_size), checkpoint.kept_epochs(config)
+    parts, kept = optimizers.cut(size, config.micro_batch_size), checkpoint.kept_epochs(config)
     model, forward = _model(encoder, width, run, parts)
     optimizer = optimizers.build(model, config)
     state = checkpoint.resume(folder, model, optimizer)
@@ -167,14 +162,14 @@ def train(
             for batch, (_, pixels) in zip(batches, tiles.stream(store, own, device), strict=True):
                 at = (epoch, state.step)
                 source = randomness.generator(run.seed, "views", *at)
-                drawn = views.draw(source, 2 * size, run.settings.views, tile_px=pixels.shape[1]).to(device)
+                drawn = views.draw(source, 2 * size, run.settings.views, tile_px=pixels.shape[1])
                 targets = torch.from_numpy(store.targets[batch]).bool().to(device).repeat(2, 1)  # (2B,K)
                 rate = optimizers.learning_rate(config, epoch * steps + state.step, steps)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 optimizer.zero_grad(set_to_none=True)
                 encode = partial(project, forward, run, statistics, pixels, drawn, at)
-                loss = caching.backward(model, encode, parts, partial(loss_of, targets))
+                loss = optimizers.backward(model, encode, parts, partial(loss_of, targets))
                 optimizer.step()
                 state.step += 1
                 unread.append((loss, batch))
@@ -200,7 +195,7 @@ def train(
 
 def project(
     forward: Forward, run: Run, statistics: Statistics, pixels: Tensor, drawn: views.Parameters, at: tuple[int, int],
-    part: caching.Part,
+    part: optimizers.Part,
 ) -> Tensor:  # fmt: skip
     """Render both views of this process's tiles of a micro-batch and encode them: z (2,b,D) in float32.
 
@@ -223,7 +218,7 @@ def project(
     return both
 
 
-def _model(encoder: nn.Module, width: int, run: Run, parts: list[caching.Part]) -> tuple[nn.Sequential, Forward]:
+def _model(encoder: nn.Module, width: int, run: Run, parts: list[optimizers.Part]) -> tuple[nn.Sequential, Forward]:
     """Encoder and projection head in training mode, (rows,3,S,S) → z (rows,D); plain, and as it is called."""
     config, device, processes = run.settings.pretrain, machine.device(), distributed.processes()
     if config.compile and processes > 1:

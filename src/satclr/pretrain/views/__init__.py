@@ -5,38 +5,33 @@ In: uint8 tiles (N,H,W,3) and a generator. Out: normalised float views (count,3,
     parameters = views.draw(torch.Generator().manual_seed(0), 2 * len(tiles), settings, tile_px=256)
     x = views.render(tiles, parameters, crop_px=224, mean=mean, std=std)  # rows i and i+N: views of tile i
 
-Why not torchvision's transforms? They take one image at a time, decide while they compute, and walk each image
-through some twenty small operations; on a CPU that costs more than the encoder. Here deciding and computing are
-two steps, and a whole batch goes through a few large operations.
+torchvision's transforms take one image at a time, decide while they compute, and walk each image through some twenty
+small operations; on a CPU that costs more than the encoder. Here deciding and computing are two steps, and a whole
+batch goes through a few large operations.
 
-**Deciding: `parameters.draw`.** One row per view: the crop's box, flip or not, the four colour factors and their
-order, grayscale or not, the blur's sigma. The distributions are those of torchvision's RandomResizedCrop,
+**Deciding: `augmentations.draw`.** One row per view, with the distributions of torchvision's RandomResizedCrop,
 ColorJitter, RandomGrayscale and GaussianBlur. Rows are a pure function of the generator, so a micro-batch, another
 process and a resumed run see the views that the whole batch in one process would have seen.
 
-**Crop, resize and flip: `operations`.** Resizing is linear: a row of the view is a weighted sum of a few rows of the
-crop. The weights of all rows form a matrix that is zero away from its diagonal (a banded matrix), so a crop resized
-along both axes is `vertical @ pixels @ horizontal.T`; a flip reverses the order of the rows of `horizontal`. A batch is
-two `torch.bmm`. On a CPU only the blocks along the diagonal are multiplied (`Bands`), on a GPU the whole matrix.
+**Crop, resize and flip.** Resizing is linear: a row of the view is a weighted sum of a few rows of the crop. The
+weights of all rows form a matrix that is zero away from its diagonal (a banded matrix), so a crop resized along both
+axes is `vertical @ pixels @ horizontal.T`; a flip reverses the order of the rows of `horizontal`. A batch is two
+`torch.bmm`. On a CPU only the blocks along the diagonal are multiplied (`Bands`), on a GPU the whole matrix.
 
-**Colour.** Brightness, contrast, saturation and grayscale are one formula, a blend of the pixel with
-black, the view's mean gray or the pixel's own gray; hue is a rotation. Every view has its own order of these.
-As the hue is the only one of another kind, any order is up to three blends, the hue, up to three blends, and
-grayscale: all views take the same eight steps, in which a view's unused blends are the identity. Sorted by
-where their hue comes, views skip most of what they do not need.
+**Colour.** Brightness, contrast, saturation and grayscale are one formula, a blend of the pixel with black, the view's
+mean gray or the pixel's own gray; hue is a rotation. Every view has its own order of these: up to three blends, the
+hue, up to three blends, and grayscale. All views take the same eight steps, in which a view's unused blends are the
+identity. Sorted by where their hue comes, views skip most of what they do not need.
 
-**Blur.** A Gaussian blur is two more banded matrices, with the border reflected; sigma 0, a view
-without blur, is the identity matrix.
+**Blur.** Two more banded matrices, with the border reflected; without blur, sigma is 0 and the matrix the identity.
 
-**All together: `rendering`.** On a CPU, views are cut into chunks that fit in a core's cache, alike in crop size
-and flip, and shared among threads; a view's pixels do not depend on the number of threads. On a GPU all views
-take one dense path that never waits for the device. `evaluation_view` resizes whole tiles with the same matrices.
+**All together: `rendering`.** On a CPU, views are cut into chunks that fit in a core's cache, alike in crop size and
+flip, and shared among threads. On a GPU all views take one dense path that never waits for the device.
 
-The tests compare each operation, and all of them together, with torchvision one view at a time, in a reference of
-27 lines (tests/pretrain/test_views.py). `sheet` draws what the augmentations do: `satclr views`.
+The tests compare each operation, and all of them together, with torchvision one view at a time.
 """
 
-from satclr.pretrain.views.parameters import Parameters, draw
+from satclr.pretrain.views.augmentations import Parameters, draw
 from satclr.pretrain.views.rendering import evaluation_view, render
 
 __all__ = ["Parameters", "draw", "evaluation_view", "render"]

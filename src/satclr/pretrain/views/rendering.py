@@ -3,24 +3,14 @@
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Self
 
 import torch
 from torch import Tensor
 
-from satclr.pretrain.views.operations import (
-    Bands,
-    blur,
-    blur_weights,
-    coefficients,
-    recolour,
-    resize,
-    resize_weights,
-    spans,
-)  # fmt: skip
-from satclr.pretrain.views.parameters import Parameters
+from satclr.pretrain.views import augmentations
+from satclr.pretrain.views.augmentations import Bands, Parameters, blur, blur_weights, recolour, resize, resize_weights
 
 Triple = tuple[float, float, float]
 
@@ -39,27 +29,26 @@ def render(
     S = crop_px, on the tiles' device. mean and std are in [0,1] units. On a CPU the rows are shared among
     torch.get_num_threads() threads; the result does not depend on their number.
     """
+    p = parameters
+    render_job = _render_chunks if tiles.device.type == "cpu" else _render_dense
+    out = torch.empty(len(p), crop_px, crop_px, 3, dtype=dtype, device=tiles.device)
     with torch.no_grad(), torch.autocast(tiles.device.type, enabled=False):
-        out = torch.empty(len(parameters), crop_px, crop_px, 3, dtype=dtype, device=tiles.device)
-        job = _Job.of(tiles, parameters, out, mean, std)
-        if tiles.device.type == "cpu":
-            _render_chunks(job)
-        else:
-            _render_dense(job)
+        blends, shift, positions = augmentations.coefficients(p)
+        single = torch.stack([p.flip.float(), p.sigma * p.blur, shift], 1)
+        table = torch.cat([p.boxes.float(), single, blends.flatten(1)], 1)
+        render_job(_Job(tiles, table, positions, out, mean, std, p.blur_reach_px))
     return out.permute(0, 3, 1, 2)
 
 
 def evaluation_view(
-    tiles: Tensor, *, crop_px: int, mean: Triple, std: Triple,
-    dtype: torch.dtype = torch.float32, interpolation: str = "bicubic",
-) -> Tensor:  # fmt: skip
+    tiles: Tensor, *, crop_px: int, mean: Triple, std: Triple, interpolation: str = "bicubic"
+) -> Tensor:
     """Resize whole tiles (antialiased, bicubic or bilinear) to S = crop_px and normalise: uint8 (N,H,W,3) → (N,3,S,S).
 
     Channels-last memory, on the tiles' device; tiles already of side S are only normalised.
     """
-    count, height, width, _ = tiles.shape
-    device = tiles.device
-    out = torch.empty(count, crop_px, crop_px, 3, dtype=dtype, device=device)
+    (count, height, width, _), device = tiles.shape, tiles.device
+    out = torch.empty(count, crop_px, crop_px, 3, device=device)
     chunk_floats = _CPU_CHUNK_FLOATS if device.type == "cpu" else _DEVICE_CHUNK_FLOATS
     step = max(1, chunk_floats // (3 * height * width))
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
@@ -89,13 +78,6 @@ class _Job:
     std: Triple
     reach_px: int
 
-    @classmethod
-    def of(cls, tiles: Tensor, p: Parameters, out: Tensor, mean: Triple, std: Triple) -> Self:
-        blends, shift, positions = coefficients(p)
-        single = torch.stack([p.flip.float(), p.sigma * p.blur, shift], 1)
-        table = torch.cat([p.boxes.float(), single, blends.flatten(1)], 1)
-        return cls(tiles, table, positions, out, mean, std, p.blur_reach_px)
-
 
 def _columns(table: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Boxes (n,4), flip, sigma and hue shift (n,), blends (n,7,3) of some rows of a job's table."""
@@ -112,7 +94,7 @@ def _render_dense(job: _Job) -> None:
     count, side_px = job.out.shape[:2]
     tile_count, height, width, _ = job.tiles.shape
     table = job.table
-    if table.device != job.tiles.device:
+    if job.tiles.is_cuda:
         table = table.pin_memory().to(job.tiles.device, non_blocking=True)
     up, across, square = (Bands.dense(side_px, length) for length in (height, width, side_px))
     step = max(1, _DEVICE_CHUNK_FLOATS // (3 * max(height * width, side_px**2)))
@@ -132,7 +114,6 @@ def _render_dense(job: _Job) -> None:
 
 def _render_chunks(job: _Job) -> None:
     """Share chunks of rows among threads; chunks do not depend on the threads, so neither does the result."""
-    job = replace(job, table=job.table.cpu(), positions=job.positions.cpu())
     chunks = _chunks(job, max(_CPU_CHUNK_ROWS, _CPU_CHUNK_FLOATS // (3 * job.out.shape[1] ** 2)))
     threads = min(torch.get_num_threads(), len(chunks))
     if threads == 1:
@@ -183,7 +164,7 @@ def _render_chunk(job: _Job, numbers: Tensor) -> None:
         horizontal, across = horizontal.flip(1, 2), across.upside_down(side_px)
     pixels = _crops(job.tiles, numbers.tolist(), boxes)
     resize(pixels, x, vertical=vertical, up=up, horizontal=horizontal, across=across)
-    recolour(x, blends, shift, spans(job.positions[numbers]))
+    recolour(x, blends, shift, augmentations.spans(job.positions[numbers]))
     _normalise(x, job.mean, job.std)
     bands = Bands.cover(side_px, side_px, (1.0, 1.0), job.reach_px)
     out = blur(x, blur_weights(sigma, side_px, job.reach_px, bands), bands)

@@ -18,10 +18,11 @@ from torch import Tensor
 from satclr import files, randomness
 from satclr.data import pixels
 from satclr.params import Settings, Views
-from satclr.pretrain.views.parameters import Parameters, draw
+from satclr.pretrain.views.augmentations import Parameters, draw
 from satclr.pretrain.views.rendering import evaluation_view, render
 
 ROWS = ("crop", "flip", "jitter", "grayscale", "blur", "all")
+COLUMNS = 8
 _BLACK, _WHITE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 _GAP_PX, _LABEL_PX = 4, 88
 
@@ -31,25 +32,26 @@ def write(tiles: Sequence[Path], out: Path, settings: Settings, *, seed: int) ->
     sheets = []
     for i, path in enumerate(tiles):
         tile = torch.from_numpy(pixels.decode(path, settings.data.tile_px, scale=settings.data.scale).copy())
-        sheets.append(contact_sheet(tile, settings.views, generator=randomness.generator(seed, "sheet", i)))
+        sheet = contact_sheet(tile, settings.views, generator=randomness.generator(seed, "sheet", i))
+        sheets.append(np.asarray(sheet))
     with files.replacing(out) as part:
-        Image.fromarray(np.concatenate([np.asarray(sheet) for sheet in sheets])).save(part, "PNG")
+        Image.fromarray(np.concatenate(sheets)).save(part, "PNG")
 
 
-def contact_sheet(tile: Tensor, settings: Views, *, generator: torch.Generator, columns: int = 8) -> Image.Image:
+def contact_sheet(tile: Tensor, settings: Views, *, generator: torch.Generator) -> Image.Image:
     """Draw views of a tile: a labelled row per augmentation, then all together; each row begins with the tile.
 
     tile uint8 (H,H,3). An augmentation's own row applies it to every view; the last row keeps probabilities.
     """
     side_px = settings.crop_px
     step_px = side_px + _GAP_PX
-    sheet = Image.new("RGB", (_LABEL_PX + (columns + 1) * step_px, _GAP_PX + len(ROWS) * step_px), "white")
+    sheet = Image.new("RGB", (_LABEL_PX + (COLUMNS + 1) * step_px, _GAP_PX + len(ROWS) * step_px), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
     original = evaluation_view(tile[None], crop_px=side_px, mean=_BLACK, std=_WHITE)
     for row, name in enumerate(ROWS):
         top = _GAP_PX + row * step_px
         pen.text((_GAP_PX, top + side_px // 2), name, fill="black", font=font, anchor="lm")
-        parameters = only(name, draw(generator, columns, settings, tile_px=len(tile)), tile_px=len(tile))
+        parameters = _only(name, draw(generator, COLUMNS, settings, tile_px=len(tile)), tile_px=len(tile))
         views = render(tile[None], parameters, crop_px=side_px, mean=_BLACK, std=_WHITE)
         for column, view in enumerate(torch.cat([original, views])):
             pixels = view.permute(1, 2, 0).mul(255).round().clamp(0, 255).byte().cpu().numpy()
@@ -57,7 +59,7 @@ def contact_sheet(tile: Tensor, settings: Views, *, generator: torch.Generator, 
     return sheet
 
 
-def only(name: str, parameters: Parameters, *, tile_px: int) -> Parameters:
+def _only(name: str, parameters: Parameters, *, tile_px: int) -> Parameters:
     """The same draws with one augmentation on in every row and the others off; "all" leaves them as drawn."""
     if name == "all":
         return parameters

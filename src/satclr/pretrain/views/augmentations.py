@@ -1,29 +1,101 @@
-"""What is done to a batch of views: crop and resize, colour, blur.
+"""The augmentations: `draw` decides what is done to each view, the operations below do it to a batch of views.
 
-Crop-resize and Gaussian blur are products with banded matrices, one pair per view. On a CPU a matrix is a few blocks
-along its diagonal; on a GPU one dense block. Products take and leave axes transposed where that saves a copy.
-
-Colour jitter and grayscale are a chain of blends around one hue rotation, in place on planes in [0,1]. A blend makes x
-into clamp(gain·x + pixel·luma(x) + view·mean(luma(x))): brightness, contrast and saturation are blends, grayscale is
-saturation by 0. The package's docstring says how all views go through the same steps.
+Products with banded matrices take and leave axes transposed where that saves a copy. Colours change in place, on planes
+in [0,1]. A blend makes x into clamp(gain·x + pixel·luma(x) + view·mean(luma(x))); grayscale is saturation by 0.
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from satclr.pretrain.views.parameters import CONTRAST, HUE, SATURATION, Parameters
+from satclr.params import Views
 
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # columns of Parameters.factors
+_TRIES = 10  # RandomResizedCrop's tries before it falls back to the central crop
+_BLUR_REACH = 4.0  # taps past 4 sigma hold less than 1e-4 of a kernel
 _BLOCK_PX = 32  # rows of a block: fewer multiply fewer zeros, more keep the processor's pipelines full
 _FAR = 1e6  # a distance at which no filter sees anything
 _LUMA = (0.2989, 0.587, 0.114)  # torchvision's rgb_to_grayscale
 _BEFORE, _AFTER = ((0, 1, 2), (1, 2, 3))  # possible positions of blends before and after the hue, in a view's order
 NO_JITTER = 4  # the hue's position in views without jitter: after all others when sorted
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What `draw` decided, one row per view; `parameters[a:b]` replays a part of a batch.
+
+    boxes (count,4) int64: top, left, height, width in tile pixels. factors (count,4) float32: brightness,
+    contrast, saturation, hue in turns. order (count,4) int64: columns of factors in order of application.
+    flip, jitter, grayscale, blur (count,) bool: applied or not. sigma (count,) float32 in view pixels.
+    blur_reach_px: how far from a pixel the blur looks, the same for all views, so that none depends on others.
+    """
+
+    boxes: Tensor
+    flip: Tensor
+    jitter: Tensor
+    factors: Tensor
+    order: Tensor
+    grayscale: Tensor
+    blur: Tensor
+    sigma: Tensor
+    blur_reach_px: int
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, rows: slice) -> Self:
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        chosen: dict[str, Any] = {name: v[rows] for name, v in columns.items() if isinstance(v, Tensor)}
+        return replace(self, **chosen)
+
+
+def draw(generator: torch.Generator, count: int, settings: Views, *, tile_px: int) -> Parameters:
+    """Draw `count` rows of parameters with the distributions of torchvision's transforms.
+
+    A pure function of the (CPU) generator's state; tiles are squares of `tile_px`.
+    """
+
+    def uniform(low: float, high: float, *columns: int) -> Tensor:
+        u = torch.rand(count, *columns, generator=generator, dtype=torch.float64)
+        return u.mul_(high - low).add_(low)
+
+    ranges = (settings.brightness, settings.contrast, settings.saturation)
+    factors = [uniform(1 - x, 1 + x) for x in ranges]
+    factors.append(uniform(-settings.hue, settings.hue))
+    return Parameters(
+        boxes=_boxes(uniform, settings.scale, settings.ratio, tile_px),
+        flip=uniform(0, 1) < settings.flip_p,
+        jitter=uniform(0, 1) < settings.jitter_p,
+        factors=torch.stack(factors, 1).float(),
+        order=uniform(0, 1, 4).argsort(1),
+        grayscale=uniform(0, 1) < settings.grayscale_p,
+        blur=uniform(0, 1) < settings.blur_p,
+        sigma=uniform(*settings.blur_sigma).float(),
+        blur_reach_px=min(settings.blur_kernel_px // 2, math.ceil(_BLUR_REACH * settings.blur_sigma[1])),
+    )
+
+
+def _boxes(
+    uniform: Callable[..., Tensor], scale: tuple[float, float], ratio: tuple[float, float], tile_px: int
+) -> Tensor:
+    """RandomResizedCrop's boxes: the first of ten tries that fits, else the largest central crop."""
+    area = uniform(*scale, _TRIES).mul_(tile_px**2)
+    aspect = uniform(math.log(ratio[0]), math.log(ratio[1]), _TRIES).exp_()
+    sides = torch.stack([area.div(aspect), area.mul(aspect)], 2).sqrt_().round_()  # (count, tries, height width)
+    fits = ((sides > 0) & (sides <= tile_px)).all(2)
+    first = fits.to(torch.uint8).argmax(1)
+    sides = sides[torch.arange(len(sides)), first]
+    corners = uniform(0, 1, 2).mul_(tile_px + 1 - sides).floor_()
+    largest = torch.tensor([1 / max(1.0, ratio[0]), min(1.0, ratio[1])], dtype=torch.float64)
+    fallback = largest.mul_(tile_px).round_()
+    centred = ((tile_px - fallback) / 2).floor()
+    found = fits.any(1, keepdim=True)
+    return torch.cat([torch.where(found, corners, centred), torch.where(found, sides, fallback)], 1).long()
 
 
 @dataclass(frozen=True)
@@ -66,8 +138,7 @@ def resize_weights(
 
     start, size, flip (n,); flip 1 reverses the output. Returns (n, b, i, j): blocks of (out_px, in_px).
     """
-    device = size.device
-    # A tensor made of a list would be copied to the device, and the copy waited for.
+    device = size.device  # a tensor made of a list would be copied there, and the copy waited for
     rows = torch.stack([torch.arange(row, row + bands.height, device=device) for row in bands.rows])
     source = torch.stack([torch.arange(first, first + bands.width, device=device) for first in bands.starts])
     size, start = size[:, None, None], start[:, None, None]
