@@ -1,7 +1,5 @@
 """Tile store and encoder to features: which tiles share a batch, and what that does."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
