@@ -30,9 +30,7 @@ SHOWN = (
     "test_mAP", "test_mAP_lo", "test_mAP_hi", "val_mAP", "best_epoch", "test_micro_mAP", "test_within_category_mAP",
     "test_converged_mAP", "test_knn_mAP",
 )  # fmt: skip
-PER_CLASS = (
-    "label", "positives", "prevalence", "AP", "AP_lo", "AP_hi", "threshold", "precision", "recall", "F1"
-)  # fmt: skip
+PER_CLASS = ("label", "positives", "prevalence", "AP", "AP_lo", "AP_hi", "threshold", "precision", "recall", "F1")
 
 Scores = npt.NDArray[np.floating[Any]]  # (N,K)
 Targets = npt.NDArray[np.uint8]  # (N,K)

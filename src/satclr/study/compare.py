@@ -73,7 +73,7 @@ def run(project: Project) -> dict[str, Any]:
 def warn_of_changed_weights(arms: Arms) -> None:
     """Print one line for each encoder that started from a file whose content has changed since."""
     for results in chain.from_iterable(arms.values()):
-        if results.changed_weights():
+        if results.weights_changed():
             run = results.run
             stage = f"pretrain@{run.profile}-{run.arm}-{run.seed}"
             progress.say(

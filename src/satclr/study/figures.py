@@ -25,6 +25,8 @@ SMALLEST_SPAN = 0.01  # of an axis, so that tick labels stay short
 INK, GRID = "#1b1f24", "#d9dde2"
 PAGE_COLOURS = {INK: "var(--ink)", GRID: "var(--line)"}  # in SVG, for light and dark
 
+Entries = Mapping[str, Mapping[str, Any]]  # of compare.json, by name
+
 
 class Palette:
     """An arm's colour and line style, by its place in params.yaml, the same in every figure."""
@@ -55,9 +57,7 @@ def curves(values: Mapping[str, Sequence[Sequence[float]]], palette: Palette, *,
     return fig
 
 
-def arms(
-    entries: Mapping[str, Mapping[str, Any]], palette: Palette, *, references: Mapping[str, Mapping[str, Any]]
-) -> Any:
+def arms(entries: Entries, palette: Palette, *, references: Entries) -> Any:
     """Test mAP of each arm with its 95% interval, and below the arms that of each reference."""
     rows = [(n, entry["test_mAP"], *entry["test_mAP_ci95"]) for n, entry in {**entries, **references}.items()]
     fig, ax = _figure(0.6 + 0.32 * len(rows))

@@ -78,13 +78,13 @@ class Results:
         path = self.run.results / name
         return read_json(path) if path.is_file() else None
 
-    def changed_weights(self) -> Path | None:
-        """The file that the encoder started from, if its content has changed since; None otherwise."""
+    def weights_changed(self) -> bool:
+        """Whether the file that the encoder started from has other content by now."""
         path = self.run.root / self.run.settings.pretrain.weights
         if not (path.is_file() and self.run.encoder.is_file()):
-            return None
+            return False
         recorded = files.load_facts(self.run.encoder).get("weights_sha256", "null").strip('"')
-        return path if recorded not in ("null", files.sha256(path)) else None
+        return recorded not in ("null", files.sha256(path))
 
     @cached_property
     def digest(self) -> str:

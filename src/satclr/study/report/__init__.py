@@ -22,6 +22,7 @@ from satclr.data import tiles
 from satclr.evaluation.metrics import Floats
 from satclr.project import Project
 from satclr.study import compare, figures
+from satclr.study.contrasts import Arms
 from satclr.study.results import Results, existing, git_state, read_json, versions
 
 TILE_PX, MAP_PX = 128, 44  # sides of shown tiles
@@ -49,9 +50,7 @@ def run(project: Project) -> Path:
     return path
 
 
-def _render(
-    project: Project, report: dict[str, Any], arms: Mapping[str, Sequence[Results]]
-) -> tuple[str, dict[str, Any]]:
+def _render(project: Project, report: dict[str, Any], arms: Arms) -> tuple[str, dict[str, Any]]:
     """The page, and its figures by name."""
     import jinja2
     from plotly.offline import get_plotlyjs
@@ -72,7 +71,7 @@ def _render(
     palette = figures.Palette(list(project.params.arms))
     flat = [results.run.settings.flat() for results in first.values()]
     commit, dirty = git_state(project.root)
-    drawn = _charts(arms, report, labels, audit["label_counts"], palette)
+    drawn = _charts(arms, report, labels, palette) | {"prevalence": figures.prevalence(audit["label_counts"])}
     html = environment.get_template("template.html").render(
         report,
         plotly=get_plotlyjs(),
@@ -96,16 +95,15 @@ def _render(
 
 
 def _charts(
-    arms: Mapping[str, Sequence[Results]], report: Mapping[str, Any], labels: Sequence[Mapping[str, Any]],
-    label_counts: Mapping[str, int], palette: figures.Palette,
-) -> dict[str, Any]:  # fmt: skip
-    """Every figure of the page, by name."""
+    arms: Arms, report: Mapping[str, Any], labels: Sequence[Mapping[str, Any]], palette: figures.Palette
+) -> dict[str, Any]:
+    """The figures of the arms, by name."""
     entries, names = report["arms"], [row["label"] for row in labels]
     drawn = _training_curves(arms, palette)
     drawn["arms"] = figures.arms(entries, palette, references=report["references"])
     drawn["labels"] = figures.dots(names, intervals(labels, "AP"), palette, xlabel="test AP")
     if len(entries) > 1:
-        values, xlabel = (intervals(labels, "delta_AP"), f"difference in test AP to {next(iter(entries))}")
+        values, xlabel = intervals(labels, "delta_AP"), f"difference in test AP to {next(iter(entries))}"
         drawn["differences"] = figures.dots(names, values, palette, xlabel=xlabel, lanes=len(entries))
     if report["ladder"]:
         drawn["ladder"] = figures.ladder(report["ladder"], palette, paper=report["paper"])
@@ -114,11 +112,10 @@ def _charts(
         if all(named.values()):
             tables = {arm: np.array(list(table.values())) for arm, table in named.items()}
             drawn[name] = figures.dots(list(next(iter(named.values()))), tables, palette, xlabel="test mAP")
-    drawn["prevalence"] = figures.prevalence(label_counts)
     return drawn
 
 
-def _training_curves(arms: Mapping[str, Sequence[Results]], palette: figures.Palette) -> dict[str, Any]:
+def _training_curves(arms: Arms, palette: figures.Palette) -> dict[str, Any]:
     """The curves of the probe, and of pretraining where an arm was pretrained."""
     drawn = {}
     curves = [("pretrain", "loss", "contrastive loss"), *(("probe", *c) for c in compare.CURVES.items())]
@@ -216,9 +213,7 @@ def corrupted(
     return shown
 
 
-def maps(
-    first: Mapping[str, Results], entries: Mapping[str, Mapping[str, Any]], store: tiles.TileStore
-) -> dict[str, Any] | None:
+def maps(first: Mapping[str, Results], entries: figures.Entries, store: tiles.TileStore) -> dict[str, Any] | None:
     """Coordinates of the same test tiles for every arm's first seed, their labels, and a sheet of their pictures."""
     if not all("maps" in entry for entry in entries.values()):
         return None
