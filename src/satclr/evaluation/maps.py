@@ -89,7 +89,8 @@ def project(x: Features, name: str, *, neighbours: int) -> Floats:
         plane = PCA(2, svd_solver="full").fit_transform(x)
     placed: Floats = np.asarray(plane, dtype=np.float64)
     placed -= placed.mean(0)
-    return placed / max(placed.std(), 1e-12)
+    placed /= max(placed.std(), 1e-12)
+    return placed
 
 
 def label_overlap(x: Features, targets: npt.NDArray[np.uint8], *, k: int) -> float:

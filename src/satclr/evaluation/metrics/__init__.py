@@ -29,7 +29,8 @@ def average_precision(scores: ArrayLike, targets: ArrayLike) -> Floats:
     scores, targets: (N,K). Returns (K,) in [0, 1]. Equal scores share one threshold, so the order of tiles does not
     matter. scikit-learn's `average_precision_score` agrees to 1e-12; importing it takes longer than a whole evaluation.
     """
-    s, t = (np.ascontiguousarray(part.T) for part in checked(scores, targets))
+    s, t = checked(scores, targets)
+    s, t = np.ascontiguousarray(s.T), np.ascontiguousarray(t.T)
     tiles = s.shape[1]
     order = np.argsort(-s, axis=1, kind="stable")
     ranked = np.take_along_axis(s, order, 1)
