@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,9 @@ from tests.conftest import make_run
 
 MakeRun = Callable[..., Run]
 
+ARCH = "shufflenet_v2_x0_5"
+FACTS: dict[str, Any] = {"mean": [0.5] * 3, "std": [0.2] * 3, "crop_px": 64, "tile_px": 40}
+
 
 @pytest.fixture
 def run_of(store: tiles.TileStore, tmp_path: Path) -> MakeRun:
@@ -23,22 +24,20 @@ def run_of(store: tiles.TileStore, tmp_path: Path) -> MakeRun:
     mixed = store.targets @ rng.normal(size=(len(store.labels), 8)) + rng.normal(size=(len(store.names), 8))
     (tmp_path / "build").mkdir()
     (tmp_path / "build" / "tiny").symlink_to(store.folder)
-    facts = {"arch": "none", "mean": [0.5] * 3, "std": [0.2] * 3, "crop_px": 32, "tile_px": 40}
 
     def make(arm: str = "simclr", seed: int = 0, **changes: Any) -> Run:
         run = make_run(tmp_path, arm, seed, **changes)
         run.models.mkdir(parents=True, exist_ok=True)
         np.save(run.features, mixed.astype(np.float32))
-        files.save_tensors(run.encoder, {"x": np.zeros(1)}, **facts)
+        files.save_tensors(run.encoder, {"x": np.zeros(1)}, arch="none", **FACTS)
         return run
 
     return make
 
 
-def with_encoder(run: Run, arch: str = "shufflenet_v2_x0_5") -> Run:
+def with_encoder(run: Run) -> Run:
     """`run` with a random encoder."""
     with randomness.seeded(0):
-        module, width = encoder.build(arch)
-    facts = {"mean": [0.5] * 3, "std": [0.2] * 3, "crop_px": 64, "tile_px": 40}
-    encoder.save(module, run.encoder, arch=arch, width=width, **facts)
+        module, width = encoder.build(ARCH)
+    encoder.save(module, run.encoder, arch=ARCH, width=width, **FACTS)
     return run

@@ -1,7 +1,5 @@
 """What a stage must not import: torch takes seconds to start, torchvision and torch's compiler several more."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +9,8 @@ from torch.nn import functional as F  # noqa: N812
 from satclr import files, randomness
 from satclr.data import tiles
 from satclr.evaluation import probe
-from satclr.evaluation.linear import NEVER, LinearProbe
+from satclr.evaluation.linear import LinearProbe
+from satclr.evaluation.metrics import decisions
 
 from .conftest import MakeRun
 
@@ -54,7 +53,7 @@ def test_the_selected_epoch_is_saved_with_its_curve(run_of: MakeRun, store: tile
     trained = [layer.weight.tolist() for _ in probe.train(layer, store, np.load(run.features), run=run)]
     assert saved.weight.tolist() == trained[expected - 1]
     assert (saved.best_epoch, saved.val_mAP) == (expected, curve[expected - 1])
-    assert (saved.encoder["crop_px"], saved.encoder["arch"]) == (32, "none")
+    assert (saved.encoder["crop_px"], saved.encoder["arch"]) == (64, "none")
     rows = files.read_csv(run.results / "probe.csv")
     assert [float(row["val_mAP"]) for row in rows] == curve
     assert [row["epoch"] for row in rows] == [str(epoch) for epoch in logged]
@@ -63,23 +62,16 @@ def test_the_selected_epoch_is_saved_with_its_curve(run_of: MakeRun, store: tile
     assert run.probe.read_bytes() == before
 
 
-def test_thresholds_have_the_best_f1_on_validation(run_of: MakeRun, store: tiles.TileStore) -> None:
+def test_thresholds_and_temperature_are_fitted_on_validation(run_of: MakeRun, store: tiles.TileStore) -> None:
     run, val = run_of(), store.rows("val")
     probe.run(run, lambda *_: None)
     saved = LinearProbe.load(run.probe)
-    scores = (1 / (1 + np.exp(-saved.logits(np.load(run.features)[val])))).astype(np.float32)
+    logits, targets = saved.logits(np.load(run.features)[val]), store.targets[val]
+    assert saved.temperature == decisions.fit_temperature(logits, targets)
+    scores = (1 / (1 + np.exp(-logits))).astype(np.float32)
     for k, threshold in enumerate(saved.thresholds):
-        truth = store.targets[val, k]
-        tried = [reference.f1_score(truth, scores[:, k] >= t) for t in scores[:, k]]
-        assert reference.f1_score(truth, scores[:, k] >= threshold) == pytest.approx(max(tried))
-
-
-def test_a_label_that_validation_lacks_is_never_predicted() -> None:
-    targets = np.array([[1, 0], [0, 0], [1, 0]], np.uint8)
-    thresholds, temperature = probe.decisions(np.random.default_rng().normal(size=(3, 2)), targets)
-    assert thresholds[1] == NEVER > 1
-    assert 0 < thresholds[0] < 1
-    assert temperature > 0
+        tried = [reference.f1_score(targets[:, k], scores[:, k] >= t) for t in scores[:, k]]
+        assert reference.f1_score(targets[:, k], scores[:, k] >= threshold) == pytest.approx(max(tried))
 
 
 def test_the_fingerprint_tells_settings_seeds_and_encoders_apart(run_of: MakeRun) -> None:

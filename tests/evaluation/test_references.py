@@ -1,7 +1,5 @@
 """References on made-up stores, and on real label tables, whose values an independent implementation gave."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 

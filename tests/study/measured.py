@@ -1,7 +1,5 @@
 """A project with made-up results in the stages' own files: quick, and independent of the stages."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,16 +1,19 @@
-from __future__ import annotations
-
 import json
+import math
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain, combinations, pairwise, permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from satclr import files
 from satclr.project import ProjectError
 from satclr.study import compare, contrasts
+from satclr.study import report as reporting
 from satclr.study.results import Results
 
 from . import measured
@@ -37,7 +40,7 @@ def test_contrasts_are_later_minus_earlier_with_paired_intervals(tmp_path: Path)
     assert won["p_holm"] < 0.001 < pairs["random", "baseline"]["p_holm"] < 0.1
     assert won["depends_on_probe"]  # since the probe to convergence brings the arms together
     assert won["delta_mAP"] - won["delta_converged_mAP"] > won["delta_by_probe_ci95"][0] > 0
-    assert "simclr against baseline depends on the probe: +" in compare.probe_note(report)
+    assert "simclr against baseline depends on the probe: +" in next(compare.probe_notes(report))
     seeds = [entry["test_mAP"] for entry in arms["simclr"]["seeds"].values()]
     assert arms["simclr"]["test_mAP"] == pytest.approx(np.mean(seeds))
     assert arms["simclr"]["test_mAP_sd"] == pytest.approx(np.std(seeds, ddof=1))
@@ -73,8 +76,7 @@ def test_leakage_compares_an_arm_with_itself_without_near_duplicates(tmp_path: P
 def test_an_undefined_ap_counts_as_zero_only_where_asked(tmp_path: Path) -> None:
     run = measured.project(tmp_path, {"baseline": 0.5}).run("baseline")
     for undefined_ap, share in (("exclude", 1.0), ("zero", 0.75)):
-        evaluate = run.settings.evaluate.model_copy(update={"undefined_ap": undefined_ap})
-        settings = run.settings.model_copy(update={"evaluate": evaluate})
+        settings = contrasts.changed(run.settings, "evaluate", "undefined_ap", undefined_ap)
         arms = {"baseline": [Results(replace(run, settings=settings))]}
         measures = contrasts.measure(arms, ["scene"] * measured.TILES["test"])
         entry = contrasts.numbers(arms, measures)["arms"]["baseline"]
@@ -95,7 +97,7 @@ def test_results_on_other_tiles_or_missing_are_not_compared(tmp_path: Path) -> N
         compare.run(project)
     other.results.rename(tmp_path / "before")
     measured.write_results(other, 1.0, tiles=50)
-    with pytest.raises(compare.CompareError, match="simclr-s0 and baseline-s0 differ"):
+    with pytest.raises(files.FileError, match="simclr-s0 and baseline-s0 differ"):
         compare.run(project)
 
 
@@ -111,13 +113,81 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str) -> Non
 
 def test_changed_weights_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = measured.project(tmp_path, {"baseline": 0.5}).run("baseline")
-    pretrain = run.settings.pretrain.model_copy(update={"weights": "start.safetensors"})
-    run = replace(run, settings=run.settings.model_copy(update={"pretrain": pretrain}))
+    settings = contrasts.changed(run.settings, "pretrain", "weights", "start.safetensors")
+    arms = {"baseline": [Results(replace(run, settings=settings))]}
     start = tmp_path / "start.safetensors"
     start.write_text("before")
     files.save_tensors(run.encoder, {}, weights_sha256=files.sha256(start))
-    compare.warn_of_changed_weights({"baseline": [Results(run)]})
+    compare.warn_of_changed_weights(arms)
     assert capsys.readouterr().err == ""
     start.write_text("after")
-    compare.warn_of_changed_weights({"baseline": [Results(run)]})
+    compare.warn_of_changed_weights(arms)
     assert "baseline-s0 was pretrained from start.safetensors, which has changed since" in capsys.readouterr().err
+
+
+SUFFIXES = {"statistics": "statistics", "BatchNorm": "batch_norm", "epoch": "epoch"}
+CELLS = {  # each departure costs skill, more where the statistics are wrong
+    "baseline": 1.0,
+    "baseline_statistics": 0.3,
+    "baseline_batch_norm": 0.9,
+    "baseline_epoch": 0.8,
+    "baseline_statistics_batch_norm": 0.4,
+    "baseline_statistics_epoch": 0.1,
+    "baseline_batch_norm_epoch": 0.6,
+    "baseline_statistics_batch_norm_epoch": 0.2,
+}
+
+
+def over_orders(values: dict[frozenset[str], Any]) -> dict[str, Any]:
+    """Each factor's effect when added to those before it, averaged over all orders, by a double loop."""
+    factors = sorted(frozenset().union(*values))
+    totals: dict[str, Any] = dict.fromkeys(factors, 0.0)
+    for order in permutations(factors):
+        before: frozenset[str] = frozenset()
+        for name in order:
+            totals[name] = totals[name] + values[before | {name}] - values[before]
+            before |= {name}
+    return {name: total / math.factorial(len(factors)) for name, total in totals.items()}
+
+
+@given(st.integers(1, 4), st.integers(0, 2**20))
+def test_shapley_values_are_effects_averaged_over_orders(count: int, seed: int) -> None:
+    rng, names = np.random.default_rng(seed), "abcd"[:count]
+    subsets = chain.from_iterable(combinations(names, n) for n in range(count + 1))
+    values = {frozenset(s): rng.normal(size=3) for s in subsets}
+    found = contrasts.shapley(values)
+    for name, expected in over_orders(values).items():
+        np.testing.assert_allclose(found[name], expected, atol=1e-12)
+    whole = values[frozenset(names)] - values[frozenset()]
+    np.testing.assert_allclose(sum(found.values()), whole, atol=1e-12)
+
+
+def test_eight_arms_are_attributed_with_the_intervals_of_the_contrasts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = measured.project(tmp_path, dict(reversed(CELLS.items())), seeds=(0, 1))
+    report = json.loads(json.dumps(compare.run(project)))
+    (found,) = report["factorial"]
+    assert (found["arm"], found["against"]) == ("baseline_statistics_batch_norm_epoch", "baseline")
+    scores = {name: entry["test_mAP"] for name, entry in report["arms"].items()}
+    cells = {frozenset(cell["departures"]): cell["arm"] for cell in found["cells"]}
+    for departures, arm in cells.items():
+        assert arm == "_".join(["baseline", *(suffix for name, suffix in SUFFIXES.items() if name in departures)])
+    expected = over_orders({departures: scores[arm] for departures, arm in cells.items()})
+    rows = {row["departure"]: row for row in found["departures"]}
+    assert {name: row["shapley"] for name, row in rows.items()} == pytest.approx(expected)
+    assert rows["epoch"]["alone"] == pytest.approx(scores["baseline_epoch"] - scores["baseline"])
+    last = scores[found["arm"]] - scores["baseline_batch_norm_epoch"]
+    assert rows["statistics"]["last"] == pytest.approx(last)
+    assert sum(row["shapley"] for row in rows.values()) == pytest.approx(found["delta_mAP"])
+    assert all(low < row["shapley"] < high for row in rows.values() for low, high in [row["ci95"]])
+    (contrast,) = [c for c in report["contrasts"] if {c["arm"], c["against"]} == {found["arm"], "baseline"}]
+    assert sorted(-end for end in contrast["ci95"]) == pytest.approx(found["ci95"])
+    for shown in (capsys.readouterr().out, reporting.run(project).read_text()):
+        assert "Shapley value" in shown
+        assert f"{rows['epoch']['shapley']:+.4f}" in shown
+
+
+def test_a_missing_cell_leaves_no_factorial(tmp_path: Path) -> None:
+    skills = {name: skill for name, skill in CELLS.items() if name != "baseline_batch_norm_epoch"}
+    assert compare.run(measured.project(tmp_path, skills))["factorial"] == []

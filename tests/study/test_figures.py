@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from itertools import combinations
@@ -27,6 +25,7 @@ def steps(*values: float) -> list[dict[str, Any]]:
     return [{"arm": arm, "test_mAP": value, "ci95": [value, value], **change} for arm, value in pairs]
 
 
+NARROW = {arm: entry(0.55 + i * 1e-4, 1e-5) for i, arm in enumerate(ARMS)}
 CURVES: dict[str, list[Any]] = {
     "equal": [[0.55] * 9], "0 and 0.55": [[0, 0.55, 0.55]], "narrow": [[0.55, 0.55005, 0.5501]], "one epoch": [[0.1]],
     "wide": [[-1234567.8, 9e12]], "500 epochs": [range(500), range(500)], "not finite": [[np.nan, np.inf, 1]],
@@ -35,12 +34,7 @@ ODD: dict[str, Callable[[], Any]] = {
     name: partial(figures.curves, dict.fromkeys(ARMS, seeds), PALETTE, ylabel="loss") for name, seeds in CURVES.items()
 }
 ODD |= {
-    "arms": partial(
-        figures.arms,
-        {a: entry(0.55 + i * 1e-4, 1e-5) for i, a in enumerate(ARMS)},
-        PALETTE,
-        references={"prior": entry(0.6, 0)},
-    ),
+    "arms": partial(figures.arms, NARROW, PALETTE, references={"prior": entry(0.6, 0)}),
     "one arm": partial(figures.arms, {ARMS[8]: entry(1.0, 0.0)}, PALETTE, references={}),
     "ladder": partial(figures.ladder, steps(0.0, 1.0, 0.5), PALETTE, paper=PAPER),
     "ladder of other data": partial(figures.ladder, steps(0.3, 0.5), PALETTE, paper={}),

@@ -5,8 +5,6 @@ so every arm is tested on the same pixels, whatever the batch. The list is the p
 graded strengths are those of Hendrycks & Dietterich 2019, arXiv:1903.12261, who use five.
 """
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Callable, Sequence
@@ -22,8 +20,6 @@ from satclr import randomness
 
 STRENGTHS = (1, 2, 3)
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
-
-Corruption = Callable[[Tensor, int, list[torch.Generator]], Tensor]
 
 
 def corrupt(tiles: Tensor, name: str, *, strength: int, keys: Sequence[str]) -> Tensor:
@@ -112,7 +108,7 @@ def _rotation(x: Tensor, level: int, draws: list[torch.Generator]) -> Tensor:
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
-CORRUPTIONS: dict[str, Corruption] = {
+CORRUPTIONS: dict[str, Callable[[Tensor, int, list[torch.Generator]], Tensor]] = {
     f.__name__.removeprefix("_"): f
     for f in (
         _illumination, _haze, _cloud, _season, _snow, _noise, _resolution, _blur, _jpeg, _rotation,

@@ -6,8 +6,6 @@ In: build/<profile>, the run's encoder.safetensors. Out: features.npy (N,D) floa
     torchrun --nproc-per-node 2 -m satclr embed --profile sample --arm simclr --seed 0
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -16,9 +14,9 @@ import torch
 
 from satclr import files, machine, progress, randomness
 from satclr.data import tiles
-from satclr.evaluation import Log
 from satclr.pretrain import distributed
 from satclr.pretrain.encoder import EncoderError, Frozen
+from satclr.progress import Log
 from satclr.project import Run
 
 BATCH_SIZE = 256
@@ -62,7 +60,7 @@ def load_encoder(run: Run) -> Frozen:
 
 
 def split_batches(store: tiles.TileStore, split: str, run: Run) -> list[Rows]:
-    """The rows of each batch of a split: in index order, or in an order drawn by the seed where tiles share statistics.
+    """The rows of each batch of a split: in index order, or drawn by the seed where tiles of a batch share statistics.
 
     The index is sorted by category, the notebook's tables are shuffled: with BatchNorm of the batch its unshuffled
     loaders normalise by random mixtures, the index would by one category. Raises `tiles.TileError` for one tile.

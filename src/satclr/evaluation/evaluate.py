@@ -9,9 +9,7 @@ The headline, test_mAP, is the paper's probe. Beside it on the same features: a 
 neighbours, and probes on few labels. Thresholds, temperature and regularisation are chosen on validation tiles.
 """
 
-from __future__ import annotations
-
-import math
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,23 +18,22 @@ import numpy.typing as npt
 
 from satclr import files, randomness
 from satclr.data import tiles
-from satclr.evaluation import Log, knn, logistic, metrics, references
+from satclr.evaluation import knn, logistic, metrics, references
 from satclr.evaluation.linear import LinearProbe
+from satclr.evaluation.metrics import Bools, Floats, decisions
+from satclr.progress import Log
 from satclr.project import Run
 
 BOOTSTRAP_RESAMPLES = 1000
+LABEL_FRACTIONS = (0.01, 0.1)  # of the training tiles, for probes on few labels
 SHOWN = (
     "test_mAP", "test_mAP_lo", "test_mAP_hi", "val_mAP", "best_epoch", "test_micro_mAP", "test_within_category_mAP",
     "test_converged_mAP", "test_knn_mAP",
 )  # fmt: skip
-LABEL_FRACTIONS = (0.01, 0.1)  # of the training tiles, for probes on few labels
+PER_CLASS = ("label", "positives", "prevalence", "AP", "AP_lo", "AP_hi", "threshold", "precision", "recall", "F1")
 
-Floats = npt.NDArray[np.float64]
 Scores = npt.NDArray[np.floating[Any]]  # (N,K)
 Targets = npt.NDArray[np.uint8]  # (N,K)
-PER_CLASS = (
-    "label", "positives", "prevalence", "AP", "AP_lo", "AP_hi", "threshold", "precision", "recall", "F1"
-)  # fmt: skip
 
 
 def run(run: Run, _log: Log) -> None:
@@ -51,20 +48,19 @@ def run(run: Run, _log: Log) -> None:
     probe = LinearProbe.load(run.probe, labels=store.labels)
     val, test = store.rows("val"), store.rows("test")
     logits, targets = probe.logits(features[test]), store.targets[test]
-    scores = metrics.sigmoid(logits).astype(np.float32)
+    scores = decisions.sigmoid(logits).astype(np.float32)
     categories = [store.categories[row] for row in test]
-    headline, samples = _mean_ap(scores, targets, undefined)
+    headline, samples = _mean_ap("test_mAP", scores, targets, undefined)
     yes = scores >= probe.thresholds
     others, other_scores = _other_taggers(run, store, features)
     result = {
         "profile": run.profile,
         "arm": run.arm,
         "seed": run.seed,
-        "test_mAP": headline["mAP"],
-        "test_mAP_ci95": headline["mAP_ci95"],
+        **headline,
         "test_mAP_bias": metrics.jackknife_bias(scores, targets, undefined=undefined),
         "test_within_category_mAP": _within(scores, targets, categories),
-        "test_micro_mAP": metrics.micro_average_precision(scores, targets),
+        "test_micro_mAP": float(metrics.average_precision(scores.reshape(-1, 1), targets.reshape(-1, 1))[0]),
         "val_mAP": probe.val_mAP,
         "best_epoch": probe.best_epoch,
         "train_tiles": len(store.rows("train")),
@@ -78,15 +74,14 @@ def run(run: Run, _log: Log) -> None:
             for name, s in references.without_images(whole).items()
         },
     }
-    rows = _per_class(targets, samples, probe, yes, metrics.average_precision(scores, targets))
-    files.write_csv(run.results / "per_class_ap.csv", PER_CLASS, rows)
+    files.write_csv(run.results / "per_class_ap.csv", PER_CLASS, _per_class(scores, targets, samples, probe, yes))
     arrays: dict[str, Any] = {f"test_{name}_scores": s.astype(np.float32) for name, s in other_scores.items()}
     with files.replacing(run.results / "scores.npz") as part, part.open("wb") as file:
         np.savez(
             file,
             labels=np.array(store.labels),
             val_tiles=np.array([store.names[row] for row in val]),
-            val_scores=metrics.sigmoid(probe.logits(features[val])).astype(np.float32),
+            val_scores=decisions.sigmoid(probe.logits(features[val])).astype(np.float32),
             val_targets=store.targets[val],
             test_tiles=np.array([store.names[row] for row in test]),
             test_scores=scores,
@@ -94,16 +89,16 @@ def run(run: Run, _log: Log) -> None:
             thresholds=probe.thresholds,
             **arrays,
         )
-    low, high = headline["mAP_ci95"]
-    flat = result | {"test_mAP_lo": low, "test_mAP_hi": high}
     files.write_json(run.results / "details.json", _without_nan(result))
+    low, high = headline["test_mAP_ci95"]
+    flat = result | {"test_mAP_lo": low, "test_mAP_hi": high}
     shown = {name: flat[name] for name in (*SHOWN, *map(_at, LABEL_FRACTIONS))}
     files.write_json(run.results / "metrics.json", _without_nan(shown))
-    print(f"{run.key}: test mAP {headline['mAP']:.4f} [{low:.4f}, {high:.4f}]")
+    print(f"{run.key}: test mAP {headline['test_mAP']:.4f} [{low:.4f}, {high:.4f}]")
 
 
-def _mean_ap(scores: Scores, targets: Targets, undefined: str) -> tuple[dict[str, Any], Floats]:
-    """Macro mAP and its interval, and AP of each label on each resample (R,K)."""
+def _mean_ap(name: str, scores: Scores, targets: Targets, undefined: str) -> tuple[dict[str, Any], Floats]:
+    """Macro mAP, called `name`, and its interval; and AP of each label on each resample (R,K)."""
     ap = metrics.average_precision(scores, targets)
     samples = metrics.paired_bootstrap_average_precision(
         [scores], targets, resamples=BOOTSTRAP_RESAMPLES, seed=randomness.derive(0, "bootstrap") % 2**32
@@ -112,7 +107,7 @@ def _mean_ap(scores: Scores, targets: Targets, undefined: str) -> tuple[dict[str
     counted = np.where(np.isnan(ap), 0, samples) if undefined == "zero" else samples
     mean = metrics.mean_average_precision(ap, undefined=undefined)
     interval = metrics.standard_interval(mean, metrics.nan_mean(counted), tiles=len(targets))
-    return {"mAP": mean, "mAP_ci95": list(interval)}, samples
+    return {name: mean, f"{name}_ci95": list(interval)}, samples
 
 
 def _mean(scores: Scores, targets: Targets, undefined: str) -> float:
@@ -123,24 +118,21 @@ def _within(scores: Scores, targets: Targets, categories: Sequence[str]) -> floa
     return metrics.mean_average_precision(metrics.within_category_average_precision(scores, targets, categories))
 
 
-def _decisions(
-    logits: Floats, scores: Scores, targets: Targets, yes: npt.NDArray[np.bool_], temperature: float
-) -> dict[str, Any]:
+def _decisions(logits: Floats, scores: Scores, targets: Targets, yes: Bools, temperature: float) -> dict[str, Any]:
     """Decisions at the tuned thresholds, calibration, and rankings of each tile's labels."""
-    macro = metrics.precision_recall_f1(yes, targets)
-    micro = metrics.precision_recall_f1(yes.reshape(-1, 1), targets.reshape(-1, 1))
+    macro = decisions.precision_recall_f1(yes, targets)
+    micro = decisions.precision_recall_f1(yes.reshape(-1, 1), targets.reshape(-1, 1))
     result: dict[str, Any] = {}
     for i, name in ((2, "F1"), (0, "precision"), (1, "recall")):
         result[f"test_macro_{name}"] = float(metrics.nan_mean(macro[i]))
         result[f"test_micro_{name}"] = float(micro[i][0])
-    calibrated = metrics.sigmoid(logits / temperature)
     return result | {
-        "test_ECE": metrics.expected_calibration_error(metrics.sigmoid(logits), targets),
-        "test_ECE_scaled": metrics.expected_calibration_error(calibrated, targets),
+        "test_ECE": decisions.expected_calibration_error(decisions.sigmoid(logits), targets),
+        "test_ECE_scaled": decisions.expected_calibration_error(decisions.sigmoid(logits / temperature), targets),
         "temperature": temperature,
-        "test_LRAP": metrics.label_ranking_average_precision(scores, targets),
-        "test_one_error": metrics.one_error(scores, targets),
-        "test_coverage": metrics.coverage_error(scores, targets),
+        "test_LRAP": decisions.label_ranking_average_precision(scores, targets),
+        "test_one_error": decisions.one_error(scores, targets),
+        "test_coverage": decisions.coverage_error(scores, targets),
     }
 
 
@@ -157,8 +149,7 @@ def _other_taggers(
     scores: dict[str, Scores] = {"knn": near, "converged": chosen.scores(x["test"])}
     result: dict[str, Any] = {}
     for name, found in scores.items():
-        numbers, _ = _mean_ap(found, y["test"], undefined)
-        result |= {f"test_{name}_{key}": value for key, value in numbers.items()}
+        result |= _mean_ap(f"test_{name}_mAP", found, y["test"], undefined)[0]
     result |= {"val_converged_mAP": chosen.val_mAP, "converged_strength": chosen.strength}
     result["label_efficiency"] = rows = []
     count = len(x["train"])
@@ -170,8 +161,7 @@ def _other_taggers(
             values.append(_mean(few.scores(x["test"]), y["test"], undefined))
         mean, sd = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
         rows.append({"fraction": fraction, "tiles": size, "test_mAP": mean, "sd": sd, "subsets": values})
-        name = _at(fraction)
-        result |= {name: mean, f"{name}_sd": sd}
+        result |= {_at(fraction): mean, f"{_at(fraction)}_sd": sd}
     whole = result["test_converged_mAP"]
     rows.append({"fraction": 1.0, "tiles": count, "test_mAP": whole, "sd": None, "subsets": [whole]})
     return result, scores
@@ -181,28 +171,19 @@ def _at(fraction: float) -> str:
     return f"test_mAP_at_{100 * fraction:g}_percent"
 
 
-def _per_class(
-    targets: Targets, samples: Floats, probe: LinearProbe, yes: npt.NDArray[np.bool_], ap: Floats
-) -> list[list[Any]]:
+def _per_class(scores: Scores, targets: Targets, samples: Floats, probe: LinearProbe, yes: Bools) -> list[list[Any]]:
     """The rows of per_class_ap.csv; what is undefined without a positive in the test split is empty."""
-    rows: list[list[Any]] = []
-    precision, recall, f1 = metrics.precision_recall_f1(yes, targets)
+    rows = []
+    ap = metrics.average_precision(scores, targets)
+    at_threshold = np.transpose([probe.thresholds, *decisions.precision_recall_f1(yes, targets)])
     for k, label in enumerate(probe.labels):
         count = int(targets[:, k].sum())
-        ranked: list[Any] = ["", "", ""]
-        found: list[Any] = ["", ""]
-        if count:
-            ranked = [float(ap[k]), *metrics.standard_interval(ap[k], samples[:, k], tiles=len(targets))]
-            found = [float(recall[k]), float(f1[k])]
-        at_threshold = [float(probe.thresholds[k]), float(precision[k])]
-        rows.append([label, count, count / len(targets), *ranked, *at_threshold, *found])
+        ends = metrics.standard_interval(ap[k], samples[:, k], tiles=len(targets))
+        numbers = [float(value) for value in (ap[k], *ends, *at_threshold[k])]
+        rows.append([label, count, count / len(targets), *("" if np.isnan(value) else value for value in numbers)])
     return rows
 
 
-def _without_nan(value: Any) -> Any:
-    """`value` with null for numbers that are not finite: JSON has no nan."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _without_nan(tree: Any) -> Any:
+    """`tree` with null for numbers that are not finite: JSON has no nan."""
+    return json.loads(json.dumps(tree), parse_constant=lambda _: None)

@@ -3,8 +3,6 @@
 It learns nothing, so it tells what the features are worth before any probe.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -3,8 +3,6 @@
 Nobody else opens probe.safetensors. No torch: what evaluates or serves a probe works on arrays.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from satclr import files
-
-NEVER = 2.0  # a threshold above any probability, for a label that validation tiles lack
 
 
 @dataclass(frozen=True)

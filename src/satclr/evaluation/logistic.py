@@ -4,8 +4,6 @@ Features (N,D) and targets (N,K) in; one linear layer out. NumPy and SciPy's L-B
 rate, so it tells what a linear layer can read from features however the paper's probe happens to be trained.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any

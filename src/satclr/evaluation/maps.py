@@ -7,8 +7,6 @@ In: the tile store, features.npy. Out: maps.json, in results/<profile>/<arm>-s<s
 `maps.projections: []` skips it and leaves an empty maps.json.
 """
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 
@@ -17,14 +15,15 @@ import numpy.typing as npt
 
 from satclr import files, progress, randomness
 from satclr.data import tiles
-from satclr.evaluation import Log
+from satclr.evaluation.metrics import Floats
+from satclr.progress import Log
 from satclr.project import Run
 
 TILES = 2000  # of the test split, at most
 NEIGHBOURS = 10
 DECIMALS = 4  # of coordinates, scaled to a spread of 1
 
-Floats = npt.NDArray[np.float64]
+Features = npt.NDArray[np.float32]  # (N,D), at unit length: neighbours are by cosine, as in `knn`
 
 
 def run(run: Run, _log: Log) -> None:
@@ -32,8 +31,7 @@ def run(run: Run, _log: Log) -> None:
 
     `knn_label_overlap` tells of the features' local structure; `trustworthiness` (how far neighbours on the map are
     neighbours in the features, Venna & Kaski 2001) and `distance_rank_correlation` of each map's local and global
-    structure. Features are taken at unit length: neighbours are by cosine, as in `knn`. Raises `tiles.TileError`
-    when the features are not this store's.
+    structure. Raises `tiles.TileError` when the features are not this store's, or the test tiles too few.
     """
     projections = run.settings.maps.projections
     result: dict[str, Any] = {
@@ -44,7 +42,8 @@ def run(run: Run, _log: Log) -> None:
         from sklearn.manifold import trustworthiness
 
         store = tiles.open_store(run.store)
-        rows = chosen_rows(store, TILES)
+        test = store.rows("test")
+        rows = np.sort(test[randomness.rng(0, "maps").permutation(len(test))[:TILES]])
         x = np.asarray(tiles.load_features(run.features, store)[rows], dtype=np.float32)
         x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
         neighbours = min(NEIGHBOURS, (len(rows) - 1) // 2)  # UMAP needs two
@@ -64,19 +63,12 @@ def run(run: Run, _log: Log) -> None:
     files.write_json(run.results / "maps.json", result, indent=None)
 
 
-def chosen_rows(store: tiles.TileStore, most: int) -> npt.NDArray[np.int64]:
-    """At most `most` rows of the test split, drawn once whatever the arm and seed, in index order."""
-    rows = store.rows("test")
-    drawn = randomness.rng(0, "maps").permutation(len(rows))[:most]
-    return np.sort(rows[drawn])
+def project(x: Features, name: str, *, neighbours: int) -> Floats:
+    """Coordinates (N,2) of features, centred, of spread 1; `name`: umap, tsne or pca.
 
-
-def project(x: npt.NDArray[np.float32], name: str, *, neighbours: int) -> Floats:
-    """Coordinates (N,2) of features (N,D), centred, of spread 1; `name`: umap, tsne or pca.
-
-    Source: McInnes et al. 2018, arXiv:1802.03426; van der Maaten & Hinton 2008, JMLR 9. t-SNE starts at the
-    principal components, as Kobak & Berens 2019 advise, and UMAP at a spectral layout, so that the large
-    structure is the data's and not a draw's.
+    t-SNE starts at the principal components, as Kobak & Berens 2019 advise, and UMAP at a spectral layout, so that the
+    large structure is the data's and not a draw's.
+    Source: McInnes et al. 2018, arXiv:1802.03426; van der Maaten & Hinton 2008, JMLR 9.
     """
     seed = randomness.derive(0, "maps", name) % 2**32
     if name == "umap":
@@ -95,16 +87,16 @@ def project(x: npt.NDArray[np.float32], name: str, *, neighbours: int) -> Floats
         from sklearn.decomposition import PCA
 
         plane = PCA(2, svd_solver="full").fit_transform(x)
-    plane = np.asarray(plane, dtype=np.float64)
-    plane -= plane.mean(0)
-    scaled: Floats = plane / max(plane.std(), 1e-12)
-    return scaled
+    placed: Floats = np.asarray(plane, dtype=np.float64)
+    placed -= placed.mean(0)
+    placed /= max(placed.std(), 1e-12)
+    return placed
 
 
-def label_overlap(x: npt.NDArray[np.float32], targets: npt.NDArray[np.uint8], *, k: int) -> float:
-    """Mean Jaccard overlap of a tile's labels with those of its k nearest others by cosine; in [0, 1].
+def label_overlap(x: Features, targets: npt.NDArray[np.uint8], *, k: int) -> float:
+    """Mean Jaccard overlap of a tile's labels (N,K) with those of its k nearest others by cosine; in [0, 1].
 
-    x (N,D) of unit length; targets (N,K). Two tiles without labels overlap fully.
+    Two tiles without labels overlap fully.
     """
     similarity = x @ x.T
     np.fill_diagonal(similarity, -np.inf)
@@ -114,11 +106,10 @@ def label_overlap(x: npt.NDArray[np.float32], targets: npt.NDArray[np.uint8], *,
     return float(np.where(either > 0, shared / np.maximum(either, 1), 1.0).mean())
 
 
-def distance_rank_correlation(x: npt.NDArray[np.float32], plane: Floats) -> float:
+def distance_rank_correlation(x: Features, plane: Floats) -> float:
     """Spearman's correlation, over all pairs of tiles, of cosine distance and distance on the map; in [-1, 1].
 
-    x (N,D) of unit length; plane (N,2). 1: what is farther apart in the features is so on the map. 0 where
-    either has no distances to rank.
+    1: what is farther apart in the features is so on the map. 0 where either has no distances to rank.
     """
     from scipy.spatial.distance import pdist
     from scipy.stats import rankdata

@@ -6,8 +6,6 @@ temperature fitted on validation tiles; probe.csv with training and validation l
     satclr probe --profile sample --arm simclr --seed 0
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -23,8 +21,10 @@ from torch.optim.adam import adam
 
 from satclr import files, machine, progress, randomness
 from satclr.data import tiles
-from satclr.evaluation import Log, metrics
-from satclr.evaluation.linear import NEVER, LinearProbe
+from satclr.evaluation import metrics
+from satclr.evaluation.linear import LinearProbe
+from satclr.evaluation.metrics import decisions
+from satclr.progress import Log
 from satclr.project import Run
 
 COLUMNS = ("epoch", "train_loss", "val_loss", "val_mAP")
@@ -33,8 +33,7 @@ COLUMNS = ("epoch", "train_loss", "val_loss", "val_mAP")
 def run(run: Run, log: Log) -> None:
     """Train one linear layer, D features → K labels, by binary cross-entropy, and keep the selected epoch's.
 
-    Calls `log(epoch, metrics)` after each epoch. Raises `tiles.TileError` when the features are not those of the
-    run's tile store.
+    Raises `tiles.TileError` when the features are not those of the run's tile store.
     """
     config = run.settings.probe
     store = tiles.open_store(run.store).learning(config.near_duplicates)
@@ -51,10 +50,12 @@ def run(run: Run, log: Log) -> None:
     best_epoch = randomness.epoch(config.select, [-row["val_mAP"] for row in curve], run.seed, "probe")
     weight, bias = layers[best_epoch - 1]
     facts = {name: json.loads(text) for name, text in files.load_facts(run.encoder).items()}
-    untuned, best = np.full(len(store.labels), NEVER), curve[best_epoch - 1]["val_mAP"]
+    untuned, best = np.zeros(len(store.labels)), curve[best_epoch - 1]["val_mAP"]
     probe = LinearProbe(weight, bias, store.labels, untuned, 1.0, best_epoch, best, facts)
     val = store.rows("val")
-    thresholds, temperature = decisions(probe.logits(features[val]), store.targets[val])
+    logits, targets = probe.logits(features[val]), store.targets[val]
+    thresholds = decisions.tune_thresholds(decisions.sigmoid(logits).astype(np.float32), targets)
+    temperature = decisions.fit_temperature(logits, targets)
     replace(probe, thresholds=thresholds, temperature=temperature).save(run.probe)
     rows = [[epoch, *row.values()] for epoch, row in enumerate(curve, 1)]
     files.write_csv(run.results / "probe.csv", COLUMNS, rows)
@@ -107,15 +108,6 @@ def new_layer(width: int, labels: int, *, seed: int) -> nn.Linear:
     """The probe before training, D features → K labels, as drawn for a run's seed."""
     with randomness.seeded(randomness.derive(seed, "probe")):
         return nn.Linear(width, labels)
-
-
-def decisions(logits: npt.NDArray[np.float64], targets: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float64], float]:
-    """Thresholds (K,) of probabilities, and the temperature, from logits and targets (N,K) of validation tiles.
-
-    The threshold of a label without positives is NEVER, above any probability.
-    """
-    best = metrics.tune_thresholds(metrics.sigmoid(logits).astype(np.float32), targets)
-    return np.where(np.isinf(best), NEVER, best), metrics.fit_temperature(logits, targets)
 
 
 def fingerprint(run: Run) -> str:

@@ -11,8 +11,6 @@ numbers. The reference of an encoder without training is the arm `random`.
 | `colour` | a linear probe, trained to convergence, on the 12 numbers of `colour_statistics` |
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,16 +18,20 @@ import numpy.typing as npt
 
 from satclr.data import tiles
 from satclr.evaluation import logistic
+from satclr.evaluation.metrics import Floats
 
 BLOCK = 256  # tiles at a time
 
-Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 
 
 def scores(store: tiles.TileStore) -> dict[str, npt.NDArray[np.floating]]:
     """Every reference's scores (M,K) of the M test tiles, learned from the training tiles."""
-    return {**without_images(store), "colour": _colour(store)}
+    x, y = colour_statistics(store.pixels), store.targets
+    train, val, test = (store.rows(split) for split in tiles.SPLITS)
+    parts = logistic.standardize(x[train], x[val], x[test])
+    colour = logistic.best((parts[0], y[train]), (parts[1], y[val])).scores(parts[2])
+    return {**without_images(store), "colour": colour}
 
 
 def without_images(store: tiles.TileStore) -> dict[str, npt.NDArray[np.floating]]:
@@ -60,12 +62,3 @@ def colour_statistics(pixels: tiles.Tiles) -> npt.NDArray[np.float32]:
         low, high = np.quantile(x, (0.1, 0.9), axis=1, method="lower")
         blocks.append(np.concatenate([x.mean(1), x.std(1), low, high], axis=1).astype(np.float32))
     return np.concatenate(blocks)
-
-
-def _colour(store: tiles.TileStore) -> npt.NDArray[np.floating]:
-    """Scores of a linear probe on colours: linear terms of 12 numbers, no more than colours can tell."""
-    x = colour_statistics(store.pixels)
-    y = store.targets
-    train, val, test = (store.rows(split) for split in tiles.SPLITS)
-    parts = logistic.standardize(x[train], x[val], x[test])
-    return logistic.best((parts[0], y[train]), (parts[1], y[val])).scores(parts[2])

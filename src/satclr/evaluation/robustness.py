@@ -7,17 +7,13 @@ In: the tile store, encoder.safetensors, probe.safetensors. Out: robustness.json
 `robustness.corruptions: []` skips it and leaves an empty robustness.json.
 """
 
-from __future__ import annotations
-
-from typing import Any
-
 import numpy as np
 
 from satclr import files, progress
 from satclr.data import tiles
-from satclr.evaluation import Log, corruptions, embed, metrics
+from satclr.evaluation import corruptions, embed, metrics
 from satclr.evaluation.linear import LinearProbe
-from satclr.pretrain.encoder import Frozen
+from satclr.progress import Log
 from satclr.project import Run
 
 
@@ -27,37 +23,32 @@ def run(run: Run, _log: Log) -> None:
     `relative_drop` is a fraction of the clean mAP. Raises `files.FileError` when the probe is not this store's.
     """
     settings = run.settings.robustness
-    result: dict[str, Any] = {
-        "clean_mAP": None, "mean_corruption_mAP": None, "relative_drop": None, "corruptions": {},
-    }  # fmt: skip
+    clean = mean = drop = None
+    tested: dict[str, dict[str, float]] = {}
     if settings.corruptions:
         store = tiles.open_store(run.store)
         probe, encoder = LinearProbe.load(run.probe, labels=store.labels), embed.load_encoder(run)
+
+        def mean_ap(corruption: str = "", strength: int = 0) -> float:
+            logits, batches = [], embed.split_batches(store, "test", run)
+            for rows, batch in tiles.stream(store, batches, encoder.device):
+                pixels = batch
+                if corruption:
+                    names = [store.names[row] for row in rows]
+                    pixels = corruptions.corrupt(batch, corruption, strength=strength, keys=names)
+                logits.append(probe.logits(encoder(pixels)))
+            ap = metrics.average_precision(np.concatenate(logits), store.targets[np.concatenate(batches)])
+            return metrics.mean_average_precision(ap, undefined=run.settings.evaluate.undefined_ap)
+
         rounds = [(name, strength) for name in settings.corruptions for strength in settings.strengths]
         with progress.bar("robustness", len(rounds) + 1, "rounds") as advance:
-            clean = _mean_ap(run, store, encoder, probe)
+            clean = mean_ap()
             advance(1)
             for name, strength in rounds:
-                value = _mean_ap(run, store, encoder, probe, name, strength)
-                result["corruptions"].setdefault(name, {})[str(strength)] = value
+                tested.setdefault(name, {})[str(strength)] = mean_ap(name, strength)
                 advance(1)
-        mean = float(np.mean([v for each in result["corruptions"].values() for v in each.values()]))
+        mean = float(np.mean([value for each in tested.values() for value in each.values()]))
         drop = 1 - mean / clean
-        result |= {"clean_mAP": clean, "mean_corruption_mAP": mean, "relative_drop": drop}
         print(f"{run.key}: test mAP {clean:.4f}, {mean:.4f} under corruption, {100 * drop:.1f}% less")
+    result = {"clean_mAP": clean, "mean_corruption_mAP": mean, "relative_drop": drop, "corruptions": tested}
     files.write_json(run.results / "robustness.json", result)
-
-
-def _mean_ap(
-    run: Run, store: tiles.TileStore, encoder: Frozen, probe: LinearProbe, corruption: str = "", strength: int = 0
-) -> float:
-    """Macro mAP of the test tiles, corrupted or not."""
-    logits, batches = [], embed.split_batches(store, "test", run)
-    for rows, batch in tiles.stream(store, batches, encoder.device):
-        pixels = batch
-        if corruption:
-            names = [store.names[row] for row in rows]
-            pixels = corruptions.corrupt(batch, corruption, strength=strength, keys=names)
-        logits.append(probe.logits(encoder(pixels)))
-    ap = metrics.average_precision(np.concatenate(logits), store.targets[np.concatenate(batches)])
-    return metrics.mean_average_precision(ap, undefined=run.settings.evaluate.undefined_ap)

@@ -5,9 +5,8 @@ In: results/<profile>/<arm>-s<seed>/ of each arm and seed that params.yaml runs.
     satclr compare --profile sample
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, permutations
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from satclr import files, progress
 from satclr.data import tiles
 from satclr.evaluation import references
 from satclr.project import Project
-from satclr.study import contrasts, factorial
+from satclr.study import contrasts
 from satclr.study.contrasts import Arms
 from satclr.study.results import Results
 
@@ -28,49 +27,103 @@ LABEL_COLUMNS = ("arm", "label", "AP", "AP_lo", "AP_hi", "delta_AP", "delta_AP_l
 Row = tuple[str, ...]
 
 
-class CompareError(ValueError):
-    """Results that cannot be compared. Exit code 2."""
-
-
 def run(project: Project) -> dict[str, Any]:
     """Compare the arms that params.yaml runs, the first as the reference; print tables and return compare.json.
 
-    Raises `CompareError` for results on different test tiles, and as `Results` and `tiles.open_store` do for missing or
-    damaged ones.
+    Raises `files.FileError` for results on different test tiles, and as `Results` and `tiles.open_store` do.
     """
     arms = {seeds[0].arm: [Results(run) for run in seeds] for seeds in project.arms()}
     everything = [r for seeds in arms.values() for r in seeds]
     first = everything[0]
     for other in everything[1:]:
         if not other.scores("test").same_tiles(first.scores("test")):
-            raise CompareError(f"test tiles or labels of {other.run.key} and {first.run.key} differ; run `dvc repro`")
+            raise files.FileError(
+                f"test tiles or labels of {other.run.key} and {first.run.key} differ; run `dvc repro`"
+            )
     warn_of_changed_weights(arms)
     store, test = tiles.open_store(project.store), first.scores("test")
     if tuple(store.names[row] for row in store.rows("test")) != test.tiles:
-        raise CompareError(f"test tiles of {first.run.key} are not those of build/{project.profile}; run `dvc repro`")
+        where = f"build/{project.profile}"
+        raise files.FileError(f"test tiles of {first.run.key} are not those of {where}; run `dvc repro`")
     categories = [store.categories[row] for row in store.rows("test")]
     measures = contrasts.measure(arms, categories)
-    by_label = contrasts.by_label(measures["mAP"], tiles=len(test.tiles))
     report = {"profile": project.profile, **contrasts.numbers(arms, measures)}
     report["references"] = contrasts.references(references.scores(store), test.targets, categories)
     report["paper"] = PAPER.get(project.profile, {})
-    report["ladder"] = contrasts.ladder(report, project.params.ladder)
-    report["factorial"] = factorial.contributions(report, arms, measures["mAP"])
-    report["leakage"] = contrasts.leakage(report, arms)
+    report["ladder"] = ladder(report, project.params.ladder)
+    report["factorial"] = list(contrasts.factorials(report, arms, measures["mAP"]))
+    report["leakage"] = list(leakage(report, arms))
     out = project.reports
     files.write_json(out / "compare.json", report, allow_nan=True)
     files.write_json(out / "metrics.json", headline(report), allow_nan=True)
     curves = [(r.run, row) for r in everything for row in r.curve("probe")]
     rows = [[run.arm, run.seed, int(row["epoch"]), *(row[key] for key in CURVES)] for run, row in curves]
     files.write_csv(out / "curves.csv", ["arm", "seed", "epoch", *CURVES], rows)
-    labels = test.labels
-    cells = [(n, *row) for n, table in by_label.items() for row in zip(labels, table.tolist(), strict=True)]
+    by_label = contrasts.by_label(measures["mAP"], tiles=len(test.tiles))
+    cells = [(n, *row) for n, table in by_label.items() for row in zip(test.labels, table.tolist(), strict=True)]
     rows = [[name, label, *("" if np.isnan(v) else v for v in values)] for name, label, values in cells]
     files.write_csv(out / "per_class_ap.csv", LABEL_COLUMNS, rows)
     tables = (arm_table(report), reference_table(report), ladder_table(report))
     _print(*tables, *factorial_tables(report), leakage_table(report))
-    print(probe_note(report), end="")
+    for note in probe_notes(report):
+        print(note)
     return report
+
+
+def warn_of_changed_weights(arms: Arms) -> None:
+    """Print one line for each encoder that started from a file whose content has changed since."""
+    for results in chain.from_iterable(arms.values()):
+        if results.weights_changed():
+            run = results.run
+            stage = f"pretrain@{run.profile}-{run.arm}-{run.seed}"
+            progress.say(
+                f"warning: {run.key} was pretrained from {run.settings.pretrain.weights}, which has changed since; "
+                f"run `dvc repro --force --single-item {stage}`, then `dvc repro`"
+            )
+
+
+def ladder(report: Mapping[str, Any], rungs: Sequence[str]) -> list[dict[str, Any]]:
+    """Each compared rung's mAP, and its change from the rung before with the paired interval."""
+    known = [name for name in rungs if name in report["arms"]]
+    steps = []
+    for below, name in zip([None, *known], known, strict=False):
+        arm = report["arms"][name]
+        step = {"arm": name, "test_mAP": arm["test_mAP"], "ci95": arm["test_mAP_ci95"]}
+        if below is not None:
+            delta, ci95, _ = _contrast(report, name, below)
+            step |= {"against": below, "delta_mAP": delta, "delta_ci95": ci95}
+        steps.append(step)
+    return steps if len(steps) > 1 else []
+
+
+def leakage(report: Mapping[str, Any], arms: Arms) -> Iterator[dict[str, Any]]:
+    """How much near-duplicates across splits lift each arm, compared with the arm that leaves them out.
+
+    One row for each pair of arms whose settings differ in `near_duplicates` alone: by_tile keeps them, by_group not.
+    """
+    for (by_tile, seeds), (by_group, others) in permutations(arms.items(), 2):
+        settings = seeds[0].run.settings
+        kept = "leave_out" not in (settings.pretrain.near_duplicates, settings.probe.near_duplicates)
+        for section in ("pretrain", "probe"):
+            settings = contrasts.changed(settings, section, "near_duplicates", "leave_out")
+        if kept and others[0].run.settings == settings:
+            delta, ci95, p_value = _contrast(report, by_tile, by_group)
+            yield {
+                "by_tile": by_tile,
+                "by_group": by_group,
+                "test_mAP": [report["arms"][name]["test_mAP"] for name in (by_tile, by_group)],
+                "delta_mAP": delta,
+                "ci95": ci95,
+                "p_value": p_value,
+                "train_tiles": [r[0].metrics["train_tiles"] for r in (seeds, others)],
+            }
+
+
+def _contrast(report: Mapping[str, Any], arm: str, against: str) -> tuple[float, list[float], float]:
+    """Difference in mAP, interval and p-value of two arms, in either order."""
+    c = next(c for c in report["contrasts"] if {c["arm"], c["against"]} == {arm, against})
+    sign = 1.0 if c["arm"] == arm else -1.0
+    return sign * c["delta_mAP"], sorted(sign * end for end in c["ci95"]), c["p_value"]
 
 
 def answer(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,15 +151,13 @@ def headline(report: Mapping[str, Any]) -> dict[str, float | None]:
         "delta_mAP": c.get("delta_mAP"),
         "delta_mAP_lo": low,
         "delta_mAP_hi": high,
-        "p_holm": c.get("p_holm"),
-        "delta_converged_mAP": c.get("delta_converged_mAP"),
-        "delta_within_category_mAP": c.get("delta_within_category_mAP"),
+        **{key: c.get(key) for key in ("p_holm", "delta_converged_mAP", "delta_within_category_mAP")},
         "category_prior_test_mAP": report["references"]["category_prior"]["test_mAP"],
     }
 
 
 def arm_table(report: Mapping[str, Any]) -> list[Row]:
-    """The report as rows: arm, test mAP (± deviation over seeds), interval, difference to the reference."""
+    """Each arm's test mAP (± deviation over seeds) and its difference to the first arm, with intervals."""
     reference = next(iter(report["arms"]))
     against = {c["arm"]: c for c in report["contrasts"] if c["against"] == reference}
     seeds = len(report["arms"][reference]["seeds"])
@@ -126,26 +177,14 @@ def arm_table(report: Mapping[str, Any]) -> list[Row]:
 def reference_table(report: Mapping[str, Any]) -> list[Row]:
     """What predictors that see no image, or its colours alone, reach on the same test tiles."""
     rows: list[Row] = [("reference", "test mAP", "95% interval\nover test tiles only", "within\ncategory")]
-    for name, entry in report["references"].items():
-        within = f"{entry['test_within_category_mAP']:.4f}"
-        rows.append((name, f"{entry['test_mAP']:.4f}", _span(entry["test_mAP_ci95"]), within))
+    for name, r in report["references"].items():
+        within = f"{r['test_within_category_mAP']:.4f}"
+        rows.append((name, f"{r['test_mAP']:.4f}", _span(r["test_mAP_ci95"]), within))
     return rows
 
 
-def probe_note(report: Mapping[str, Any]) -> str:
-    """A line for each difference to the first arm that depends on the probe; empty without any."""
-    reference, lines = next(iter(report["arms"])), ""
-    for c in report["contrasts"]:
-        if c["against"] == reference and c.get("depends_on_probe"):
-            lines += (
-                f"{c['arm']} against {reference} depends on the probe: {c['delta_mAP']:+.4f} with the paper's, "
-                f"{c['delta_converged_mAP']:+.4f} with one trained to convergence\n"
-            )
-    return lines
-
-
 def ladder_table(report: Mapping[str, Any]) -> list[Row]:
-    """The ladder as rows, the paper's own numbers last; empty without a ladder."""
+    """The ladder, the paper's own numbers last; empty without a ladder."""
     rows: list[Row] = [("rung", "test mAP", "95% interval", "change", "95% interval")]
     for step in report["ladder"]:
         row: Row = (step["arm"], f"{step['test_mAP']:.4f}", _span(step["ci95"]))
@@ -156,39 +195,36 @@ def ladder_table(report: Mapping[str, Any]) -> list[Row]:
     return rows if report["ladder"] else []
 
 
-def factorial_tables(report: Mapping[str, Any]) -> list[list[Row]]:
-    """Each factorial as rows: what each departure contributes, and their sum, the difference of the two ends."""
-    tables: list[list[Row]] = []
+def factorial_tables(report: Mapping[str, Any]) -> Iterator[list[Row]]:
+    """What each departure of a factorial contributes, and their sum, the difference of its two ends."""
     for f in report["factorial"]:
         rows: list[Row] = [("departure", "alone", "after the others", "Shapley value", "95% interval")]
         for d in f["departures"]:
             effects = (f"{d[key]:+.4f}" for key in ("alone", "last", "shapley"))
             rows.append((d["departure"], *effects, _span(d["ci95"], "+")))
-        total = (f"{f['arm']} - {f['against']}", "", "", f"{f['delta_mAP']:+.4f}", _span(f["ci95"], "+"))
-        tables.append([*rows, total])
-    return tables
+        total = f"{f['delta_mAP']:+.4f}"
+        yield [*rows, (f"{f['arm']} - {f['against']}", "", "", total, _span(f["ci95"], "+"))]
 
 
 def leakage_table(report: Mapping[str, Any]) -> list[Row]:
-    """Leakage as rows: test mAP with near-duplicates across splits, without, the difference; empty without any."""
+    """Test mAP with near-duplicates across splits, without, and the difference; empty without any."""
     header = ("leakage of", "split by tile", "by group", "lifted by", "95% interval", "training tiles left out")
     rows: list[Row] = [header]
     for row in report["leakage"]:
         (by_tile, by_group), (whole, rest) = row["test_mAP"], row["train_tiles"]
         numbers = (f"{by_tile:.4f}", f"{by_group:.4f}", f"{row['delta_mAP']:+.4f}", _span(row["ci95"], "+"))
-        left_out = f"{whole - rest:,} of {whole:,} ({(whole - rest) / whole:.1%})"
-        rows.append((row["by_tile"], *numbers, left_out))
+        rows.append((row["by_tile"], *numbers, f"{whole - rest:,} of {whole:,} ({(whole - rest) / whole:.1%})"))
     return rows if report["leakage"] else []
 
 
-def warn_of_changed_weights(arms: Arms) -> None:
-    """Print one line for each encoder that started from a file whose content has changed since."""
-    for run, path in ((r.run, r.changed_weights()) for seeds in arms.values() for r in seeds):
-        if path is not None:
-            stage = f"pretrain@{run.profile}-{run.arm}-{run.seed}"
-            progress.say(
-                f"warning: {run.key} was pretrained from {run.settings.pretrain.weights}, which has changed since; "
-                f"run `dvc repro --force --single-item {stage}`, then `dvc repro`"
+def probe_notes(report: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence for each difference to the first arm that depends on the probe."""
+    reference = next(iter(report["arms"]))
+    for c in report["contrasts"]:
+        if c["against"] == reference and c.get("depends_on_probe"):
+            yield (
+                f"{c['arm']} against {reference} depends on the probe: {c['delta_mAP']:+.4f} with the paper's, "
+                f"{c['delta_converged_mAP']:+.4f} with one trained to convergence"
             )
 
 

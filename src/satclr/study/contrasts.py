@@ -1,15 +1,14 @@
-"""The numbers of compare.json: every arm, every difference between two arms, references, the ladder, and leakage.
+"""The numbers of compare.json: every arm, every difference between two arms, references, and factorials.
 
 Each resample draws the test tiles once, for all arms and references. One arm's interval is its estimate ± t · standard
 error, over tiles and, where there are several, seeds (`metrics.standard_interval`); a difference's is the paired
-bootstrap's, with each arm's seeds drawn too. R resamples, A arms, K labels.
+bootstrap's, with each arm's seeds drawn too. R resamples, S seeds, N tiles, K labels.
 """
 
-from __future__ import annotations
-
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
+from math import factorial
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,12 @@ import numpy.typing as npt
 
 from satclr import randomness
 from satclr.evaluation import metrics
+from satclr.evaluation.metrics import Floats
 from satclr.params import Settings
 from satclr.study.results import Results
 
-Floats = npt.NDArray[np.float64]
 Arms = Mapping[str, Sequence[Results]]  # arm → its seeds
+Scores = npt.NDArray[np.floating[Any]]
 
 RESAMPLES = 1000
 LEVEL = 0.05  # of adjusted p-values
@@ -31,6 +31,11 @@ OPTIONAL = {  # what compare.json takes from the files of stages that may be lef
     "robustness": ("clean_mAP", "mean_corruption_mAP", "relative_drop", "corruptions"),
     "maps": ("knn_label_overlap", "trustworthiness", "distance_rank_correlation"),
 }
+DEPARTURES = {  # of the released code: section, setting, and its value as released
+    "statistics": ("pretrain", "normalization", "released"),
+    "BatchNorm": ("probe", "batch_norm", "batch"),
+    "epoch": ("probe", "select", "arbitrary"),
+}
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,8 @@ class Measure:
     """One measure of every arm: AP of each seed and label, and on resamples."""
 
     ap: Mapping[str, Floats]  # arm → (S,K)
-    tiles: Floats  # (R,A,K), means over seeds, tiles redrawn
-    tiles_and_seeds: Floats  # (R,A,K), seeds redrawn too
+    tiles: Mapping[str, Floats]  # arm → (R,K), means over seeds, tiles redrawn
+    tiles_and_seeds: Mapping[str, Floats]  # arm → (R,K), seeds redrawn too
     zero: Collection[str] = ()  # arms in whose means a label without AP counts as zero
 
     def seeds(self, arm: str) -> Floats:
@@ -48,7 +53,7 @@ class Measure:
 
     def resampled(self, arm: str, *, seeds: bool) -> Floats:
         """The mean over labels on each resample, (R,)."""
-        return self._mean((self.tiles_and_seeds if seeds else self.tiles)[:, list(self.ap).index(arm)], arm)
+        return self._mean((self.tiles_and_seeds if seeds else self.tiles)[arm], arm)
 
     def _mean(self, ap: Floats, arm: str) -> Floats:
         undefined = np.isnan(self.ap[arm]).all(0) & (arm in self.zero)
@@ -64,13 +69,13 @@ def measure(arms: Arms, categories: Sequence[str]) -> dict[str, Measure]:
         if all(f"{which}_scores" in r.arrays for r in runs):
             scores = {arm: np.stack([r.arrays[f"{which}_scores"] for r in seeds]) for arm, seeds in arms.items()}
             within = categories if name.startswith("within") else None
-            found[name] = measured(scores, runs[0].scores("test").targets, within, zero=[] if within else zero)
+            found[name] = _measured(scores, runs[0].scores("test").targets, within, zero=[] if within else zero)
     return found
 
 
-def measured(
-    scores: Mapping[str, npt.NDArray[np.floating[Any]]], targets: npt.NDArray[np.uint8],
-    categories: Sequence[str] | None, *, zero: Collection[str] = (),
+def _measured(
+    scores: Mapping[str, Scores], targets: npt.NDArray[np.uint8], categories: Sequence[str] | None,
+    *, zero: Collection[str] = (),
 ) -> Measure:  # fmt: skip
     """A measure of scores, arm → (S,N,K), on targets (N,K); with the tiles' categories, AP is within them."""
     seed = randomness.derive(0, "bootstrap") % 2**32
@@ -78,18 +83,19 @@ def measured(
         list(scores.values()), targets, resamples=RESAMPLES, seed=seed, categories=categories
     )
 
-    def ap(one: npt.NDArray[np.floating[Any]]) -> Floats:
+    def ap(one: Scores) -> Floats:
         if categories is None:
             return metrics.average_precision(one, targets)
         return metrics.within_category_average_precision(one, targets, categories)
 
-    return Measure({name: np.stack([ap(one) for one in each]) for name, each in scores.items()}, *samples, zero)
+    each = {arm: np.stack([ap(one) for one in seeds]) for arm, seeds in scores.items()}
+    tiles, tiles_and_seeds = ({arm: part[:, i] for i, arm in enumerate(scores)} for part in samples)
+    return Measure(each, tiles, tiles_and_seeds, zero)
 
 
 def numbers(arms: Arms, measures: Mapping[str, Measure]) -> dict[str, Any]:
     """Mean, spread and interval of each arm, and every contrast: later arm minus earlier arm."""
-    count = len(next(iter(arms.values()))[0].scores("test").tiles)
-    entries = {name: _arm(seeds, measures, tiles=count) | _optional(seeds) for name, seeds in arms.items()}
+    entries = {name: _arm(seeds, measures) | _optional(seeds) for name, seeds in arms.items()}
     contrasts = [contrast(measures, later, earlier) for earlier, later in combinations(arms, 2)]
     for c, adjusted in zip(contrasts, metrics.holm([c["p_holm"] for c in contrasts]), strict=True):
         c["p_holm"] = float(adjusted)
@@ -101,8 +107,7 @@ def numbers(arms: Arms, measures: Mapping[str, Measure]) -> dict[str, Any]:
 
 def _sure_labels(m: Measure, arm: str, against: str) -> Floats:
     """The differences in AP that are significant with 5% false ones expected among them (Benjamini & Hochberg)."""
-    names = list(m.ap)
-    samples = m.tiles_and_seeds[:, names.index(arm)] - m.tiles_and_seeds[:, names.index(against)]
+    samples = m.tiles_and_seeds[arm] - m.tiles_and_seeds[against]
     delta = m.ap[arm].mean(0) - m.ap[against].mean(0)
     known = ~np.isnan(delta)
     p = [metrics.wald_p_value(d, column) for d, column in zip(delta[known], samples[:, known].T, strict=True)]
@@ -117,9 +122,7 @@ def contrast(measures: Mapping[str, Measure], arm: str, against: str) -> dict[st
     for name, m in measures.items():
         result[f"delta_{name}"] = float(m.seeds(arm).mean() - m.seeds(against).mean())
         samples[name] = m.resampled(arm, seeds=True) - m.resampled(against, seeds=True)
-        drawn = samples[name][~np.isnan(samples[name])]  # with few tiles, labels may vary within no category
-        ends = metrics.interval(drawn) if len(drawn) else (np.nan, np.nan)
-        result["ci95" if name == "mAP" else f"delta_{name}_ci95"] = list(ends)
+        result["ci95" if name == "mAP" else f"delta_{name}_ci95"] = list(metrics.interval(samples[name]))
     result["p_value"] = metrics.p_value(samples["mAP"])
     result["p_holm"] = metrics.wald_p_value(result["delta_mAP"], samples["mAP"])  # `numbers` adjusts it
     if "converged_mAP" in samples:
@@ -129,46 +132,43 @@ def contrast(measures: Mapping[str, Measure], arm: str, against: str) -> dict[st
 
 
 def references(
-    scores: Mapping[str, npt.NDArray[np.floating[Any]]], targets: npt.NDArray[np.uint8], categories: Sequence[str]
+    scores: Mapping[str, Scores], targets: npt.NDArray[np.uint8], categories: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
     """Test mAP of each reference, over all test tiles and within categories, with intervals over test tiles.
 
     scores: of `evaluation.references.scores`, name → (N,K). A label without positives is left out.
     """
-    each, tiles = {name: s[None] for name, s in scores.items()}, len(targets)
-    whole, within = measured(each, targets, None), measured(each, targets, categories)
-    return {
-        name: _estimate(whole, name, "mAP", tiles=tiles) | _estimate(within, name, "within_category_mAP", tiles=tiles)
-        for name in each
-    }
+    each, count = {name: s[None] for name, s in scores.items()}, len(targets)
+    measures = {"mAP": _measured(each, targets, None), "within_category_mAP": _measured(each, targets, categories)}
+    return {name: _estimates(measures, name, tiles=count) for name in each}
 
 
-def _arm(seeds: Sequence[Results], measures: Mapping[str, Measure], *, tiles: int) -> dict[str, Any]:
-    entry: dict[str, Any] = {}
-    for name, m in measures.items():
-        entry |= _estimate(m, seeds[0].run.arm, name, tiles=tiles)
-    biases = [r.metrics["test_mAP_bias"] for r in seeds]
-    return entry | {
-        "test_mAP_sd": _deviation(measures["mAP"].seeds(seeds[0].run.arm).tolist()),
-        "test_mAP_bias": float(np.mean(biases)),
-        "val_mAP": float(np.mean([r.metrics["val_mAP"] for r in seeds])),
-        "label_efficiency": _label_efficiency(seeds),
+def _arm(seeds: Sequence[Results], measures: Mapping[str, Measure]) -> dict[str, Any]:
+    arm, each = seeds[0].run.arm, [r.metrics for r in seeds]
+    return _estimates(measures, arm, tiles=len(seeds[0].scores("test").tiles)) | {
+        "test_mAP_sd": _deviation(measures["mAP"].seeds(arm).tolist()),
+        "test_mAP_bias": float(np.mean([m["test_mAP_bias"] for m in each])),
+        "val_mAP": float(np.mean([m["val_mAP"] for m in each])),
+        "label_efficiency": _label_efficiency(each),
         "seeds": {str(r.run.seed): {k: v for k, v in r.metrics.items() if k not in IDENTITY} for r in seeds},
     }
 
 
-def _estimate(m: Measure, arm: str, name: str, *, tiles: int) -> dict[str, Any]:
-    """One arm's mean over seeds, and its interval over test tiles and seeds."""
-    each = m.seeds(arm)
-    mean = float(each.mean())
-    interval = metrics.standard_interval(mean, m.resampled(arm, seeds=False), tiles=tiles, seeds=each)
-    return {f"test_{name}": mean, f"test_{name}_ci95": list(interval)}
+def _estimates(measures: Mapping[str, Measure], arm: str, *, tiles: int) -> dict[str, Any]:
+    """One arm's mean over seeds by every measure, and its interval over test tiles and seeds."""
+    found: dict[str, Any] = {}
+    for name, m in measures.items():
+        each = m.seeds(arm)
+        mean, samples = float(each.mean()), m.resampled(arm, seeds=False)
+        ends = metrics.standard_interval(mean, samples, tiles=tiles, seeds=each)
+        found |= {f"test_{name}": mean, f"test_{name}_ci95": list(ends)}
+    return found
 
 
-def _label_efficiency(seeds: Sequence[Results]) -> list[dict[str, Any]]:
+def _label_efficiency(each: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row for each share of the training labels: mean and deviation over the subsets of all seeds."""
     rows = []
-    for same in zip(*(r.metrics.get("label_efficiency", []) for r in seeds), strict=True):
+    for same in zip(*(m.get("label_efficiency", []) for m in each), strict=True):
         values = [value for row in same for value in row["subsets"]]
         size = {key: same[0][key] for key in ("fraction", "tiles")}
         rows.append({**size, "test_mAP": float(np.mean(values)), "sd": _deviation(values)})
@@ -184,9 +184,8 @@ def _optional(seeds: Sequence[Results]) -> dict[str, Any]:
     known = {}
     for stage, keys in OPTIONAL.items():
         trees = [r.optional(f"{stage}.json") or {} for r in seeds]
-        parts = [{key: tree.get(key) for key in keys} for tree in trees]
-        if all(value is not None for part in parts for value in part.values()):
-            known[stage] = _mean_tree(parts)
+        if all(tree.get(keys[0]) is not None for tree in trees):
+            known[stage] = _mean_tree([{key: tree[key] for key in keys} for tree in trees])
     return known
 
 
@@ -204,66 +203,82 @@ def by_label(measure: Measure, *, tiles: int) -> dict[str, Floats]:
     """
     first = next(iter(measure.ap))
     tables: dict[str, Floats] = {}
-    for a, (name, each) in enumerate(measure.ap.items()):
+    for name, each in measure.ap.items():
         table = np.full((each.shape[1], 6), np.nan)
         for k in np.flatnonzero(~np.isnan(each).any(0)):
             table[k, 0] = each[:, k].mean()
-            own = measure.tiles[:, a, k]
+            own = measure.tiles[name][:, k]
             table[k, 1:3] = metrics.standard_interval(table[k, 0], own, tiles=tiles, seeds=each[:, k])
             if name != first:
                 table[k, 3] = table[k, 0] - tables[first][k, 0]
-                samples = measure.tiles_and_seeds[:, a, k] - measure.tiles_and_seeds[:, 0, k]
-                table[k, 4:] = metrics.interval(samples[~np.isnan(samples)])
+                table[k, 4:] = metrics.interval(
+                    measure.tiles_and_seeds[name][:, k] - measure.tiles_and_seeds[first][:, k]
+                )
         tables[name] = table
     return tables
 
 
-def ladder(report: Mapping[str, Any], rungs: Sequence[str]) -> list[dict[str, Any]]:
-    """Each compared rung's mAP, and its change from the rung before with the paired interval."""
-    known = [name for name in rungs if name in report["arms"]]
-    steps = []
-    for below, name in zip([None, *known], known, strict=False):
-        arm = report["arms"][name]
-        step = {"arm": name, "test_mAP": arm["test_mAP"], "ci95": arm["test_mAP_ci95"]}
-        if below is not None:
-            delta, ci95, _ = _contrast(report, name, below)
-            step |= {"against": below, "delta_mAP": delta, "delta_ci95": ci95}
-        steps.append(step)
-    return steps if len(steps) > 1 else []
+def factorials(report: Mapping[str, Any], arms: Arms, measure: Measure) -> Iterator[dict[str, Any]]:
+    """What each of the released code's departures contributes to the gap, whatever the order of correcting them.
 
-
-def leakage(report: Mapping[str, Any], arms: Arms) -> list[dict[str, Any]]:
-    """How much near-duplicates across splits lift each arm, compared with the arm that leaves them out.
-
-    One row for each pair of arms whose settings differ in `near_duplicates` alone: by_tile keeps them, by_group not.
+    A factorial begins at an arm where the compared arms have its settings with each subset of DEPARTURES. `alone` is a
+    departure's effect without the others, `last` with all others; its Shapley value is the effect averaged over all
+    orders, and the values add up to the difference of the factorial's ends. `measure` is test mAP; intervals are 95%,
+    over test tiles and seeds. Source: Shapley 1953, "A Value for n-Person Games".
     """
-    rows = []
-    for by_tile, seeds in arms.items():
-        wanted = _without_leaks(seeds[0].run.settings)
-        for by_group, others in arms.items():
-            if others[0].run.settings != wanted:
-                continue
-            delta, ci95, p_value = _contrast(report, by_tile, by_group)
-            row: dict[str, Any] = {"by_tile": by_tile, "by_group": by_group}
-            row["test_mAP"] = [report["arms"][name]["test_mAP"] for name in (by_tile, by_group)]
-            row |= {"delta_mAP": delta, "ci95": ci95, "p_value": p_value}
-            rows.append(row | {"train_tiles": [r[0].metrics["train_tiles"] for r in (seeds, others)]})
-    return rows
+    for start in arms:
+        cells = _cells(start, arms)
+        if not cells:
+            continue
+        means = {s: measure.resampled(arm, seeds=True) for s, arm in cells.items()}
+        values = {s: float(report["arms"][arm]["test_mAP"]) for s, arm in cells.items()}
+        none, full = frozenset[str](), frozenset(DEPARTURES)
+        spreads = shapley(means)
+        yield {
+            "arm": cells[full],
+            "against": start,
+            "delta_mAP": values[full] - values[none],
+            "ci95": list(metrics.interval(means[full] - means[none])),
+            "cells": [{"arm": arm, "departures": sorted(s), "test_mAP": values[s]} for s, arm in cells.items()],
+            "departures": [
+                {
+                    "departure": name,
+                    "alone": values[frozenset({name})] - values[none],
+                    "last": values[full] - values[full - {name}],
+                    "shapley": value,
+                    "ci95": list(metrics.interval(spreads[name])),
+                }
+                for name, value in shapley(values).items()
+            ],
+        }
 
 
-def _without_leaks(settings: Settings) -> Settings | None:
-    """The settings with near-duplicates left out; None where pretraining or probe leaves them out already."""
-    change = {"near_duplicates": "leave_out"}
-    if "leave_out" in (settings.pretrain.near_duplicates, settings.probe.near_duplicates):
-        return None
-    pretrain, probe = settings.pretrain.model_copy(update=change), settings.probe.model_copy(update=change)
-    return settings.model_copy(update={"pretrain": pretrain, "probe": probe})
+def shapley(values: Mapping[frozenset[str], Any]) -> dict[str, Any]:
+    """Each factor's Shapley value, given the value (number or array) of every subset of the factors."""
+    factors = max(values, key=len)
+    count, shares = len(factors), {}
+    for name in sorted(factors):
+        others = [s for s in values if name not in s]
+        weights = [factorial(len(s)) * factorial(count - len(s) - 1) / factorial(count) for s in others]
+        shares[name] = sum(w * (values[s | {name}] - values[s]) for w, s in zip(weights, others, strict=True))
+    return shares
 
 
-def _contrast(report: Mapping[str, Any], arm: str, against: str) -> tuple[float, list[float], float]:
-    """Difference in mAP, interval and p-value of two arms, in either order."""
-    for c in report["contrasts"]:
-        if {c["arm"], c["against"]} == {arm, against}:
-            sign = 1.0 if c["arm"] == arm else -1.0
-            return sign * c["delta_mAP"], sorted(sign * end for end in c["ci95"]), c["p_value"]
-    raise KeyError((arm, against))
+def _cells(start: str, arms: Arms) -> dict[frozenset[str], str]:
+    """For each subset of the departures the arm that has them and else `start`'s settings; {} if any is missing."""
+    cells: dict[frozenset[str], str] = {}
+    for departures in chain.from_iterable(combinations(DEPARTURES, n) for n in range(len(DEPARTURES) + 1)):
+        wanted = arms[start][0].run.settings
+        for name in departures:
+            wanted = changed(wanted, *DEPARTURES[name])
+        arm = next((name for name, seeds in arms.items() if seeds[0].run.settings == wanted), None)
+        if arm is None or arm in cells.values():  # missing, or `start` itself departs
+            return {}
+        cells[frozenset(departures)] = arm
+    return cells
+
+
+def changed(settings: Settings, section: str, key: str, value: str) -> Settings:
+    """The settings with another value of one key of a section."""
+    part = getattr(settings, section).model_copy(update={key: value})
+    return settings.model_copy(update={section: part})

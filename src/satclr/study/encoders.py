@@ -1,7 +1,5 @@
 """What encoders the arms have: parameters, feature width and input statistics, for `satclr arms --encoders`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from satclr.data import tiles

@@ -1,10 +1,8 @@
-"""The figures of the study, each drawn by one function: `compare` saves them as PNG, the report embeds them as SVG.
+"""The figures of the study, each drawn by one function; the report saves them as PNG and embeds them as SVG.
 
 They are 5 inches wide so that text is legible on a phone. Colours are Okabe and Ito's, which colour-blind readers
 tell apart. Labels never overlap: legends are outside the axes, rows have a fixed height, axes have few ticks.
 """
-
-from __future__ import annotations
 
 import io
 import math
@@ -14,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from satclr import files
+from satclr.evaluation.metrics import Floats
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#1b1f24", "#B8A800")
 STYLES = ("-", "--", "-.", ":")
@@ -27,7 +25,7 @@ SMALLEST_SPAN = 0.01  # of an axis, so that tick labels stay short
 INK, GRID = "#1b1f24", "#d9dde2"
 PAGE_COLOURS = {INK: "var(--ink)", GRID: "var(--line)"}  # in SVG, for light and dark
 
-Floats = npt.NDArray[np.float64]
+Entries = Mapping[str, Mapping[str, Any]]  # of compare.json, by name
 
 
 class Palette:
@@ -59,13 +57,10 @@ def curves(values: Mapping[str, Sequence[Sequence[float]]], palette: Palette, *,
     return fig
 
 
-def arms(
-    entries: Mapping[str, Mapping[str, Any]], palette: Palette, *, references: Mapping[str, Mapping[str, Any]]
-) -> Any:
+def arms(entries: Entries, palette: Palette, *, references: Entries) -> Any:
     """Test mAP of each arm with its 95% interval, and below the arms that of each reference."""
-    entries = {**entries, **references}
-    fig, ax = _figure(0.6 + 0.32 * len(entries))
-    rows = [(name, entry["test_mAP"], *entry["test_mAP_ci95"]) for name, entry in entries.items()]
+    rows = [(n, entry["test_mAP"], *entry["test_mAP_ci95"]) for n, entry in {**entries, **references}.items()]
+    fig, ax = _figure(0.6 + 0.32 * len(rows))
     _panel(ax, rows, palette, xlabel="test mAP")
     return fig
 
@@ -80,8 +75,7 @@ def ladder(steps: Sequence[Mapping[str, Any]], palette: Palette, *, paper: Mappi
     _panel(level, rows, palette, xlabel="test mAP", include=paper.values())
     if paper:
         lines = [level.axvline(value, color=INK, linestyle=":", linewidth=1) for value in paper.values()]
-        at = {"loc": "outside upper left", "frameon": False, "fontsize": FONT_PT, "labelcolor": INK}
-        fig.legend(lines[:1], ["the paper"], **at)
+        _key(fig, lines[:1], ["the paper"])
     rows = [(step["arm"], step["delta_mAP"], *step["delta_ci95"]) for step in steps[1:]]
     _panel(change, rows, palette, xlabel="change from the rung above", sign="+", include=[0])
     change.axvline(0, color=INK, linewidth=0.8)
@@ -132,7 +126,7 @@ def svg(fig: Any) -> str:
         fig.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r'<g id="[^"]*"', "<g", text)  # unused, and not unique on a page
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # ids are unused, and not unique on a page
     for colour, variable in PAGE_COLOURS.items():
         text = text.replace(colour, variable)
     return text
@@ -204,7 +198,11 @@ def _legend(fig: Any, names: Sequence[str], palette: Palette) -> None:
     width_pt = 45 + 0.62 * FONT_PT * max(map(len, shown))
     columns = max(1, min(len(names), int(72 * WIDTH_IN // width_pt)))
     fig.set_figheight(fig.get_figheight() + ROW_IN * (math.ceil(len(names) / columns) + 0.5))
-    fig.legend(lines, shown, loc="outside upper left", ncols=columns, frameon=False, fontsize=FONT_PT, labelcolor=INK)
+    _key(fig, lines, shown, ncols=columns)
+
+
+def _key(fig: Any, lines: Sequence[Any], names: Sequence[str], **options: int) -> None:
+    fig.legend(lines, names, loc="outside upper left", frameon=False, fontsize=FONT_PT, labelcolor=INK, **options)
 
 
 def _short(name: str) -> str:

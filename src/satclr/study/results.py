@@ -1,9 +1,7 @@
-"""What one run left in results/ and models/, read lazily, each file by one reader; the commit and versions behind it.
+"""What one run left in results/ and models/, read lazily; the commit and versions behind it.
 
 compare, report, tracking and the registry use it; nobody else parses those files.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
@@ -13,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +31,7 @@ class Scores:
     labels: tuple[str, ...]
     tiles: tuple[str, ...]
 
-    def same_tiles(self, other: Scores) -> bool:
+    def same_tiles(self, other: Self) -> bool:
         """Whether both hold the same tiles, labels and truth, in the same order."""
         named = self.labels == other.labels and self.tiles == other.tiles
         return named and np.array_equal(self.targets, other.targets)
@@ -80,13 +78,13 @@ class Results:
         path = self.run.results / name
         return read_json(path) if path.is_file() else None
 
-    def changed_weights(self) -> Path | None:
-        """The file that the encoder started from, if its content has changed since; None otherwise."""
+    def weights_changed(self) -> bool:
+        """Whether the file that the encoder started from has other content by now."""
         path = self.run.root / self.run.settings.pretrain.weights
         if not (path.is_file() and self.run.encoder.is_file()):
-            return None
+            return False
         recorded = files.load_facts(self.run.encoder).get("weights_sha256", "null").strip('"')
-        return path if recorded not in ("null", files.sha256(path)) else None
+        return recorded not in ("null", files.sha256(path))
 
     @cached_property
     def digest(self) -> str:

@@ -6,8 +6,6 @@ and its figures as PNG.
     satclr report --profile sample
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import math
@@ -21,29 +19,25 @@ from PIL import Image
 
 from satclr import files
 from satclr.data import tiles
+from satclr.evaluation.metrics import Floats
 from satclr.project import Project
 from satclr.study import compare, figures
-from satclr.study.contrasts import Floats
+from satclr.study.contrasts import Arms
 from satclr.study.results import Results, existing, git_state, read_json, versions
 
-EXAMPLE_PX, MAP_PX, CORRUPTION_PX = 128, 44, 128
+TILE_PX, MAP_PX = 128, 44  # sides of shown tiles
 HARDEST, EXAMPLES = 6, 4  # labels; tiles of each kind for each
-
-
-class ReportError(ValueError):
-    """A report that cannot be written. Exit code 2."""
 
 
 def run(project: Project) -> Path:
     """Write report.html, print its path and size, and return the path.
 
-    Raises `ReportError` where compare.json has other arms than params.yaml runs, and as `Results` does for
-    missing or damaged files.
+    Raises `files.FileError` where compare.json has other arms than params.yaml runs, and as `Results` does.
     """
     arms = {seeds[0].arm: [Results(run) for run in seeds] for seeds in project.arms()}
     report = read_json(existing(project.reports / "compare.json", project.root))
     if list(report["arms"]) != list(arms):
-        raise ReportError(
+        raise files.FileError(
             f"compare.json has the arms {', '.join(report['arms'])}, params.yaml runs {', '.join(arms)}; "
             "run `satclr compare` again"
         )
@@ -56,29 +50,28 @@ def run(project: Project) -> Path:
     return path
 
 
-def _render(
-    project: Project, report: dict[str, Any], arms: Mapping[str, Sequence[Results]]
-) -> tuple[str, dict[str, Any]]:
+def _render(project: Project, report: dict[str, Any], arms: Arms) -> tuple[str, dict[str, Any]]:
     """The page, and its figures by name."""
     import jinja2
     from plotly.offline import get_plotlyjs
 
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     store = tiles.open_store(project.store)
     audit = read_json(existing(store.folder / "audit.json", project.root))
     entries, verdict = report["arms"], compare.answer(report)
     best = max(entries, key=lambda name: float(entries[name]["val_mAP"]))
     first = {name: seeds[0] for name, seeds in arms.items()}
     rows = files.read_csv(existing(project.reports / "per_class_ap.csv", project.root))
-    labels = per_label(rows, next(iter(first.values())).per_class, arm=verdict.get("arm", best))
+    labels = per_label(rows, first[best].per_class, arm=verdict.get("arm", best))
     robust = all("robustness" in entry for entry in entries.values())
     tested = entries[best]["robustness"]["corruptions"] if robust else {}
-    palette, flat = (figures.Palette(list(project.params.arms)), [r.run.settings.flat() for r in first.values()])
+    palette = figures.Palette(list(project.params.arms))
+    flat = [results.run.settings.flat() for results in first.values()]
     commit, dirty = git_state(project.root)
-    drawn = _charts(arms, report, labels, audit["label_counts"], palette)
+    drawn = _charts(arms, report, labels, palette) | {"prevalence": figures.prevalence(audit["label_counts"])}
     html = environment.get_template("template.html").render(
         report,
         plotly=get_plotlyjs(),
@@ -102,16 +95,15 @@ def _render(
 
 
 def _charts(
-    arms: Mapping[str, Sequence[Results]], report: Mapping[str, Any], labels: Sequence[Mapping[str, Any]],
-    label_counts: Mapping[str, int], palette: figures.Palette,
-) -> dict[str, Any]:  # fmt: skip
-    """Every figure of the page, by name."""
+    arms: Arms, report: Mapping[str, Any], labels: Sequence[Mapping[str, Any]], palette: figures.Palette
+) -> dict[str, Any]:
+    """The figures of the arms, by name."""
     entries, names = report["arms"], [row["label"] for row in labels]
     drawn = _training_curves(arms, palette)
     drawn["arms"] = figures.arms(entries, palette, references=report["references"])
     drawn["labels"] = figures.dots(names, intervals(labels, "AP"), palette, xlabel="test AP")
     if len(entries) > 1:
-        values, xlabel = (intervals(labels, "delta_AP"), f"difference in test AP to {next(iter(entries))}")
+        values, xlabel = intervals(labels, "delta_AP"), f"difference in test AP to {next(iter(entries))}"
         drawn["differences"] = figures.dots(names, values, palette, xlabel=xlabel, lanes=len(entries))
     if report["ladder"]:
         drawn["ladder"] = figures.ladder(report["ladder"], palette, paper=report["paper"])
@@ -120,11 +112,10 @@ def _charts(
         if all(named.values()):
             tables = {arm: np.array(list(table.values())) for arm, table in named.items()}
             drawn[name] = figures.dots(list(next(iter(named.values()))), tables, palette, xlabel="test mAP")
-    drawn["prevalence"] = figures.prevalence(label_counts)
     return drawn
 
 
-def _training_curves(arms: Mapping[str, Sequence[Results]], palette: figures.Palette) -> dict[str, Any]:
+def _training_curves(arms: Arms, palette: figures.Palette) -> dict[str, Any]:
     """The curves of the probe, and of pretraining where an arm was pretrained."""
     drawn = {}
     curves = [("pretrain", "loss", "contrastive loss"), *(("probe", *c) for c in compare.CURVES.items())]
@@ -179,17 +170,17 @@ def strengths(entry: Mapping[str, Any]) -> dict[str, tuple[float, float, float]]
 
 def hardest(results: Results, store: tiles.TileStore) -> list[dict[str, Any]]:
     """The labels of lowest AP, with the highest scores without the label and the lowest with it."""
-    row_of = {name: i for i, name in enumerate(store.names)}
-    test = results.scores("test")
-    scores, targets, names = test.scores, test.targets.astype(bool), test.tiles
-    known = [row for row in results.per_class if row["AP"]]
+    test, tested = results.scores("test"), store.rows("test")
+    scores, targets = test.scores, test.targets.astype(bool)
 
     def examples(order: npt.NDArray[np.int64], k: int) -> list[dict[str, Any]]:
-        chosen = [(names[i], float(scores[i, k])) for i in order[:EXAMPLES]]
-        shown = [uri(store.pixels[row_of[name]], side_px=EXAMPLE_PX) for name, _ in chosen]
-        return [{"tile": t, "score": s, "picture": p} for (t, s), p in zip(chosen, shown, strict=True)]
+        return [
+            {"tile": test.tiles[i], "score": float(scores[i, k]), "picture": uri(store.pixels[tested[i]])}
+            for i in order[:EXAMPLES]
+        ]
 
     rows = []
+    known = [row for row in results.per_class if row["AP"]]
     for row in sorted(known, key=lambda row: float(row["AP"]))[:HARDEST]:
         k = store.labels.index(row["label"])
         ranked = np.argsort(-scores[:, k], kind="stable")
@@ -215,16 +206,14 @@ def corrupted(
 
     row = max((trusted or store.rows("test").tolist())[:2000], key=worth_showing)
     tile, key = torch.from_numpy(store.pixels[[row]]), [store.names[row]]
-    shown = [{"name": "untouched", "pictures": [uri(tile[0].numpy(), side_px=CORRUPTION_PX)]}]
+    shown = [{"name": "untouched", "pictures": [uri(tile[0].numpy())]}]
     for name, strengths in tested.items():
         each = [corruptions.corrupt(tile, name, strength=int(s), keys=key)[0].numpy() for s in strengths]
-        shown.append({"name": name, "pictures": [uri(pixels, side_px=CORRUPTION_PX) for pixels in each]})
+        shown.append({"name": name, "pictures": [uri(pixels) for pixels in each]})
     return shown
 
 
-def maps(
-    first: Mapping[str, Results], entries: Mapping[str, Mapping[str, Any]], store: tiles.TileStore
-) -> dict[str, Any] | None:
+def maps(first: Mapping[str, Results], entries: figures.Entries, store: tiles.TileStore) -> dict[str, Any] | None:
     """Coordinates of the same test tiles for every arm's first seed, their labels, and a sheet of their pictures."""
     if not all("maps" in entry for entry in entries.values()):
         return None
@@ -241,13 +230,15 @@ def maps(
         "category": [categories.index(store.categories[row]) for row in rows],
         "names": store.labels,
         "labels": [np.flatnonzero(store.targets[row]).tolist() for row in rows],
+        "columns": columns,
+        "side_px": MAP_PX,
     }
-    return {"sheet": picture, "data": data | {"columns": columns, "side_px": MAP_PX}}
+    return {"sheet": picture, "data": data}
 
 
-def uri(tile: npt.NDArray[np.uint8], *, side_px: int) -> str:
-    """One tile (H,H,3) as a data URI of side `side_px`."""
-    return _uri(Image.fromarray(tile).resize((side_px, side_px), Image.Resampling.LANCZOS))
+def uri(tile: npt.NDArray[np.uint8]) -> str:
+    """One tile (H,H,3) as a data URI of side TILE_PX."""
+    return sheet(tile[None], side_px=TILE_PX)[0]
 
 
 def sheet(tiles: npt.NDArray[np.uint8], *, side_px: int) -> tuple[str, int]:
@@ -257,10 +248,6 @@ def sheet(tiles: npt.NDArray[np.uint8], *, side_px: int) -> tuple[str, int]:
     for i, tile in enumerate(tiles):
         small = Image.fromarray(tile).resize((side_px, side_px), Image.Resampling.LANCZOS)
         picture.paste(small, (i % columns * side_px, i // columns * side_px))
-    return _uri(picture), columns
-
-
-def _uri(picture: Image.Image) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode(), columns
