@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from satclr import project
+from satclr import project, runner
 
 from .conftest import ROOT
 
@@ -17,11 +17,8 @@ SRC = ROOT / "src"
 # Changing these cannot change a stage's output: settings enter as DVC parameters, the rest talks to people.
 PLUMBING = {"files", "machine", "params", "progress", "project", "settings"}
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-MODULES = {
-    "prepare": "data.prepare", "pretrain": "pretrain.train", "embed": "evaluation.embed", "probe": "evaluation.probe",
-    "evaluate": "evaluation.evaluate", "robustness": "evaluation.robustness", "maps": "evaluation.maps",
-    "compare": "study.compare", "report": "study.report",
-}  # fmt: skip
+MODULES = {"prepare": "data.prepare", "compare": "study.compare", "report": "study.report"}
+MODULES |= {name: stage.module for name, stage in runner.ARM_STAGES.items()}
 
 
 def source(module: str) -> Path | None:
