@@ -32,23 +32,17 @@ from typing import Any
 import psutil
 import yaml
 
+from satclr.settings import merge
+
+from .conftest import tiny_params
+
 ROOT = Path(__file__).parents[1]
 FIGURES = ROOT / "docs" / "faults.json"
 BIN = Path(sys.executable).parent
 VICTIMS = ("stage", "dvc", "all")
 TIMED = {"promotions.csv", ".gitignore"}  # when a decision was made; what DVC wrote
 KEPT = 0.25  # of the sample's tiles, and a small encoder: a stage is mostly its start, and all stages run
-SHRUNK: dict[str, Any] = {
-    "data": {"tile_px": 48},
-    "views": {"crop_px": 32},
-    "pretrain": {"arch": "shufflenet_v2_x0_5", "weights": "none", "epochs": 6, "batch_size": 64},
-    "embed": {},
-    "probe": {"epochs": 3},
-    "evaluate": {"labels": {"subsets": 2}},
-    "robustness": {"corruptions": ["haze"], "strengths": [1]},
-    "maps": {"projections": ["pca"]},
-    "register": {},
-}
+SHRUNK = {"pretrain": {"epochs": 6, "batch_size": 64}, "evaluate": {"labels": {"subsets": 2}}}
 # A file that appears just before a write that matters, and the stage that makes it.
 WRITES = {
     "prepare": "build/*/tiles.npy.part",
@@ -143,11 +137,8 @@ def make(folder: Path, *, tree: Mapping[str, Any], data: Path, targets: tuple[st
         shutil.copyfile(ROOT / name, folder / name)
     (folder / "params.yaml").write_text(yaml.safe_dump(dict(tree), sort_keys=False))
     (folder / ".gitignore").write_text("/data\n/log*\n/build\n/models\n/mlruns\n.cache\n")
-    for command in (
-        ["init", "--quiet"],
-        ["add", "."],
-        ["-c", "user.name=faults", "-c", "user.email=faults@localhost", "commit", "--quiet", "-m", "start"],
-    ):
+    who = ("-c", "user.name=faults", "-c", "user.email=faults@localhost")
+    for command in (["init"], ["add", "."], [*who, "commit", "-m", "start"]):
         subprocess.run(["git", *command], cwd=folder, check=True, capture_output=True)
     return Project(folder, targets)
 
@@ -165,23 +156,20 @@ class Moment:
         at = max((order.index(stage) for stage in project.stages() if stage in order), default=-1)
         if at != order.index(self.stage):
             return at > order.index(self.stage)  # too late for this stage: take the next
-        return not self.pattern or any(younger(path, since) for path in project.root.glob(self.pattern))
+        if not self.pattern:
+            return True
+        with suppress(FileNotFoundError):
+            return any(path.stat().st_mtime >= since for path in project.root.glob(self.pattern))
+        return False
 
 
 @dataclass(frozen=True)
 class Kill:
-    """What one kill was aimed at and hit."""
+    """What one kill hit."""
 
-    aim: str
     victim: str
     hit: str
-    orphan_s: float | None  # how long a stage outlived its DVC
-
-
-def younger(path: Path, since: float) -> bool:
-    with suppress(FileNotFoundError):
-        return path.stat().st_mtime >= since
-    return False
+    orphan_s: float = 0.0  # how long a stage outlived its DVC
 
 
 def is_stage(process: psutil.Process) -> bool:
@@ -220,13 +208,14 @@ def strike(project: Project, process: subprocess.Popen[bytes], moment: Moment) -
         with suppress(psutil.Error):
             workers[-1].kill()
     process.wait()
-    orphan_s = None
-    if victim == "dvc" and workers:
-        began = time.monotonic()
-        psutil.wait_procs(workers, timeout=30)
-        orphan_s = time.monotonic() - began
-    aim = moment.pattern or "anywhere"
-    return Kill(aim, victim, (project.stages() or ["dvc"])[-1].partition("@")[0] if workers else "dvc", orphan_s)
+    if not workers:
+        return Kill("dvc", "dvc")
+    hit = project.stages()[-1].partition("@")[0]
+    if victim != "dvc":
+        return Kill(victim, hit)
+    began = time.monotonic()
+    psutil.wait_procs(workers, timeout=30)
+    return Kill(victim, hit, time.monotonic() - began)
 
 
 def moments(order: Sequence[str], seconds: Mapping[str, float], count: int, rng: random.Random) -> list[Moment]:
@@ -288,9 +277,9 @@ def stops(project: Project, order: Sequence[str], rng: random.Random) -> Iterato
 def harness(folder: Path, *, seed: int, kills: int) -> dict[str, Any]:
     """Run all of it; returns the figures."""
     began, rng = time.monotonic(), random.Random(seed)
-    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
+    tree = tiny_params()
     tree["profile"], tree["seeds"], tree["run"] = "sample", [0], ["baseline", "simclr"]
-    tree["profiles"]["sample"] = SHRUNK
+    tree["profiles"]["sample"] = merge(tree["profiles"]["tiny"], SHRUNK)
     thin_out(ROOT / "data" / "sample", folder / "data", keep=KEPT)
     reference, twin = (make(folder / name, tree=tree, data=folder / "data") for name in ("reference", "twin"))
     seconds = durations(reference)
@@ -307,13 +296,12 @@ def harness(folder: Path, *, seed: int, kills: int) -> dict[str, Any]:
         "seed": seed,
         "kills": len(done),
         "hit": dict(Counter(f"{one.hit}: {one.victim}" for one in done)),
-        "aimed_at": dict(Counter(one.aim for one in done)),
         "files": len(expected),
         "different": sorted(name for name in outputs.keys() | expected if outputs.get(name) != expected.get(name)),
         "mlflow_equal": ours["metrics"] == theirs["metrics"] and ours["aliases"] == theirs["aliases"],
         "runs_left_open": ours["running"],
         "processes_left": len(twin.processes()),
-        "longest_orphan_s": round(max((one.orphan_s or 0.0 for one in done), default=0.0), 1),
+        "longest_orphan_s": round(max((one.orphan_s for one in done), default=0.0), 1),
         "up_to_date": "up to date" in twin.run("dvc", "status", *twin.targets),
         "stops": list(stops(twin, list(seconds), rng)),
         "minutes": round((time.monotonic() - began) / 60, 1),
