@@ -90,50 +90,26 @@ def size(arch: str) -> int:
     return sum(p.numel() for p in encoder.build(arch, 32)[0].parameters())
 
 
-def faulty_table(root: Path) -> None:
-    path = root / "data/tiny/Labels/road.csv"
-    path.write_text(path.read_text().replace(",1", ",7", 1))
-
-
-def broken_tile(root: Path) -> None:
-    path = root / "data/tiny/Images/road/road_00001.jpg"
-    path.write_bytes(path.read_bytes()[:700])
-
-
-BAD_INPUT: dict[str, tuple[list[str], Callable[[dict[str, Any]], Any], Callable[[Path], Any], list[str]]] = {
-    "unknown key": (
-        ["arms"], lambda p: p["defaults"]["probe"].update(epoch=3), lambda _: None, ["defaults.probe.epoch"],
-    ),
-    "unknown arm": (["pretrain", "--arm", "moco"], lambda _: None, lambda _: None, ["moco", "baseline, simclr"]),
-    "unknown profile": (["prepare", "--profile", "big"], lambda _: None, lambda _: None, ["big", "mlrsnet"]),
-    "no data": (["prepare", "--profile", "mlrsnet"], lambda _: None, lambda _: None, ["data/mlrsnet", "dvc pull"]),
-    "truncated tile": (["prepare"], lambda _: None, broken_tile, ["road_00001.jpg", "runcated"]),
-    "label value": (["prepare"], lambda _: None, faulty_table, ["road.csv", "'7'"]),
-    "tile without row": (
-        ["prepare"], lambda _: None,
-        lambda r: (r / "data/tiny/Images/road/new.jpg").write_bytes(b"x"), ["road/new.jpg", "without a row"],
-    ),
-    "row without tile": (
-        ["prepare"], lambda _: None,
-        lambda r: (r / "data/tiny/Images/road/road_00001.jpg").unlink(), ["road_00001.jpg", "without a tile"],
-    ),
-    "stage before its input": (["embed", "--arm", "simclr"], lambda _: None, lambda _: None, ["satclr prepare"]),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("fault", BAD_INPUT)
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["arms", "--profile", "big"], ["big", "mlrsnet"]),
+        (["pretrain", "--arm", "moco"], ["moco", "baseline, simclr"]),
+        (["prepare", "--profile", "mlrsnet"], ["data/mlrsnet", "dvc pull"]),
+        (["prepare"], ["road_00001.jpg", "runcated"]),
+        (["embed", "--arm", "simclr"], ["satclr prepare"]),
+    ],
+)
 def test_bad_input_is_one_message_and_exit_code_2(
-    fault: str, project: Make, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], says: list[str], project: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments, change, spoil, says = BAD_INPUT[fault]
-    root = project(change)
-    spoil(root)
+    tile = project() / "data/tiny/Images/road/road_00001.jpg"
+    tile.write_bytes(tile.read_bytes()[:700])
     code, _, err = satclr(*arguments, capsys=capsys)
     assert code == 2
     assert err.count("error:") == 1
     assert "Traceback" not in err
-    for text in says:
-        assert text in err
+    assert [text for text in says if text not in err] == []
 
 
 def test_no_library_ends_a_stage_with_a_traceback(

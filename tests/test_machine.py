@@ -33,7 +33,7 @@ def handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[machine.Stop]:
 def test_a_deferred_signal_sets_the_flag_and_takes_effect_on_leaving(
     number: int, error: type[BaseException], early: bool, handlers: machine.Stop
 ) -> None:
-    reached = []
+    reached: list[object] = []
     with pytest.raises(error) as caught, handlers.deferred() as stop:  # noqa: PT012 - the block is what is tested
         signal.raise_signal(number)
         reached.append(stop.requested)

@@ -39,8 +39,6 @@ def load(path: Path) -> Params:
     try:
         with path.open(encoding="utf-8") as file:
             tree = yaml.load(file, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader  # nosec B506
-    except FileNotFoundError:
-        raise ParamsError(f"{path} does not exist; run satclr inside a satclr project") from None
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise ParamsError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):

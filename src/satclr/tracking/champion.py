@@ -61,7 +61,7 @@ def champion_files(project: Project) -> Iterator[tuple[int, Path, Path]]:
         if pickles or not all(path.is_file() and path.resolve().is_relative_to(model) for path in parts):
             reason = f"{pickles[0]} may run code" if pickles else "it lacks an encoder or a probe"
             raise TrackingError(f"{name} version {version} is not a model of satclr: {reason}; register again")
-        yield version, *parts
+        yield version, parts[0], parts[1]
 
 
 def export(project: Project, target: Path) -> None:

@@ -42,8 +42,8 @@ class Tagger(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         from satclr.pretrain.encoder import Frozen
 
         self.probe, self.encoder = LinearProbe.load(probe), Frozen(encoder)
-        self.labels = self.probe.labels
-        self.tile_px, self.scale = (self.probe.encoder.get(key) for key in ("tile_px", "scale"))
+        self.labels, self.scale = self.probe.labels, self.probe.encoder.get("scale")
+        self.tile_px: int = self.probe.encoder.get("tile_px", 0)
         if not isinstance(self.tile_px, int) or not 8 <= self.tile_px <= 1024:
             raise files.FileError(f"{probe} has tile_px {self.tile_px!r}; run `satclr probe` again")
         if self.probe.weight.shape[1] != self.encoder.width:
