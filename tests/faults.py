@@ -1,10 +1,10 @@
 """Kill the ablation at random moments, run `dvc repro` after each, and check that nothing was lost.
 
-    make faults                                   # all of it, on a shrunk sample
+    make faults                                   # all of it, on made-up tiles
     python -m tests.faults --seed 1 --kills 60    # other moments, more of them
 
 A reference project runs undisturbed; its twin is killed (SIGKILL to the stage, to DVC, or to all) in every stage and
-during the writes that matter. In the end both must hold the same bytes. Needs data/sample (`dvc pull data.dvc`).
+during the writes that matter. In the end both must hold the same bytes.
 """
 
 from __future__ import annotations
@@ -34,15 +34,12 @@ import yaml
 
 from satclr.settings import merge
 
-from .conftest import tiny_params
+from .conftest import ROOT, tiny_params, write_data
 
-ROOT = Path(__file__).parents[1]
 FIGURES = ROOT / "docs" / "faults.json"
 BIN = Path(sys.executable).parent
 VICTIMS = ("stage", "dvc", "all")
 TIMED = {"promotions.csv", ".gitignore"}  # when a decision was made; what DVC wrote
-KEPT = 0.25  # of the sample's tiles, and a small encoder: a stage is mostly its start, and all stages run
-SHRUNK = {"pretrain": {"epochs": 6, "batch_size": 64}, "evaluate": {"labels": {"subsets": 2}}}
 # A file that appears just before a write that matters, and the stage that makes it.
 WRITES = {
     "prepare": "build/*/tiles.npy.part",
@@ -60,7 +57,12 @@ class Project:
     root: Path
     targets: tuple[str, ...] = ()  # of `dvc repro`; all stages if empty
 
-    def start(self, *command: str, log: str = "log") -> subprocess.Popen[bytes]:
+    @property
+    def log(self) -> Path:
+        """What the last command printed."""
+        return self.root.with_suffix(".log")
+
+    def start(self, *command: str) -> subprocess.Popen[bytes]:
         """Run a command of the project's environment in a session of its own."""
         environment = {
             **os.environ,
@@ -70,7 +72,7 @@ class Project:
             "SATCLR_CHECKPOINT_AFTER_S": "0",  # a checkpoint after every epoch
             "OMP_NUM_THREADS": "1",
         }
-        with (self.root / log).open("wb") as out:
+        with self.log.open("wb") as out:
             return subprocess.Popen(
                 [BIN / command[0], *command[1:]],
                 cwd=self.root, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
@@ -79,7 +81,7 @@ class Project:
     def run(self, *command: str) -> str:
         """Run a command to its end and return what it printed. Raises `RuntimeError` with that if it fails."""
         code = self.start(*command).wait()
-        printed = (self.root / "log").read_text(errors="replace")
+        printed = self.log.read_text(errors="replace")
         if code:
             raise RuntimeError(f"{' '.join(command)} in {self.root} ended with {code}:\n{printed}")
         return printed
@@ -89,7 +91,7 @@ class Project:
 
     def stages(self) -> list[str]:
         """The stages that the current `dvc repro` has started, by its log."""
-        return re.findall(r"Running stage '([^']+)'", (self.root / "log").read_text(errors="replace"))
+        return re.findall(r"Running stage '([^']+)'", self.log.read_text(errors="replace"))
 
     def outputs(self) -> dict[str, str]:
         """The digest of every file that the stages wrote."""
@@ -133,10 +135,9 @@ def make(folder: Path, *, tree: Mapping[str, Any], data: Path, targets: tuple[st
     shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(data, folder / "data" / str(tree["profile"]))
     (folder / ".dvc").mkdir()
-    for name in ("dvc.yaml", ".dvcignore", ".dvc/config", ".dvc/.gitignore"):
+    for name in ("dvc.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore"):
         shutil.copyfile(ROOT / name, folder / name)
     (folder / "params.yaml").write_text(yaml.safe_dump(dict(tree), sort_keys=False))
-    (folder / ".gitignore").write_text("/data\n/log*\n/build\n/models\n/mlruns\n.cache\n")
     who = ("-c", "user.name=faults", "-c", "user.email=faults@localhost")
     for command in (["init"], ["add", "."], [*who, "commit", "-m", "start"]):
         subprocess.run(["git", *command], cwd=folder, check=True, capture_output=True)
@@ -191,7 +192,7 @@ def kill(project: Project, moment: Moment, order: Sequence[str]) -> Kill | None:
     if process.poll() is None:
         return strike(project, process, moment)
     if process.returncode:
-        raise RuntimeError((project.root / "log").read_text(errors="replace"))
+        raise RuntimeError(project.log.read_text(errors="replace"))
     return None
 
 
@@ -240,23 +241,9 @@ def durations(project: Project) -> dict[str, float]:
             began.setdefault(stage, time.monotonic())
         time.sleep(0.05)
     if process.returncode:
-        raise RuntimeError((project.root / "log").read_text(errors="replace"))
+        raise RuntimeError(project.log.read_text(errors="replace"))
     ends = [*list(began.values())[1:], time.monotonic()]
     return {stage: end - start for (stage, start), end in zip(began.items(), ends, strict=True)}
-
-
-def thin_out(source: Path, target: Path, *, keep: float) -> None:
-    """Copy the first tiles of each category, a share `keep` of them."""
-    for table in sorted((source / "Labels").glob("*.csv")):
-        header, *rows = table.read_text(encoding="utf-8").splitlines()
-        rows = rows[: round(keep * len(rows))]
-        images = Path("Images") / table.stem
-        for folder in (Path("Labels"), images):
-            (target / folder).mkdir(parents=True, exist_ok=True)
-        (target / "Labels" / table.name).write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
-        for row in rows:
-            name = images / row.partition(",")[0]
-            shutil.copyfile(source / name, target / name)
 
 
 def stops(project: Project, order: Sequence[str], rng: random.Random) -> Iterator[list[Any]]:
@@ -278,9 +265,8 @@ def harness(folder: Path, *, seed: int, kills: int) -> dict[str, Any]:
     """Run all of it; returns the figures."""
     began, rng = time.monotonic(), random.Random(seed)
     tree = tiny_params()
-    tree["profile"], tree["seeds"], tree["run"] = "sample", [0], ["baseline", "simclr"]
-    tree["profiles"]["sample"] = merge(tree["profiles"]["tiny"], SHRUNK)
-    thin_out(ROOT / "data" / "sample", folder / "data", keep=KEPT)
+    tree["profiles"]["tiny"] = merge(tree["profiles"]["tiny"], {"pretrain": {"epochs": 6, "batch_size": 64}})
+    write_data(folder / "data", tiles_per_category=100)
     reference, twin = (make(folder / name, tree=tree, data=folder / "data") for name in ("reference", "twin"))
     seconds = durations(reference)
     print(f"reference: {len(seconds)} stages in {sum(seconds.values()):.0f} s", flush=True)
@@ -324,8 +310,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, default=40)
     chosen = parser.parse_args()
-    if not (ROOT / "data" / "sample").is_dir():
-        sys.exit("error: data/sample is missing; run `dvc pull data.dvc` first")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and so do its children
     with tempfile.TemporaryDirectory(prefix="satclr-faults-") as folder:
         found = harness(Path(folder), seed=chosen.seed, kills=chosen.kills)

@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from satclr.tracking import store as tracking
-from tests.conftest import ROOT, tiny_params, write_data
+from tests import faults
+from tests.conftest import tiny_params
 from tests.tracking.conftest import free_port, served
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")]
@@ -39,27 +40,21 @@ def commit(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
     """A project under git and DVC, small enough for a test, after `dvc repro`."""
-    folder = tmp_path_factory.mktemp("study") / "project"
-    folder.mkdir()
-    for name in ("dvc.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore"):
-        (folder / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(ROOT / name, folder / name)
-    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "params.yaml").write_text(yaml.safe_dump(tiny_params(), sort_keys=False))
-    write_data(folder / "data" / "tiny")
-    sh(folder, "git", "init", "--quiet")
-    sh(folder, "dvc", "repro", "--quiet")
-    commit(folder)
-    return folder
+    made = faults.make(tmp_path_factory.mktemp("study") / "project", tree=tiny_params(), data=tiny_data)
+    sh(made.root, "dvc", "repro", "--quiet")
+    commit(made.root)
+    return made.root
 
 
 @pytest.fixture
 def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the finished project in another folder."""
+    """A copy of the finished project in another folder, whose MLflow store is filled again."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return Path(shutil.copytree(finished, tmp_path / "project", symlinks=True))
+    copy = Path(shutil.copytree(finished, tmp_path / "project", symlinks=True))
+    assert sh(copy, "satclr", "sync").startswith("2 arm runs in the store\nchampion restored")
+    return copy
 
 
 def arm_runs(folder: Path) -> dict[str, str]:
