@@ -35,13 +35,11 @@ def test_the_script_for_a_gpu_runs_without_one(tmp_path: Path) -> None:
         "float32", "TF32", "bfloat16", "batch 512 in micro-batches of 128", "batch 2048 in micro-batches of 128",
     ]  # fmt: skip
     for row in found["rows"]:
-        assert row["ours"] > 0
-        assert row["theirs"] > 0
+        assert min(row["ours"], row["theirs"]) > 0
         assert set(row["share"]) == {"gather", "views", "forward_backward", "optimizer"}
         assert all(row["share"][part] > 0 for part in ("views", "forward_backward", "optimizer"))
-    assert all(
-        value > 0 for part in ("tiles_per_s_alone", "mlrsnet_minutes_in_bfloat16") for value in found[part].values()
-    )
+    for part in ("tiles_per_s_alone", "mlrsnet_minutes_in_bfloat16"):
+        assert min(found[part].values()) > 0
 
 
 def test_the_docs_show_the_committed_coverage() -> None:
@@ -67,14 +65,8 @@ def test_the_docs_show_the_committed_tables(name: str, monkeypatch: pytest.Monke
 def test_the_quick_way_of_all_that_have_one() -> None:
     pytest.importorskip("lightly", reason="uv sync --group bench")
     shown = run(str(FOLDER / "run.py"), "--quick")
-    for name in (
-        "against the limit",
-        "against lightly's recipe",
-        "whole ablation",
-        "processes",
-        "torch's convolutions",
-    ):
-        assert name in shown
+    limits = ("against the limit", "against lightly's recipe", "whole ablation", "processes", "torch's convolutions")
+    assert [name for name in limits if name not in shown] == []
 
 
 @pytest.mark.slow

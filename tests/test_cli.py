@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,17 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-import yaml
-from mlflow.exceptions import MlflowException
-from PIL import UnidentifiedImageError
-from sqlalchemy.exc import OperationalError
 
-from satclr import cli, files
+from satclr import cli, files, runner
 from satclr.pretrain import encoder
-from satclr.project import find
 from satclr.tracking import store
-from satclr.tracking.predict import champion_files
 from tests.test_dvc import MODULES
 
 STAGES = ("pretrain", "embed", "probe", "evaluate")
@@ -47,33 +38,26 @@ def satclr(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, st
     return code, captured.out, captured.err
 
 
+def succeed(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must succeed; its output."""
+    code, out, err = satclr(*arguments, capsys=capsys)
+    assert code == 0, err
+    return out
+
+
 def test_help_is_instant() -> None:
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        run = subprocess.run([sys.executable, "-m", "satclr", "--help"], capture_output=True, check=True)
-        times.append(time.perf_counter() - started)
+    run = subprocess.run([sys.executable, "-m", "satclr", "--help"], capture_output=True, check=True)
     assert b"pretrain" in run.stdout
-    heavy = "{'torch', 'mlflow', 'numpy', 'pydantic', 'rich.table'}"
-    heavy = f"import sys, satclr.cli; print(sorted({heavy} & set(sys.modules)))"
+    heavy = "import sys, satclr.cli; print({'torch', 'mlflow', 'numpy', 'pydantic', 'rich.table'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", heavy], capture_output=True, check=True, text=True)
-    assert found.stdout.strip() == "[]"
+    assert found.stdout.strip() == "set()"
 
 
 def test_arms_shows_the_resolved_table(project: Make, capsys: pytest.CaptureFixture[str]) -> None:
     project(lambda tree: tree["profiles"]["tiny"]["pretrain"].update(epochs=1), data=False)
-    code, out, _ = satclr("arms", capsys=capsys)
-    assert code == 0
-    for text in (
-        "pretrain.select 2 must be at most epochs 1",
-        "profile tiny",
-        "baseline",
-        "simclr",
-        "pretrain.objective",
-        "nt_xent",
-        "pretrain.temperature",
-        "-S '+arms.",
-    ):
+    out = succeed("arms", capsys=capsys)
+    clash = "pretrain.select 2 must be at most epochs 1"
+    for text in (clash, "profile tiny", "baseline", "simclr yes pretrain.objective nt_xent", "-S '+arms."):
         assert text in " ".join(out.split())
 
 
@@ -86,11 +70,10 @@ def test_arms_shows_each_distinct_encoder(project: Make, capsys: pytest.CaptureF
         tree["run"], tree["ladder"] = ["simclr", "vit"], []
 
     root = project(change)
-    code, out, err = satclr("arms", "--encoders", capsys=capsys)
-    assert code == 0, err
+    out = succeed("arms", "--encoders", capsys=capsys)
     assert out.count("run `satclr prepare`") == out.count("train") == 1
-    satclr("prepare", capsys=capsys)
-    _, out, _ = satclr("arms", "--encoders", capsys=capsys)
+    succeed("prepare", capsys=capsys)
+    out = succeed("arms", "--encoders", capsys=capsys)
     sizes = [f"{arch} {size(arch):,} {width} 32" for arch, width in ((small, "1,024"), (vit["arch"], 192))]
     statistics = json.loads((root / "build/tiny/stats.json").read_text())["normalization"]
     rows = [("train", sizes[0], statistics["train"]["mean"], statistics["train"]["std"])]
@@ -107,93 +90,43 @@ def size(arch: str) -> int:
     return sum(p.numel() for p in encoder.build(arch, 32)[0].parameters())
 
 
-def faulty_table(root: Path) -> None:
-    path = root / "data/tiny/Labels/road.csv"
-    path.write_text(path.read_text().replace(",1", ",7", 1))
-
-
-def broken_tile(root: Path) -> None:
-    path = root / "data/tiny/Images/road/road_00001.jpg"
-    path.write_bytes(path.read_bytes()[:700])
-
-
-BAD_INPUT: dict[str, tuple[list[str], Callable[[dict[str, Any]], Any], Callable[[Path], Any], list[str]]] = {
-    "unknown key": (
-        ["arms"], lambda p: p["defaults"]["probe"].update(epoch=3), lambda _: None, ["defaults.probe.epoch"],
-    ),
-    "unknown arm": (["pretrain", "--arm", "moco"], lambda _: None, lambda _: None, ["moco", "baseline, simclr"]),
-    "unknown profile": (["prepare", "--profile", "big"], lambda _: None, lambda _: None, ["big", "mlrsnet"]),
-    "no data": (["prepare", "--profile", "mlrsnet"], lambda _: None, lambda _: None, ["data/mlrsnet", "dvc pull"]),
-    "truncated tile": (["prepare"], lambda _: None, broken_tile, ["road_00001.jpg", "runcated"]),
-    "label value": (["prepare"], lambda _: None, faulty_table, ["road.csv", "'7'"]),
-    "tile without row": (
-        ["prepare"], lambda _: None,
-        lambda r: (r / "data/tiny/Images/road/new.jpg").write_bytes(b"x"), ["road/new.jpg", "without a row"],
-    ),
-    "row without tile": (
-        ["prepare"], lambda _: None,
-        lambda r: (r / "data/tiny/Images/road/road_00001.jpg").unlink(), ["road_00001.jpg", "without a tile"],
-    ),
-    "stage before its input": (["embed", "--arm", "simclr"], lambda _: None, lambda _: None, ["satclr prepare"]),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("fault", BAD_INPUT)
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["arms", "--profile", "big"], ["big", "mlrsnet"]),
+        (["pretrain", "--arm", "moco"], ["moco", "baseline, simclr"]),
+        (["prepare", "--profile", "mlrsnet"], ["data/mlrsnet", "dvc pull"]),
+        (["prepare"], ["road_00001.jpg", "runcated"]),
+        (["embed", "--arm", "simclr"], ["satclr prepare"]),
+    ],
+)
 def test_bad_input_is_one_message_and_exit_code_2(
-    fault: str, project: Make, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], says: list[str], project: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments, change, spoil, says = BAD_INPUT[fault]
-    root = project(change)
-    spoil(root)
+    tile = project() / "data/tiny/Images/road/road_00001.jpg"
+    tile.write_bytes(tile.read_bytes()[:700])
     code, _, err = satclr(*arguments, capsys=capsys)
     assert code == 2
     assert err.count("error:") == 1
     assert "Traceback" not in err
-    for text in says:
-        assert text in err
+    assert [text for text in says if text not in err] == []
 
 
-LIBRARIES: dict[str, Callable[[], BaseException]] = {
-    "numpy": lambda: np.linalg.LinAlgError("SVD did not converge"),
-    "torch": lambda: torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB"),
-    "torch shapes": lambda: RuntimeError("mat1 and mat2 shapes cannot be multiplied (4x8 and 9x2)"),
-    "BatchNorm": lambda: ValueError("Expected more than 1 value per channel when training"),
-    "Pillow": lambda: UnidentifiedImageError("cannot identify image file"),
-    "YAML": lambda: yaml.YAMLError("mapping values are not allowed here"),
-    "zip": lambda: zipfile.BadZipFile("File is not a zip file"),
-    "MLflow": lambda: MlflowException("No such artifact: 'encoder.safetensors'\nmore"),
-    "SQLAlchemy": lambda: OperationalError("SELECT 1", {}, Exception("database is locked")),
-    "pandas": lambda: pd.errors.ParserError("Error tokenizing data"),
-    "JSON": lambda: json.JSONDecodeError("Expecting value", "", 0),
-    "memory": MemoryError,
-    "recursion": lambda: RecursionError("maximum recursion depth exceeded"),
-    "a key": lambda: KeyError("test_mAP"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("library", LIBRARIES)
 def test_no_library_ends_a_stage_with_a_traceback(
-    library: str, project: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    project: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project(data=False)
 
     def fail(*_: Any) -> None:
-        error = LIBRARIES[library]()
-        raise error
+        raise ValueError("Expected more than 1 value per channel when training")
 
     for stage, module in {**MODULES, "register": "tracking.registry"}.items():
         monkeypatch.setattr(f"satclr.{module}.run", fail)
         monkeypatch.setattr(f"satclr.{module}.fingerprint", lambda _: "", raising=False)
-        of_an_arm = stage not in ("prepare", "compare", "report", "register")
-        arm = ["--arm", "baseline"] if of_an_arm else []
+        arm = ["--arm", "baseline"] if stage in runner.ARM_STAGES else []
         code, _, err = satclr(stage, *arm, capsys=capsys)
-        assert code == 1
-        assert "Traceback" not in err
-        lines = [line for line in err.splitlines() if line.startswith("error: ")]
-        assert len(lines) == 1, err
-        remedy = {"torch": "lower the stage's batch_size", "memory": "lower the stage's batch_size"}.get(library)
-        own = {"MLflow": "the MLflow store failed: No such", "SQLAlchemy": "database is locked", "Pillow": "cannot"}
-        assert (remedy or own.get(library) or "SATCLR_TRACEBACK=1") in lines[0]
+        assert (code, "Traceback" in err) == (1, False)
+        assert [line[:28] for line in err.splitlines() if "error" in line] == ["error: unexpected ValueError"]
     monkeypatch.setenv("SATCLR_TRACEBACK", "1")
     assert "Traceback" in satclr("compare", capsys=capsys)[2]
 
@@ -209,14 +142,9 @@ def test_outside_a_project_it_says_so(
 def test_the_whole_line_from_tiles_to_a_champion(project: Make, capsys: pytest.CaptureFixture[str]) -> None:
     """Every stage through the command line, then a prediction by the registered model."""
     root = project()
-    assert satclr("prepare", capsys=capsys)[0] == 0
-    for arm in ("baseline", "simclr"):
-        for stage in STAGES:
-            code, _, err = satclr(stage, "--arm", arm, capsys=capsys)
-            assert code == 0, err
-    code, out, err = satclr("compare", capsys=capsys)
-    assert code == 0, err
-    assert "simclr" in out
+    arms = [(stage, "--arm", arm) for arm in ("baseline", "simclr") for stage in STAGES]
+    for command in [("prepare",), *arms, ("compare",), ("register",)]:
+        succeed(*command, capsys=capsys)
     report = json.loads((root / "reports/tiny/compare.json").read_text())
     assert list(report["arms"]) == ["baseline", "simclr"]
     (contrast,) = report["contrasts"]
@@ -225,23 +153,17 @@ def test_the_whole_line_from_tiles_to_a_champion(project: Make, capsys: pytest.C
         shown = json.loads(file.read_text())
         assert len(shown) <= 12
         assert all(value is None or isinstance(value, int | float) for value in shown.values())
-    delta = report["arms"]["simclr"]["test_mAP"] - report["arms"]["baseline"]["test_mAP"]
-    assert contrast["delta_mAP"] == pytest.approx(delta)
-    assert contrast["ci95"][0] <= contrast["ci95"][1]
-    code, out, err = satclr("register", capsys=capsys)
-    assert code == 0, err
     tile = root / "data/tiny/Images/water/water_00001.jpg"
     (root / "broken.jpg").write_bytes(b"no picture")
-    code, out, err = satclr("predict", "--json", "--top", "2", str(tile), str(root / "broken.jpg"), capsys=capsys)
+    code, out, _ = satclr("predict", "--json", "--top", "2", str(tile), str(root / "broken.jpg"), capsys=capsys)
     assert code == 1  # one of the two could not be read
     found = [json.loads(line) for line in out.splitlines()]
     assert found[0]["tile"] == str(tile)
     assert len(found[0]["probabilities"]) == 2
     assert found[1]["error"]
-    satclr("sync", capsys=capsys)  # publishes the comparison
+    succeed("sync", capsys=capsys)  # publishes the comparison
     before = (root / "mlruns/mlflow.db").stat().st_size
-    code, out, _ = satclr("sync", capsys=capsys)
-    assert (code, out.split()[0]) == (0, "2")
+    assert succeed("sync", capsys=capsys) == "2 arm runs in the store\n"
     assert (root / "mlruns/mlflow.db").stat().st_size == before  # nothing was logged twice
 
 
@@ -253,8 +175,8 @@ def test_an_encoder_of_timm_goes_the_whole_line(name: str, project: Make, capsys
     import timm
     import torch
 
+    from satclr.data.pixels import decode
     from satclr.pretrain import views
-    from satclr.tracking.serving import Tagger
 
     onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -268,10 +190,7 @@ def test_an_encoder_of_timm_goes_the_whole_line(name: str, project: Make, capsys
     stages = (*STAGES, "robustness", "maps")
     arms = [(stage, "--arm", arm) for arm in ("simclr", "baseline_batch_norm") for stage in stages]
     for command in [("prepare",), *arms, ("compare",), ("report",), ("register",)]:
-        code, _, err = satclr(*command, capsys=capsys)
-        assert code == 0, err
-    rows = files.read_csv(root / "results/tiny/simclr-s0/pretrain.csv")
-    assert [row["knn_val_mAP"] != "" for row in rows] == [False, True]
+        succeed(*command, capsys=capsys)
     compared = json.loads((root / "reports/tiny/compare.json").read_text())["arms"]["simclr"]
     assert compared["robustness"]["corruptions"].keys() == {"haze", "rotation"}
     assert compared["maps"]["trustworthiness"].keys() == {"pca"}
@@ -283,23 +202,16 @@ def test_an_encoder_of_timm_goes_the_whole_line(name: str, project: Make, capsys
     run = opened.search(store.tag("kind", "arm"), store.tag("arm", "simclr"))[0]
     assert run.data.params["pretrain.weights_sha256"] == files.sha256(root / "start.pth") == facts["weights_sha256"]
     tile = root / "data/tiny/Images/water/water_00001.jpg"
-    code, out, err = satclr("predict", "--json", "--top", "3", str(tile), capsys=capsys)
-    assert code == 0, err
-    expected = json.loads(out)["probabilities"]
+    expected = json.loads(succeed("predict", "--json", "--top", "3", str(tile), capsys=capsys))["probabilities"]
     served = mlflow.pyfunc.load_model("models:/satclr-tiny@champion", dst_path=str(root))
     answer = served.predict(pd.DataFrame({"tile": [tile.read_bytes()]}))
     assert answer[list(expected)].iloc[0].to_dict() == pytest.approx(expected)
-    model = Tagger()
-    with champion_files(find("tiny")) as (_, *parts):
-        model.load(*parts)
-        assert model.tag([tile])[list(expected)].iloc[0].to_dict() == pytest.approx(expected)
-        (requirements,) = parts[0].parents[1].glob("requirements.txt")
+    for requirements in (root / "mlruns").rglob("requirements.txt"):
         assert f"timm=={timm.__version__}" in requirements.read_text().split()
-    code, _, err = satclr("export", str(root / "champion.onnx"), capsys=capsys)
-    assert code == 0, err
+    succeed("export", str(root / "champion.onnx"), capsys=capsys)
     session = onnxruntime.InferenceSession(root / "champion.onnx")
     facts = {key: json.loads(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}
-    pixels = np.stack([model.decode(tile)] * 3)
+    pixels = np.stack([decode(tile, 40)] * 3)
     x = views.evaluation_view(torch.from_numpy(pixels), crop_px=facts["crop_px"], mean=(0.0,) * 3, std=(1.0,) * 3)
     x = (x.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1)
     scores = session.run(None, {"pixels": x.numpy()})[0]

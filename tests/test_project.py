@@ -15,23 +15,21 @@ import pytest
 import yaml
 
 from satclr.tracking import store as tracking
-from tests.conftest import ROOT, tiny_params, write_data
-from tests.tracking.serving import free_port, served
+from tests import faults
+from tests.conftest import tiny_params
+from tests.tracking.conftest import free_port, served
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")]
 BIN = Path(sys.executable).parent
 TILE = "data/tiny/Images/water/water_00001.jpg"
 
 
-def environment(**more: str) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
-    return {**kept, "PATH": f"{BIN}:{os.environ['PATH']}", "GIT_CONFIG_GLOBAL": os.devnull, **more}
-
-
-def sh(folder: Path, *command: str, code: int = 0, **env: str) -> str:
+def sh(folder: Path, *command: str) -> str:
     """Run a command in a folder and return what it printed."""
-    done = subprocess.run(command, cwd=folder, env=environment(**env), capture_output=True, text=True, check=False)
-    assert done.returncode == code, f"{' '.join(command)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    kept = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    env = kept | {"PATH": f"{BIN}:{os.environ['PATH']}", "GIT_CONFIG_GLOBAL": os.devnull}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
@@ -42,33 +40,26 @@ def commit(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> Path:
     """A project under git and DVC, small enough for a test, after `dvc repro`."""
-    folder = tmp_path_factory.mktemp("study") / "project"
-    folder.mkdir()
-    for name in ("dvc.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore"):
-        (folder / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(ROOT / name, folder / name)
-    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "params.yaml").write_text(yaml.safe_dump(tiny_params(), sort_keys=False))
-    write_data(folder / "data" / "tiny")
-    sh(folder, "git", "init", "--quiet")
-    sh(folder, "dvc", "repro", "--quiet")
-    commit(folder)
-    return folder
+    made = faults.make(tmp_path_factory.mktemp("study") / "project", tree=tiny_params(), data=tiny_data)
+    sh(made.root, "dvc", "repro", "--quiet")
+    commit(made.root)
+    return made.root
 
 
 @pytest.fixture
 def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the finished project in another folder."""
+    """A copy of the finished project in another folder, whose MLflow store is filled again."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return Path(shutil.copytree(finished, tmp_path / "project", symlinks=True))
+    copy = Path(shutil.copytree(finished, tmp_path / "project", symlinks=True))
+    assert sh(copy, "satclr", "sync").startswith("2 arm runs in the store\nchampion restored")
+    return copy
 
 
 def arm_runs(folder: Path) -> dict[str, str]:
     """The arm runs of a project's store: id → name."""
-    store = tracking.open_store(folder, "tiny")
-    found = store.client.search_runs([store.experiment_id], "tags.`satclr.kind` = 'arm'")
+    found = tracking.open_store(folder, "tiny").search(tracking.tag("kind", "arm"))
     assert {run.info.status for run in found} <= {"FINISHED"}
     return {run.info.run_id: run.info.run_name for run in found}
 
@@ -108,7 +99,7 @@ def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[
     url = f"http://127.0.0.1:{free_port()}"
     keys = {"access_key_id": "somebody", "secret_access_key": "secret"}
     server = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", url.rpartition(":")[2]]
-    with served(server, url, at="/moto-api/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
+    with served(server, f"{url}/moto-api/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
         given = {f"aws_{key}": value for key, value in keys.items()}
         boto3.client("s3", endpoint_url=url, region_name="us-east-1", **given).create_bucket(Bucket="satclr")
 

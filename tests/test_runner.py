@@ -5,6 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+from mlflow.exceptions import MlflowException
+from PIL import UnidentifiedImageError
+from sqlalchemy.exc import OperationalError
+
 from satclr import runner
 from satclr.project import ProjectError
 from satclr.settings import ParamsError
@@ -41,19 +47,30 @@ def test_a_concurrent_run_of_a_stage_waits_and_prints_the_pid(tmp_path: Path) ->
         assert second.returncode == 0
 
 
-def test_exit_codes_tell_bad_input_from_failed_runs_from_bugs() -> None:
-    assert runner.exit_code(ParamsError("x")) == runner.exit_code(ProjectError("x")) == 2
-    assert runner.exit_code(runner.StageError("x")) == 1
-    assert runner.exit_code(OSError(28, "No space left on device")) == 1
-    assert runner.exit_code(ValueError("x")) == 1
+ADVICE = "(raised as a result of Query-invoked autoflush; consider using a session.no_autoflush block)"
+FULL = "(sqlite3.OperationalError) database or disk is full"
 
 
-def test_a_full_disk_under_mlflow_is_reported_as_such() -> None:
-    from mlflow.exceptions import MlflowException
-
-    advice = "(raised as a result of Query-invoked autoflush; consider using a session.no_autoflush block)"
-    error = MlflowException(f"{advice}\n(sqlite3.OperationalError) database or disk is full\n[SQL: …]")
-    assert runner.sentence(error) == (
-        "the MLflow store failed: (sqlite3.OperationalError) database or disk is full; "
-        "free some space and run the same command again"
-    )
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (ParamsError("x"), 2, "x"),
+        (ProjectError("x"), 2, "x"),
+        (runner.StageError("x"), 1, "x"),
+        (OSError(28, "No space left on device"), 1, "No space left on device"),
+        (UnidentifiedImageError("cannot identify image file"), 1, "cannot identify image file"),
+        (MlflowException("No such artifact: 'a'\nmore"), 1, "the MLflow store failed: No such artifact: 'a'"),
+        (OperationalError("SELECT 1", {}, Exception("locked")), 1, "the MLflow store failed: "),
+        (MlflowException(f"{ADVICE}\n{FULL}\n[SQL: …]"), 1, f"the MLflow store failed: {FULL}; free some space"),
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), 1, "out of memory; lower the stage's batch_size"),
+        (MemoryError(), 1, "out of memory; lower the stage's batch_size"),
+        (ValueError("a\nb"), 1, "unexpected ValueError: a b; set SATCLR_TRACEBACK=1 to see where it was raised"),
+        (KeyError("test_mAP"), 1, "unexpected KeyError: 'test_mAP'; set SATCLR_TRACEBACK=1"),
+    ],
+)  # fmt: skip
+def test_an_error_is_one_sentence_and_its_exit_code_tells_bad_input_from_failed_runs(
+    error: BaseException, code: int, sentence: str
+) -> None:
+    assert runner.exit_code(error) == code
+    assert sentence in runner.sentence(error)
+    assert "\n" not in runner.sentence(error)

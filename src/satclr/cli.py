@@ -33,7 +33,11 @@ Encoders = Annotated[bool, typer.Option("--encoders", help="Show the encoders' s
 LabelsFrom = Literal["folders", "tables"]
 Seed = Annotated[int | None, typer.Option(help="The seed; by default the first of params.yaml.")]
 
-# Stages, as dvc.yaml calls them.
+
+def _project(profile: str | None = None, *, or_ours: bool = False) -> Project:
+    from satclr import project
+
+    return project.find(profile, or_ours=or_ours)
 
 
 @app.command()
@@ -42,40 +46,15 @@ def prepare(profile: Profile = None) -> None:
     runner.profile_stage("data.prepare", profile)
 
 
-@app.command()
-def pretrain(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
-    """Pretrain an arm's encoder (`objective: none` writes the initial one)."""
-    runner.arm_stage("pretrain.train", arm, profile, seed, shared=True, live=True)
+def _arm_command(name: str, text: str) -> None:
+    def command(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
+        runner.arm_stage(name, arm, profile, seed)
+
+    app.command(name, help=text)(command)
 
 
-@app.command()
-def embed(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
-    """Encode every tile once with an arm's frozen encoder."""
-    runner.arm_stage("evaluation.embed", arm, profile, seed, shared=True)
-
-
-@app.command()
-def probe(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
-    """Train the linear probe on an arm's features."""
-    runner.arm_stage("evaluation.probe", arm, profile, seed, live=True)
-
-
-@app.command()
-def evaluate(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
-    """Test an arm's probe and publish its run to MLflow."""
-    runner.arm_stage("evaluation.evaluate", arm, profile, seed, publish=True)
-
-
-@app.command()
-def robustness(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
-    """Test an arm on corrupted tiles: haze, clouds, snow, noise and more."""
-    runner.arm_stage("evaluation.robustness", arm, profile, seed)
-
-
-@app.command()
-def maps(arm: ArmName, profile: Profile = None, seed: Seed = None) -> None:
-    """Map an arm's test tiles to the plane: UMAP, t-SNE, PCA."""
-    runner.arm_stage("evaluation.maps", arm, profile, seed)
+for _name, _stage in runner.ARM_STAGES.items():
+    _arm_command(_name, _stage.help)
 
 
 @app.command()
@@ -99,32 +78,25 @@ def register(profile: Profile = None) -> None:
     runner.profile_stage("tracking.registry", profile)
 
 
-# Commands that serve people.
-
-
-def _project(profile: str | None = None, *, or_ours: bool = False) -> Project:
-    from satclr import project
-
-    return project.find(profile, or_ours=or_ours)
-
-
 @app.command()
 def arms(profile: Profile = None, encoders: Encoders = False) -> None:
     """Show the resolved arms: every setting of the first that runs, and what each other arm changes."""
-    chosen = _project(profile)
-    running, (runs, clashes) = chosen.params.run, chosen.all_arms()
+    project = _project(profile)
+    runs, clashes = project.all_arms()
     if encoders:
         from satclr.study import encoders as study
 
         progress.print_table(study.table(runs.values()), header=study.COLUMNS)
         return
-    reference = running[0]
-    flat = {reference: chosen.run(reference).settings.flat()} | {n: run.settings.flat() for n, run in runs.items()}
-    first = flat[reference]
-    progress.print_table(list(first.items()), header=(f"profile {chosen.profile}", reference))
+    running = project.params.run
+    reference, first = running[0], project.settings.flat()
+    progress.print_table(list(first.items()), header=(f"profile {project.profile}", reference))
     typer.echo()
-    changes = {n: "\n".join(f"{k} {v}" for k, v in each.items() if first.get(k, v) != v) for n, each in flat.items()}
-    rows = [(n, "yes" if n in running else "no", text) for n, text in (changes | clashes).items()]
+    changes = {}
+    for name, run in runs.items():
+        flat = run.settings.flat()
+        changes[name] = "\n".join(f"{key} {value}" for key, value in flat.items() if first[key] != value)
+    rows = [(name, "yes" if name in running else "no", text) for name, text in (changes | clashes).items()]
     progress.print_table(rows, header=("arm", "runs", f"changes to {reference}"))
     typer.echo("\nFor the encoders' size and input statistics: satclr arms --encoders")
     typer.echo("To try a value that an arm inherits: dvc exp run -S '+arms.simclr.pretrain.temperature=0.1'")
@@ -179,16 +151,15 @@ def import_(
 
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise typer.BadParameter(f"{name!r}: use lower-case letters, digits and _, as for a profile")
-    chosen = _project()
+    project = _project()
     given: dict[str, Any] = {"labels_source": labels, "labels_from": labels_from, "unlabelled": unlabelled}
     if dry_run:
         typer.echo(str(importing.look(source, **given)))
         return
     ask = (lambda plan: typer.confirm(f"{plan}\nimport this?")) if sys.stdin.isatty() else None
-    target = chosen.root / "data" / name
-    with runner.lock(chosen.root, f"import-{name}"):
-        typer.echo(str(importing.run(source, target, **given, confirm=ask)))
-    profile = "" if name in chosen.params.profiles else f"add a profile {name!r} to params.yaml, then "
+    with runner.lock(project.root, f"import-{name}"):
+        typer.echo(str(importing.run(source, project.root / "data" / name, **given, confirm=ask)))
+    profile = "" if name in project.params.profiles else f"add a profile {name!r} to params.yaml, then "
     typer.echo(f"next: `dvc add data`, then {profile}`dvc exp run -S profile={name}`")
 
 
@@ -212,9 +183,10 @@ def predict(
 @app.command()
 def export(target: Annotated[Path, typer.Argument(help="The ONNX file to write.")], profile: Profile = None) -> None:
     """Write the champion as ONNX (optional packages: `uv sync --group onnx`)."""
-    from satclr.tracking import export as onnx
+    from satclr.tracking import champion
 
-    typer.echo(str(onnx.export(_project(profile), target)))
+    champion.export(_project(profile), target)
+    typer.echo(str(target))
 
 
 @app.command()
@@ -240,9 +212,11 @@ def ui(
     browser: Annotated[bool, typer.Option(help="Open the browser.")] = False,
 ) -> None:
     """Serve this project's MLflow store on 127.0.0.1."""
-    from satclr.tracking import ui as server
+    from satclr.tracking import runs, store
 
-    sys.exit(server.serve(_project(profile, or_ours=True), port=port, browser=browser))
+    project = _project(profile, or_ours=True)
+    runs.publish_all(project)
+    sys.exit(store.serve(project, port=port, browser=browser))
 
 
 @app.command()
@@ -250,24 +224,18 @@ def sync(profile: Profile = None) -> None:
     """Publish to MLflow whatever its store lacks of the DVC outputs (after `dvc pull` or a move)."""
     from satclr.tracking import registry, runs
 
-    chosen = _project(profile)
-    published, missing = runs.publish_all(chosen)
+    project = _project(profile)
+    published, missing = runs.publish_all(project)
     typer.echo(f"{len(published)} arm runs in the store")
     for line in missing:
         typer.echo(f"skipped: {line}", err=True)
-    restored = registry.restore(chosen)
+    restored = registry.restore(project)
     if restored is not None:
         typer.echo(f"champion restored: version {restored.version}, {restored.arm}-s{restored.seed}")
 
 
-# How a command ends.
-
-
 def main() -> None:
-    """Run a command; an error that a person can correct is one message, not a traceback.
-
-    Under torchrun a failed process exits at once: gloo would wait 30 s for the others at Python's own exit.
-    """
+    """Run a command; an error that a person can correct is one message, not a traceback."""
     from satclr import machine
 
     # Before torch loads OpenMP: threads that wait by spinning halve the speed as soon as another process is busy.
@@ -279,7 +247,7 @@ def main() -> None:
         code = _end(error)
         sys.stdout.flush()
         sys.stderr.flush()
-        if "RANK" in os.environ and code:
+        if "RANK" in os.environ and code:  # gloo would wait 30 s for the others at Python's own exit
             os._exit(code)
         sys.exit(code)
 

@@ -1,6 +1,6 @@
-"""What this machine is and does: device, precision, threads, and being asked to stop.
+"""What this machine is and does: device, precision, determinism, and being asked to stop.
 
-Nothing here imports torch before it is needed, so that a stage that works on numbers starts quickly.
+torch is imported inside functions, so that a stage that works on numbers starts quickly.
 """
 
 from __future__ import annotations
@@ -43,8 +43,7 @@ def precision(setting: str) -> tuple[Computed, str]:
     if setting == "float32":
         return "float32", "as set"
     if setting == "bfloat16":
-        slow = "" if native else f"; warning: {reason}: 7 to 25 times slower than float32 here"
-        return "bfloat16", f"as set{slow}"
+        return "bfloat16", "as set" if native else f"as set; warning: {reason}: 7 to 25 times slower than float32 here"
     return ("bfloat16" if native else "float32"), reason
 
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
@@ -46,8 +46,6 @@ class Model(BaseModel):
 
 
 class Split(Model):
-    """Which tiles are for training, validation and test."""
-
     by: Literal["tile", "group"]  # group: near-duplicates stay together
     fractions: Annotated[tuple[float, float, float], Field(strict=False)]  # train, val, test
     seed: Whole
@@ -69,13 +67,12 @@ class Labels(Model):
 
 
 class Data(Model):
-    """From data/<profile> to the tile store."""
-
     tile_px: Annotated[int, Field(ge=8, le=1024)]  # side of the tiles in the store
     labels: Labels
     split: Split
-    scale: Pair | None  # values that become 0 and 255, where a file has
-    # other than 8 bits per channel; null: percentiles 2 and 98 of the training tiles, which stats.json records
+    # Values that become 0 and 255 where a file has other than 8 bits per channel; null: percentiles 2 and 98 of the
+    # training tiles, which stats.json records.
+    scale: Pair | None
     minimum_valid: Probability  # share of a tile's pixels that must hold data (alpha, mask, nodata value)
     on_unreadable: Literal["fail", "drop"]  # drop: leave unreadable tiles out and list them in audit.json
 
@@ -145,8 +142,6 @@ class Finetune(Model):
 
 
 class Pretrain(Model):
-    """From the initial encoder to the one that is probed."""
-
     arch: Arch  # a classification model of torchvision, or timm/<name>
     weights: str  # IMAGENET1K_V2 or timm's tag, none, or the path of a safetensors or state-dict file
     normalization: Literal["train", "imagenet", "released", "encoder"]  # its input's mean and std; encoder: its own
@@ -181,10 +176,11 @@ class Pretrain(Model):
             raise ValueError(f"warmup_epochs {self.warmup_epochs} must be less than epochs {self.epochs}")
         if self.warmup_epochs and self.schedule == "constant":
             raise ValueError(f"warmup_epochs {self.warmup_epochs} requires schedule: cosine")
-        if self.nt_xent_weight and self.objective in {"none", "nt_xent"}:
+        uses_labels = self.objective not in {"none", "nt_xent"}
+        if self.nt_xent_weight and not uses_labels:
             needed = f"an objective that uses labels, not {self.objective}"
             raise ValueError(f"nt_xent_weight {self.nt_xent_weight} requires {needed}")
-        if self.tiles == "unlabelled" and self.objective not in {"none", "nt_xent"}:
+        if self.tiles == "unlabelled" and uses_labels:
             raise ValueError(f"objective {self.objective} learns from labels, which tiles: unlabelled do not have")
         if self.micro_batch_size is not None and self.forward == "separate":
             raise ValueError(f"micro_batch_size {self.micro_batch_size} requires forward: joint")
@@ -194,14 +190,10 @@ class Pretrain(Model):
 
 
 class Embed(Model):
-    """One pass of the frozen encoder over every tile."""
-
     precision: Precision
 
 
 class Probe(Model):
-    """The linear layer on frozen features."""
-
     batch_norm: Literal["frozen", "batch"]  # batch: normalize by the statistics of the batch (notebook)
     epochs: Count
     batch_size: Batch
@@ -216,9 +208,7 @@ class Probe(Model):
 
 
 class LabelFractions(Model):
-    """Probes to convergence on random subsets of the training labels."""
-
-    subsets: Count  # per fraction
+    subsets: Count  # random subsets of the training labels, per fraction, for probes to convergence
 
 
 class Evaluate(Model):
@@ -232,16 +222,12 @@ Corruption = Literal[
 
 
 class Robustness(Model):
-    """The corruptions applied to the test tiles; [] skips the stage."""
-
-    corruptions: list[Corruption]
+    corruptions: list[Corruption]  # of the test tiles; [] skips the stage
     strengths: Annotated[list[Literal[1, 2, 3]], Field(min_length=1)]
 
 
 class Maps(Model):
-    """Two-dimensional maps of the test tiles' features; [] skips the stage."""
-
-    projections: list[Literal["umap", "tsne", "pca"]]
+    projections: list[Literal["umap", "tsne", "pca"]]  # of the test tiles' features; [] skips the stage
 
 
 class Register(Model):
@@ -263,7 +249,7 @@ class Settings(Model):
 
     def flat(self) -> dict[str, str]:
         """`section.key` → text, as MLflow shows parameters."""
-        return dict(_flatten(self.model_dump(mode="json", by_alias=True), ""))
+        return {key: str(value) for key, value in leaves(self.model_dump(mode="json", by_alias=True), ".")}
 
 
 class Machine(Model):
@@ -274,8 +260,6 @@ class Machine(Model):
 
 
 class Params(Model):
-    """params.yaml as written."""
-
     profile: str
     seeds: Annotated[list[Whole], Field(min_length=1)]
     run: Annotated[list[str], Field(min_length=1)]
@@ -291,9 +275,10 @@ def _check_select(select: str | int, epochs: int) -> None:
         raise ValueError(f"select {select} must be at most epochs {epochs}")
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+def leaves(tree: Any, joint: str, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested dictionaries by their path: `{"haze": {"1": x}}` as `("haze/1", x)` with the joint `/`."""
+    if not isinstance(tree, dict):
+        yield name, tree
+        return
     for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, str(value)
+        yield from leaves(value, joint, f"{name}{joint}{key}" if name else key)

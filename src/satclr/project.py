@@ -22,6 +22,16 @@ class ProjectError(ValueError):
     """No project here, or files of it are missing: what, and the command that makes them."""
 
 
+class Below:
+    """A path of a run or a project, below its root."""
+
+    def __init__(self, template: str) -> None:
+        self.template = template
+
+    def __get__(self, owner: Run | Project, _type: type) -> Path:
+        return owner.root / self.template.format(owner)
+
+
 @dataclass(frozen=True)
 class Run:
     """One arm of one profile with one seed: its settings and its files."""
@@ -34,34 +44,17 @@ class Run:
     processes: int = 1
     deterministic: bool = False
 
+    store = Below("build/{0.profile}")
+    results = Below("results/{0.profile}/{0.key}")
+    models = Below("models/{0.profile}/{0.key}")
+    encoder = Below("models/{0.profile}/{0.key}/encoder.safetensors")
+    features = Below("models/{0.profile}/{0.key}/features.npy")
+    probe = Below("models/{0.profile}/{0.key}/probe.safetensors")
+
     @property
     def key(self) -> str:
         """Its folder below models/<profile> and results/<profile>, and its name in MLflow."""
         return f"{self.arm}-s{self.seed}"
-
-    @property
-    def store(self) -> Path:
-        return self.root / "build" / self.profile
-
-    @property
-    def models(self) -> Path:
-        return self.root / "models" / self.profile / self.key
-
-    @property
-    def results(self) -> Path:
-        return self.root / "results" / self.profile / self.key
-
-    @property
-    def encoder(self) -> Path:
-        return self.models / "encoder.safetensors"
-
-    @property
-    def features(self) -> Path:
-        return self.models / "features.npy"
-
-    @property
-    def probe(self) -> Path:
-        return self.models / "probe.safetensors"
 
     def parameters(self) -> dict[str, str]:
         """Identity and settings as `section.key` → text, as MLflow shows them."""
@@ -74,6 +67,10 @@ class Project:
 
     root: Path
     chosen: str | None = None  # --profile
+
+    data = Below("data/{0.profile}")
+    store = Below("build/{0.profile}")
+    reports = Below("reports/{0.profile}")
 
     @cached_property
     def params(self) -> Params:
@@ -88,16 +85,8 @@ class Project:
     def run(self, arm: str, seed: int | None = None) -> Run:
         """An arm with a seed (the first of params.yaml)."""
         resolved = reading.resolve(self.params, self.profile, arm)
-        machine = self.params.machine
-        return Run(
-            root=self.root,
-            profile=self.profile,
-            arm=arm,
-            seed=self.params.seeds[0] if seed is None else seed,
-            settings=resolved,
-            processes=machine.processes,
-            deterministic=machine.deterministic,
-        )
+        seed = self.params.seeds[0] if seed is None else seed
+        return Run(self.root, self.profile, arm, seed, resolved, **self.params.machine.model_dump())
 
     @cached_property
     def settings(self) -> Settings:
@@ -118,18 +107,6 @@ class Project:
                 clashes[name] = str(error)
         return runs, clashes
 
-    @property
-    def data(self) -> Path:
-        return self.root / "data" / self.profile
-
-    @property
-    def store(self) -> Path:
-        return self.root / "build" / self.profile
-
-    @property
-    def reports(self) -> Path:
-        return self.root / "reports" / self.profile
-
 
 def find(profile: str | None = None, *, or_ours: bool = False) -> Project:
     """The project of the working folder: the nearest folder upwards with a params.yaml.
@@ -137,8 +114,7 @@ def find(profile: str | None = None, *, or_ours: bool = False) -> Project:
     With `or_ours`, the project that this package is installed from serves elsewhere. Raises `ProjectError`.
     """
     cwd = Path.cwd()
-    ours = [PACKAGE.parents[1]] if or_ours else []
-    for folder in (cwd, *cwd.parents, *ours):
+    for folder in (cwd, *cwd.parents, *([PACKAGE.parents[1]] if or_ours else [])):
         if (folder / reading.FILE).is_file():
             return Project(folder, profile)
     raise ProjectError(f"no {reading.FILE} in {cwd} or above it; run satclr inside a satclr project")
@@ -153,10 +129,9 @@ def home(root: Path) -> Path:
 @cache
 def code_digest(root: Path, stage: str) -> str:
     """SHA-256 of the code that a stage depends on: the `src/` dependencies that dvc.yaml lists for it."""
-    stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    listed = [dep for dep in stages[stage]["deps"] if str(dep).startswith("src/satclr")]
+    deps = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]["deps"]
     digest = hashlib.sha256()
-    for dep in sorted(listed):
+    for dep in sorted(dep for dep in deps if dep.startswith("src/satclr")):
         path = PACKAGE.parent / Path(dep).relative_to("src")
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             digest.update(file.read_bytes())

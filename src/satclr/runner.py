@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from satclr.project import Run
@@ -23,7 +23,31 @@ class StageError(RuntimeError):
     """A stage that failed in another process. Exit code 1."""
 
 
+class Stage(NamedTuple):
+    module: str
+    help: str
+    shared: bool = False  # among the processes that params.yaml asks for
+    live: bool = False  # logs to MLflow while it runs
+    publish: bool = False  # to MLflow once its files are written
+
+
+ARM_STAGES = {
+    "pretrain": Stage(
+        "pretrain.train",
+        "Pretrain an arm's encoder (`objective: none` writes the initial one).",
+        shared=True,
+        live=True,
+    ),
+    "embed": Stage("evaluation.embed", "Encode every tile once with an arm's frozen encoder.", shared=True),
+    "probe": Stage("evaluation.probe", "Train the linear probe on an arm's features.", live=True),
+    "evaluate": Stage("evaluation.evaluate", "Test an arm's probe and publish its run to MLflow.", publish=True),
+    "robustness": Stage("evaluation.robustness", "Test an arm on corrupted tiles: haze, clouds, snow, noise and more."),
+    "maps": Stage("evaluation.maps", "Map an arm's test tiles to the plane: UMAP, t-SNE, PCA."),
+}
+
+
 def profile_stage(module: str, profile: str | None) -> None:
+    """Run a stage of a profile, alone on its files."""
     from satclr import project
 
     chosen = project.find(profile)
@@ -31,63 +55,49 @@ def profile_stage(module: str, profile: str | None) -> None:
         import_module(f"satclr.{module}").run(chosen)
 
 
-def arm_stage(
-    module: str,
-    arm: str,
-    profile: str | None,
-    seed: int | None,
-    *,
-    shared: bool = False,  # among the processes that params.yaml asks for
-    live: bool = False,  # log to MLflow while it runs
-    publish: bool = False,  # to MLflow once its files are written
-) -> None:
-    """Run one stage of an arm: alone on its files, with what it logs and publishes."""
+def arm_stage(name: str, arm: str, profile: str | None, seed: int | None) -> None:
+    """Run a stage of an arm: alone on its files, with what it logs and publishes."""
     from satclr import project
 
-    name = module.rpartition(".")[2].replace("train", "pretrain")
+    stage = ARM_STAGES[name]
     run = project.find(profile).run(arm, seed)
-    if publish:
+    if stage.publish:
         from satclr.tracking import runs
 
         runs.preload()  # MLflow is imported on a thread while the stage computes
-    stage = import_module(f"satclr.{module}")
-    fingerprint = stage.fingerprint(run) if live else ""
+    module = import_module(f"satclr.{stage.module}")
+    fingerprint = module.fingerprint(run) if stage.live else ""
     with lock(run.root, f"{name}-{fingerprint[:16]}" if fingerprint else f"{run.profile}-{name}-{run.key}"):
-        if shared and run.processes > 1 and "RANK" not in os.environ:
+        if stage.shared and run.processes > 1 and "RANK" not in os.environ:
             _torchrun(name, run)
             return
-        logged: Any = nullcontext(lambda _step, _metrics: None)
-        if live and _trains(run, name):
+        config = run.settings.pretrain
+        idle = name == "pretrain" and config.objective == "none" and not config.finetune.epochs
+        logged: Any = nullcontext(lambda _epoch, _metrics: None)
+        if stage.live and not idle and os.environ.get("RANK", "0") == "0":
             logged = import_module("satclr.tracking.live").live(run, name, fingerprint)
         with logged as log:
-            stage.run(run, log)
-        if publish:
+            module.run(run, log)
+        if stage.publish:
             runs.publish(run)
-
-
-def _trains(run: Run, name: str) -> bool:
-    config = run.settings.pretrain
-    idle = name == "pretrain" and config.objective == "none" and not config.finetune.epochs
-    return not idle and os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def lock(root: Path, name: str) -> Iterator[None]:
     """Wait for a concurrent run of the same stage and print its PID."""
-    import filelock
+    from filelock import FileLock, Timeout
 
     from satclr import progress
 
     if os.environ.get("SATCLR_LOCKED") or os.environ.get("RANK", "0") != "0":  # another process of ours holds it
         yield
         return
-    path = root / ".cache" / "locks" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file_lock = filelock.FileLock(path)
-    holder = path.with_name(f"{name}.pid")
+    folder = root / ".cache" / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    file_lock, holder = FileLock(folder / name), folder / f"{name}.pid"
     try:
         file_lock.acquire(timeout=0)
-    except filelock.Timeout:
+    except Timeout:
         pid = holder.read_text(encoding="utf-8") if holder.is_file() else "unknown"
         progress.say(f"waiting for another run of this stage (PID {pid})")
         file_lock.acquire()
@@ -99,7 +109,7 @@ def lock(root: Path, name: str) -> Iterator[None]:
 
 
 def _torchrun(name: str, run: Run) -> None:
-    """Run a stage in several processes of this machine. They end with this one, which torchrun's agent runs in."""
+    """Run a stage in several processes of this machine, which end with this one."""
     import torch.distributed.run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -32,17 +32,13 @@ class CombinationError(ParamsError):
 
 
 def load(path: Path) -> Params:
-    """Read and check the whole file: every arm with every profile.
+    """Read and check the whole file. Raises `ParamsError` naming the key's path, the value and what is allowed.
 
     An arm and a profile that does not run it need not go together, if each goes together with others.
-
-    Raises `ParamsError` naming the key's path, the value and what is allowed.
     """
     try:
         with path.open(encoding="utf-8") as file:
             tree = yaml.load(file, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader  # nosec B506
-    except FileNotFoundError:
-        raise ParamsError(f"{path} does not exist; run satclr inside a satclr project") from None
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise ParamsError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
@@ -53,7 +49,7 @@ def load(path: Path) -> Params:
     failed: dict[tuple[str, str], ParamsError] = {}
     for profile, arm in product(scales, params.arms):
         try:
-            _resolve(params, scales, profile, arm)
+            _resolve(params, profile, scales[profile], arm)
         except ParamsError as error:
             if profile and not isinstance(error, CombinationError):
                 raise
@@ -71,14 +67,13 @@ def resolve(params: Params, profile: str, arm: str) -> Settings:
 
     Raises `ParamsError` for an unknown profile or arm and for settings that do not go together.
     """
-    return _resolve(params, params.profiles, profile, arm)
+    return _resolve(params, profile, pick(params.profiles, profile, "profile"), arm)
 
 
-def _resolve(params: Params, profiles: Mapping[str, dict[str, Any]], profile: str, arm: str) -> Settings:
-    tree = merge(params.defaults, pick(profiles, profile, "profile"))
-    tree = merge(tree, pick(params.arms, arm, "arm"))
-    sources = {f"arms.{arm}": params.arms[arm], f"profiles.{profile}": profiles[profile]}
-    return _validate(Settings, tree, sources=sources | {"defaults": params.defaults})
+def _resolve(params: Params, profile: str, scale: Mapping[str, Any], arm: str) -> Settings:
+    method = pick(params.arms, arm, "arm")
+    sources = {f"arms.{arm}": method, f"profiles.{profile}": scale, "defaults": params.defaults}
+    return _validate(Settings, merge(merge(params.defaults, scale), method), sources=sources)
 
 
 def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,33 +94,29 @@ def pick(table: Mapping[str, dict[str, Any]], name: str, kind: str) -> dict[str,
 
 def _check_names(params: Params) -> None:
     pick(params.profiles, params.profile, "profile")
-    for key in ("run", "ladder"):
-        for arm in getattr(params, key):
-            pick(params.arms, arm, f"arm in `{key}`:")
     for key in ("run", "ladder", "seeds"):
-        values = list(map(str, getattr(params, key)))
-        repeated = sorted({value for value in values if values.count(value) > 1})
+        values = getattr(params, key)
+        repeated = sorted({str(value) for value in values if values.count(value) > 1})
         if repeated:
             raise ParamsError(f"{FILE}: {key}: duplicate entry {', '.join(repeated)}")
-    _check_sections({"defaults": params.defaults}, required=SECTIONS, allowed=SECTIONS, path="")
-    _check_sections(params.profiles, required=SECTIONS, allowed=SECTIONS, path="profiles.")
-    _check_sections(params.arms, required=("pretrain",), allowed=ARM_SECTIONS, path="arms.")
+        for arm in values if key != "seeds" else ():
+            pick(params.arms, arm, f"arm in `{key}`:")
+    for name, profile in params.profiles.items():
+        _check_sections(f"profiles.{name}", profile, required=SECTIONS, allowed=SECTIONS)
+    for name, arm in params.arms.items():
+        _check_sections(f"arms.{name}", arm, required=("pretrain",), allowed=ARM_SECTIONS)
 
 
 def _check_sections(
-    tables: Mapping[str, Mapping[str, Any]], *, required: tuple[str, ...], allowed: tuple[str, ...], path: str
+    path: str, sections: Mapping[str, Any], *, required: tuple[str, ...], allowed: tuple[str, ...]
 ) -> None:
     """Every section must be present, if only as `{}`: DVC stops at a missing parameter."""
-    for name, sections in tables.items():
-        for section in required:
-            if section not in sections:
-                raise ParamsError(f"{path}{name}.{section} is missing; add `{section}: {{}}` to change nothing")
-        for section, value in sections.items():
-            if section not in allowed:
-                key = _printable(f"{path}{name}.{section}")
-                raise ParamsError(f"{key}: unknown key; allowed are {', '.join(allowed)}")
-            if not isinstance(value, dict):
-                raise ParamsError(f"{path}{name}.{section} = {_brief(value)} is not a mapping")
+    for section in required:
+        if section not in sections:
+            raise ParamsError(f"{path}.{section} is missing; add `{section}: {{}}` to change nothing")
+    for section in sections:
+        if section not in allowed:
+            raise ParamsError(f"{_printable(f'{path}.{section}')}: unknown key; allowed are {', '.join(allowed)}")
 
 
 def _validate(model: type[M], tree: Mapping[str, Any], *, sources: Mapping[str, Mapping[str, Any]]) -> M:
@@ -174,14 +165,10 @@ def _printable(path: str) -> str:
 
 
 def _brief(value: Any) -> str:
-    """A value for a message: on one line, and abbreviated."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = short.maxlong = 80
     short.maxlevel = 3
-    try:
-        return short.repr(value)
-    except ValueError:  # Python prints no integer of over 4300 digits
-        return f"an integer of {value.bit_length():,} bits" if isinstance(value, int) else type(value).__name__
+    return short.repr(value)
 
 
 def _keys_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:

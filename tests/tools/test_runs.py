@@ -56,9 +56,3 @@ def test_splits_may_be_unlabelled_tiles_too(tmp_path: Path, monkeypatch: pytest.
     assert len(store.learning("keep", tiles="both").rows("train")) == 48
     assert len(store.learning("leave_out", tiles="both").rows("train")) == 24
     assert not (data / "Unlabelled").exists()
-
-
-def test_label_efficiency_is_a_row_an_arm() -> None:
-    rows = [{"fraction": f, "tiles": n, "test_mAP": f, "sd": sd} for f, n, sd in ((0.01, 13, 0.1), (1.0, 1285, None))]
-    table = runs.labels({"arms": {"simclr": {"label_efficiency": rows}}})
-    assert table == [("arm", "1%: 13 tiles", "100%: 1,285 tiles"), ("`simclr`", "0.010 ± 0.100", "1.000")]

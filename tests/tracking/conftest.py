@@ -1,11 +1,15 @@
-"""One empty MLflow store for all tests: a database takes seconds to make."""
+"""One empty MLflow store for all tests, since a database takes seconds to make, and servers on loopback."""
 
 from __future__ import annotations
 
 import shutil
+import socket
 import sqlite3
-from collections.abc import Callable, Sequence
-from contextlib import closing
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,9 @@ from satclr.project import Project, Run
 from satclr.tracking import store
 from tests import made_up
 from tests.conftest import tiny_params
+
+Make = Callable[..., Project]
+TRIES = 3000  # five a second; counted, not timed: a busy machine may stand still for minutes
 
 
 @pytest.fixture(scope="session")
@@ -58,14 +65,37 @@ def stored(project: Project, *conditions: str) -> list[Any]:
 
 
 @pytest.fixture
-def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Callable[..., Project]:
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Make:
     """Makes a project with an empty store."""
 
-    def make(*arms: str, minimum: float = 0.0) -> Project:
+    def make(*arms: str, **changes: Any) -> Project:
         root = tmp_path / "a project? 1#%41"
         monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
         copy_store(empty_store, root)
         monkeypatch.chdir(tmp_path)
-        return make_project(root, *arms, minimum=minimum)
+        return make_project(root, *arms, **changes)
 
     return make
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def served(command: list[str], url: str, **options: Any) -> Iterator[None]:
+    """A server that answers at url, ended with the block."""
+    with subprocess.Popen(command, **options) as process:
+        try:
+            for _ in range(TRIES):
+                assert process.poll() is None, f"{command} ended with {process.returncode}"
+                try:
+                    urllib.request.urlopen(url, timeout=5).close()  # noqa: S310
+                    break
+                except OSError:
+                    time.sleep(0.2)
+            yield
+        finally:
+            process.terminate()

@@ -10,10 +10,9 @@ from satclr.project import Project
 from satclr.tracking import live as module
 from satclr.tracking import runs, store
 from satclr.tracking.live import live
-from tests.tracking.conftest import stored, write
+from tests.tracking.conftest import Make, stored, write
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-Make = Callable[..., Project]
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +70,7 @@ def test_runs_of_dead_processes_are_marked_killed(make: Make) -> None:
     project = make("simclr")
     opened = store.open_store(project.root, "tiny")
     ids = [
-        opened.client.create_run(opened.experiment_id, tags=store.owner() | changes).info.run_id
+        opened.client.create_run(opened.experiment_id, tags=module.owner() | changes).info.run_id
         for changes in ({}, {"satclr.pid": "999999999"}, {"satclr.pid_started": "0.00"}, {"satclr.host": "elsewhere"})
     ]
     with live(project.run("simclr"), "pretrain", "f0"):
@@ -85,7 +84,7 @@ def test_metrics_are_sent_once_the_store_is_back(make: Make, capsys: pytest.Capt
     database = project.root / "mlruns" / "mlflow.db"
     with live(project.run("simclr"), "pretrain", "f0") as log:
         log(1, {"loss": 4.0})
-        until(lambda: stored(project)[0].data.metrics)
+        until(lambda: [run for run in stored(project) if run.data.metrics])
         shutil.move(database, database.with_name("away.db"))
         database.touch()
         log(2, {"loss": 3.0})
@@ -109,10 +108,7 @@ def test_a_wrong_address_fails_the_stage_only_when_its_files_are_written(
 
 def until(condition: Callable[[], object]) -> None:
     for _ in range(600):
-        try:
-            if condition():
-                return
-        except IndexError:  # no run yet
-            pass
+        if condition():
+            return
         time.sleep(0.05)
     raise AssertionError

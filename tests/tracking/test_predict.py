@@ -15,6 +15,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pytest
 import torch
 
@@ -24,7 +25,7 @@ from satclr.evaluation.linear import LinearProbe
 from satclr.pretrain import encoder
 from satclr.pretrain.views import evaluation_view
 from satclr.project import Project
-from satclr.tracking import export, predict, registry, runs, store
+from satclr.tracking import champion, predict, registry, runs, store
 from satclr.tracking.store import TrackingError
 from tests.made_up import CROP_PX, LABELS, MEAN, STD, THRESHOLDS, TILE_PX, jpeg, pixels
 from tests.tracking.conftest import copy_store, make_project, write
@@ -47,29 +48,34 @@ def _no_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
 
 
-def expected(project: Project, pictures: list[bytes]) -> npt.NDArray[np.float64]:
-    """Probabilities as the stages compute them: decoded tile, frozen encoder, the layer in double precision."""
+def tag(model: Any, tiles: list[Any]) -> pd.DataFrame:
+    return model.predict(None, pd.DataFrame({"tile": tiles}))
+
+
+def probabilities(project: Project, views: torch.Tensor) -> npt.NDArray[np.float64]:
+    """Of views, as the stages compute them: the frozen encoder, the layer in double precision."""
     run = project.run("simclr")
-    decoded = np.stack([decode(picture, TILE_PX) for picture in pictures])
-    model, _ = encoder.load(run.encoder)
-    views = evaluation_view(torch.from_numpy(decoded), crop_px=CROP_PX, mean=MEAN, std=STD)
     with torch.inference_mode():
-        return np.asarray(1 / (1 + np.exp(-LinearProbe.load(run.probe).logits(model(views).numpy()))))
+        features = encoder.load(run.encoder)[0](views).numpy()
+    return np.asarray(1 / (1 + np.exp(-LinearProbe.load(run.probe).logits(features))))
+
+
+def expected(project: Project, pictures: list[bytes]) -> npt.NDArray[np.float64]:
+    decoded = torch.from_numpy(np.stack([decode(picture, TILE_PX) for picture in pictures]))
+    return probabilities(project, evaluation_view(decoded, crop_px=CROP_PX, mean=MEAN, std=STD))
 
 
 def test_scores_are_the_stages_and_thresholds_choose_labels(project: Project, tmp_path: Path) -> None:
-    import pandas as pd
-
     pictures = [jpeg(seed) for seed in range(70)]  # more than one batch
-    model = predict.champion(project)
-    table = model.tag(pictures)
+    model = champion.champion(project)
+    table = tag(model, pictures)
     scores = expected(project, pictures)
     np.testing.assert_allclose(table[LABELS].to_numpy(), scores, atol=1e-5)
     chosen = [[n for n, p, t in zip(LABELS, row, THRESHOLDS, strict=True) if p >= t] for row in scores]
     assert table["predicted_labels"].tolist() == chosen
     (tmp_path / "tile.jpg").write_bytes(jpeg(3))
     for form in (str(tmp_path / "tile.jpg"), decode(jpeg(3), TILE_PX)):
-        pd.testing.assert_frame_equal(model.tag([form]), model.tag([jpeg(3)]))
+        pd.testing.assert_frame_equal(tag(model, [form]), tag(model, [jpeg(3)]))
 
 
 def test_the_model_describes_itself_and_holds_no_pickle(project: Project, tmp_path: Path) -> None:
@@ -143,9 +149,9 @@ def test_labels_may_be_called_as_columns_are(project: Project, capsys: pytest.Ca
     assert len(row) == 3 + len(names)
     assert [float(row[f"{name} (label)"]) for name in ("error", "labels", "tile")] == pytest.approx([0.1, 0.2, 0.5])
     assert float(row["tile (label) (label)"]) == pytest.approx(0.6)
-    model = predict.champion(project)
+    model = champion.champion(project)
     model.labels = ["predicted_labels", *LABELS[1:]]
-    table = model.tag([jpeg(1)])
+    table = tag(model, [jpeg(1)])
     assert table.columns.tolist() == ["predicted_labels (label)", *LABELS[1:], "predicted_labels"]
     assert runs._interface(model.labels, 32)["signature"].outputs.input_names() == table.columns.tolist()
 
@@ -166,7 +172,7 @@ def test_the_table_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypat
     assert all(line.endswith((",", ")")) or line[-4:-2] == "0." for line in lines), "only whole labels"
 
 
-def test_wrong_paths_are_named(project: Project, tmp_path: Path) -> None:
+def test_wrong_paths_are_named(tmp_path: Path) -> None:
     with pytest.raises(TrackingError, match=r"nowhere\.jpg does not exist"):
         predict.find([tmp_path / "nowhere.jpg"])
     with pytest.raises(TrackingError, match="contains no pictures"):
@@ -177,18 +183,23 @@ def test_wrong_paths_are_named(project: Project, tmp_path: Path) -> None:
     assert names == ["a.png", "b.png"]
 
 
-def test_a_damaged_or_foreign_champion_is_refused(project: Project, tmp_path: Path) -> None:
+def test_a_damaged_or_foreign_champion_is_refused(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sound, broken = project.run("simclr"), tmp_path / "probe.safetensors"
-    model, probe = predict.champion(project), LinearProbe.load(sound.probe)
+    model, probe = champion.champion(project), LinearProbe.load(sound.probe)
     replace(probe, encoder=probe.encoder | {"tile_px": "wide"}).save(broken)
     with pytest.raises(files.FileError, match="tile_px 'wide'"):
         model.load(sound.encoder, broken)
     replace(probe, weight=probe.weight[:, :9]).save(broken)
     with pytest.raises(files.FileError, match="does not fit the 512 features"):
         model.load(sound.encoder, broken)
-    broken.write_bytes(sound.probe.read_bytes()[:-9])
-    with pytest.raises(files.FileError, match="not a complete safetensors file"):
-        model.load(sound.encoder, broken)
+    (tmp_path / "python_model.pkl").touch()
+    for foreign, reason in ((tmp_path, "python_model.pkl may run code"), (tmp_path / "empty", "lacks an encoder")):
+        foreign.mkdir(exist_ok=True)
+        monkeypatch.setattr(mlflow.artifacts, "download_artifacts", lambda *_, at=foreign, **__: at)
+        with pytest.raises(TrackingError, match=rf"version 1 is not a model of satclr: .*{reason}"):
+            champion.champion(project)
 
 
 @pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
@@ -209,15 +220,13 @@ def test_a_scene_is_cut_into_located_tiles(tmp_path: Path) -> None:
 def test_onnx_gives_the_same_probabilities(project: Project, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
-    session = onnxruntime.InferenceSession(export.export(project, tmp_path / "champion.onnx"))
+    champion.export(project, tmp_path / "champion.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "champion.onnx")
     facts = session.get_modelmeta().custom_metadata_map
     assert json.loads(facts["labels"]) == LABELS
     side = int(facts["crop_px"])
-    run = project.run("simclr")
     for count in (1, 5):
         batch = np.random.default_rng(count).integers(0, 256, (count, side, side, 3), np.uint8)
-        normal = (torch.from_numpy(batch).double() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
-        with torch.inference_mode():
-            features = encoder.load(run.encoder)[0](normal.float().permute(0, 3, 1, 2)).numpy()
+        views = (torch.from_numpy(batch).double() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
         (scores,) = session.run(None, {"pixels": batch})
-        np.testing.assert_allclose(scores, 1 / (1 + np.exp(-LinearProbe.load(run.probe).logits(features))), atol=1e-4)
+        np.testing.assert_allclose(scores, probabilities(project, views.float().permute(0, 3, 1, 2)), atol=1e-4)

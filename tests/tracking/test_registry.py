@@ -3,7 +3,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +12,9 @@ from sklearn.metrics import average_precision_score
 from satclr.project import Project, ProjectError
 from satclr.study.results import Scores
 from satclr.tracking import registry, runs, store
-from tests.tracking.conftest import make_project, write
+from tests.tracking.conftest import Make, make_project, write
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-Make = Callable[..., Project]
 
 
 def aliases(project: Project) -> dict[str, str]:
@@ -119,7 +117,7 @@ def test_a_version_shows_its_origin(make: Make) -> None:
 
 
 def test_arms_compete_by_their_mean_over_seeds_and_test_decides_nothing(make: Make) -> None:
-    project = make_project(make("simclr").root, "simclr", "baseline", seeds=(0, 1))
+    project = make("simclr", "baseline", seeds=(0, 1))
     skills = {"simclr": (0.1, 2.4), "baseline": (1.5, 1.5)}  # one lucky seed
     val = {arm: [write(project.run(arm, s), skill=skills[arm][s])["val_mAP"] for s in (0, 1)] for arm in skills}
     assert max(val["simclr"]) > max(val["baseline"])

@@ -8,8 +8,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import threading
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -17,11 +16,10 @@ import pytest
 
 from satclr import files
 from satclr.project import Project, ProjectError
-from satclr.tracking import content, registry, runs, store, ui
-from tests.tracking.conftest import stored, write
+from satclr.tracking import content, registry, runs, store
+from tests.tracking.conftest import Make, stored, write
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-Make = Callable[..., Project]
 
 
 def states(project: Project) -> dict[str, tuple[str, str]]:
@@ -144,8 +142,6 @@ def test_a_moved_project_starts_a_new_store(make: Make, capsys: pytest.CaptureFi
     assert run.info.artifact_uri.startswith(f"{moved.root.as_uri()}/mlruns/artifacts/tiny/")
     assert len(list(moved.root.glob("mlruns/mlflow.db.moved-*"))) == 1
     assert [path.name for path in moved.root.parent.iterdir()] == [moved.root.name], "nothing beside the project"
-    command = ui._command(moved, 5000)
-    assert command[command.index("--backend-store-uri") + 1] == store.tracking_uri(moved.root)
 
 
 def test_a_temporary_copy_uses_the_projects_store(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,32 +165,16 @@ def test_an_old_schema_is_one_sentence_with_the_command(make: Make) -> None:
         database.execute("UPDATE alembic_version SET version_num = 'cbc13b556ace'")
     with pytest.raises(store.StoreError) as caught:
         store.open_store(project.root, "tiny")
-    found = re.fullmatch(
-        r"cannot open the MLflow store \S+: Detected out-of-date database schema "
-        r"\(found version \w+, but expected \w+\); make a backup, then run `mlflow db upgrade (.+)`",
-        str(caught.value),
-    )
-    assert found is not None, str(caught.value)
-    assert shlex.split(found[1]) == [store.tracking_uri(project.root)]
+    sentence, command = str(caught.value).split("; make a backup, then run `mlflow db upgrade ")
+    assert re.fullmatch(r"cannot open the MLflow store \S+: Detected out-of-date database schema \(.+\)", sentence)
+    assert shlex.split(command.removesuffix("`")) == [store.tracking_uri(project.root)]
 
 
 def test_two_threads_may_create_one_store_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    ids: list[str] = []
-    pair = [threading.Thread(target=lambda: ids.append(store.open_store(tmp_path, "tiny").experiment_id)) for _ in "ab"]
-    for thread in pair:
-        thread.start()
-    for thread in pair:
-        thread.join()
-    assert len(ids) == 2
-    assert len(set(ids)) == 1
-
-
-def test_a_store_that_is_away_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(store.StoreError, match="check MLFLOW_TRACKING_URI"):
-        store.open_store(tmp_path, "tiny")
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: store.open_store(tmp_path, "tiny").experiment_id, "ab")
+    assert first == second
 
 
 def test_metric_names_are_distinct() -> None:
@@ -207,4 +187,4 @@ def test_ui_refuses_a_taken_port(make: Make) -> None:
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(store.TrackingError, match=f"port {port} on 127.0.0.1 is taken"):
-            ui.serve(make("simclr"), port=port)
+            store.serve(make("simclr"), port=port, browser=False)

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from satclr.tracking import predict, registry, store
+from satclr.tracking import champion, predict, registry, store
 from tests import made_up
-from tests.tracking.conftest import make_project
-from tests.tracking.serving import free_port, served
+from tests.tracking.conftest import free_port, make_project, served
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")]
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
@@ -93,7 +92,7 @@ def test_four_arms_log_at_once_to_a_server_on_postgresql(
             assert len(opened.client.get_metric_history(run_id, "pretrain/loss")) == 50
         assert registry.run(machines["simclr"]).decision == "champion"
         tile = predict.Source("tile.jpg", lambda: made_up.jpeg(1))
-        (tagged,) = predict.predict(predict.champion(machines["baseline"]), [tile], done=lambda _: None)
+        (tagged,) = predict.predict(champion.champion(machines["baseline"]), [tile], done=lambda _: None)
         assert not tagged.error
         assert registry.run(machines["supcon_any"]).decision == "challenger"
     assert not list((tmp_path / "machines").rglob("mlflow.db")), "everything is on the server"

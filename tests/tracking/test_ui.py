@@ -17,8 +17,7 @@ from PIL import Image
 
 from satclr.project import Project
 from satclr.tracking import registry
-from tests.tracking.conftest import make_project, write
-from tests.tracking.serving import free_port
+from tests.tracking.conftest import free_port, make_project, write
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 WAIT_S = 300
@@ -87,8 +86,8 @@ def test_a_browser_shows_arms_curves_and_champion(
     project = make(tmp_path)
     shots = Path(os.environ.get(SHOTS, tmp_path))
 
-    def text() -> str:
-        return str(browser.find_element(By.TAG_NAME, "body").text)
+    def shows(*texts: str) -> bool:
+        return all(text in browser.find_element(By.TAG_NAME, "body").text for text in texts)
 
     def curves() -> int:
         """How many curves are drawn once the page is scrolled to the probe's; it draws those in sight."""
@@ -101,7 +100,7 @@ def test_a_browser_shows_arms_curves_and_champion(
         try:
             waiting = WebDriverWait(browser, WAIT_S, ignored_exceptions=[StaleElementReferenceException])
             waiting.until(lambda _: curves() >= at_least, f"{address} does not draw {at_least} curves")
-            waiting.until(lambda _: all(t in text() for t in texts), f"{address} does not show {texts}")
+            waiting.until(lambda _: shows(*texts), f"{address} does not show {texts}")
             time.sleep(1)  # for its last fonts and lines
         finally:
             shot = shots / f"mlflow-{name}.png"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import getpass
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from satclr import files
+from satclr.params import leaves
 from satclr.project import Run
 from satclr.study.results import Results, git_state
 from satclr.tracking.store import Number
@@ -25,8 +26,8 @@ def metrics(results: Results) -> list[Number]:
     for stage in ("pretrain", "probe"):
         for row in results.curve(stage):
             epoch = int(row.pop("epoch"))
-            numbers += [(f"{stage}/{key}", float(value), epoch) for key, value in row.items() if value]
-    for key, value in _leaves(results.metrics, "_"):
+            numbers += [(f"{stage}/{key}", value, epoch) for key, value in row.items()]
+    for key, value in leaves(results.metrics, "_"):
         name = re.sub(r"^(test|val)_", r"\1/", metric_name(key))
         if key.endswith("_ci95") and value:
             numbers += [(name.replace("_ci95", end), value[i], 0) for i, end in enumerate(("_lo", "_hi"))]
@@ -47,17 +48,15 @@ def report_metrics(report: Mapping[str, Any], per_class: Path) -> list[Number]:
             rows += [(f"label_efficiency_mAP/{name}", row["test_mAP"]), (f"label_efficiency_sd/{name}", row["sd"])]
         for stage in ("robustness", "maps"):
             for key, value in entry.get(stage, {}).items():
-                rows += _leaves(value, "/", f"{stage}_{key}/{arm}")
+                rows += leaves(value, "/", f"{stage}_{key}/{arm}")
     for name, entry in {**report["arms"], **report["references"]}.items():
         for key in ("test_mAP", "test_converged_mAP", "test_within_category_mAP"):
-            rows += [(f"{key}/{name}", entry.get(key)), *_ends(key, name, entry.get(f"{key}_ci95"))]
+            rows += _with_ends(key, name, entry)
     for contrast in report["contrasts"]:
         name = f"{contrast['arm']} - {contrast['against']}"
-        rows += _ends("delta_mAP", name, contrast["ci95"])
-        for key in ("delta_converged_mAP", "delta_within_category_mAP"):
-            rows += [(f"{key}/{name}", contrast.get(key)), *_ends(key, name, contrast.get(f"{key}_ci95"))]
-        for key in ("delta_mAP", "p_value", "p_holm", "labels_better", "labels_worse"):
-            rows.append((f"{key}/{name}", contrast.get(key)))
+        for key in ("delta_mAP", "delta_converged_mAP", "delta_within_category_mAP"):
+            rows += _with_ends(key, name, contrast | {"delta_mAP_ci95": contrast["ci95"]})
+        rows += [(f"{key}/{name}", contrast.get(key)) for key in ("p_value", "p_holm", "labels_better", "labels_worse")]
     known = [row for row in files.read_csv(per_class) if row["delta_AP"]] if per_class.is_file() else []
     names = metric_names(dict.fromkeys(row["label"] for row in known))
     for row in known:
@@ -66,8 +65,10 @@ def report_metrics(report: Mapping[str, Any], per_class: Path) -> list[Number]:
     return [(key, float(value), 0) for key, value in rows if value is not None]
 
 
-def _ends(key: str, name: str, interval: Sequence[float] | None) -> list[tuple[str, Any]]:
-    return [(f"{key}{end}/{name}", value) for end, value in zip(("_lo", "_hi"), interval or (), strict=False)]
+def _with_ends(key: str, name: str, entry: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """A value, and the ends of its interval if it has one."""
+    low, high = entry.get(f"{key}_ci95") or (None, None)
+    return [(f"{key}/{name}", entry.get(key)), (f"{key}_lo/{name}", low), (f"{key}_hi/{name}", high)]
 
 
 def report_note(report: Mapping[str, Any]) -> str:
@@ -98,7 +99,8 @@ def metric_names(labels: Iterable[str]) -> dict[str, str]:
 
 def tags(results: Results, fingerprint: str) -> dict[str, str]:
     """The tags of an arm run, its description among them."""
-    run, stage = results.run, f"evaluate@{results.run.profile}-{results.run.arm}-{results.run.seed}"
+    run = results.run
+    stage = f"evaluate@{run.profile}-{run.arm}-{run.seed}"
     commit, dirty = git_state(run.root)
     md5 = data_md5(run) or "unknown"
     facts = {"kind": "arm", "arm": run.arm, "seed": run.seed, "profile": run.profile, "fingerprint": fingerprint}
@@ -163,9 +165,8 @@ positives, hence of unknown quality: {without}. Chosen by validation mAP {result
 
 def data_md5(run: Run) -> str | None:
     """DVC's md5 of data/<profile> as `prepare` last read it, or that of the whole data folder."""
-    stages = _yaml(run.root / "dvc.lock").get("stages", {})
-    deps = [dep for name in (f"prepare@{run.profile}", "prepare") for dep in stages.get(name, {}).get("deps", [])]
-    found = [dep for dep in deps if dep.get("path") == f"data/{run.profile}"]
+    prepared = _yaml(run.root / "dvc.lock").get("stages", {}).get(f"prepare@{run.profile}", {})
+    found = [dep for dep in prepared.get("deps", []) if dep["path"] == f"data/{run.profile}"]
     found += _yaml(run.root / "data.dvc").get("outs", [])
     return str(found[0]["md5"]) if found else None
 
@@ -186,15 +187,6 @@ def audit(run: Run) -> tuple[dict[str, int], str]:
         "near_duplicates_across_splits": tree["near_duplicates"]["groups_across_splits"],
     }
     return numbers, tree["findings"][0]["title"] if levels else "none"
-
-
-def _leaves(tree: Any, joint: str, name: str = "") -> Iterator[tuple[str, Any]]:
-    """{"haze": {"1": x}} as ("haze/1", x)."""
-    if not isinstance(tree, dict):
-        yield name, tree
-        return
-    for key, value in tree.items():
-        yield from _leaves(value, joint, f"{name}{joint}{key}" if name else key)
 
 
 def _yaml(path: Path) -> dict[str, Any]:

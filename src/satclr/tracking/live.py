@@ -9,16 +9,17 @@ MLflow's own asynchronous logging is not used: it drops a batch that the server 
 from __future__ import annotations
 
 import os
+import socket
 import threading
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from queue import SimpleQueue
 from typing import Any
 
 from satclr import progress
 from satclr.progress import Log
 from satclr.project import Run
-from satclr.tracking.store import Point, Store, StoreError, log, mark_killed, open_store, owner, tag
+from satclr.tracking.store import Point, Store, StoreError, log, open_store, stamped, tag
 
 FLUSH_S = 5.0
 KILLED_S = 10.0  # to end the run of an interrupted stage
@@ -46,6 +47,25 @@ def live(run: Run, stage: str, fingerprint: str) -> Iterator[Log]:
         raise StoreError(f"{stage} has written its files but not its MLflow run: {worker.error}")
 
 
+def owner(pid: int | None = None) -> dict[str, str]:
+    """Tags that name a process, with its start since ids are reused; none if it does not run."""
+    import psutil
+
+    pid = pid or os.getpid()
+    with suppress(psutil.NoSuchProcess):
+        started = f"{psutil.Process(pid).create_time():.2f}"
+        return {"satclr.host": socket.gethostname(), "satclr.pid": str(pid), "satclr.pid_started": started}
+    return {}
+
+
+def mark_killed(store: Store) -> None:
+    """Mark KILLED the runs that a dead process of this machine left RUNNING."""
+    for run in store.search("attributes.status = 'RUNNING'", tag("host", socket.gethostname())):
+        started = owner(int(run.data.tags["satclr.pid"])).get("satclr.pid_started")
+        if started != run.data.tags["satclr.pid_started"]:
+            store.client.set_terminated(run.info.run_id, "KILLED")
+
+
 class _Worker(threading.Thread):
     def __init__(self, run: Run, stage: str, fingerprint: str) -> None:
         super().__init__(name="satclr-mlflow", daemon=True)
@@ -55,19 +75,18 @@ class _Worker(threading.Thread):
         self._store: Store
         self._monitor: Any = None
         self._logged: dict[str, int] = {}  # metric → its last step
-        self._pending: list[Point] = []
-        self._lock = threading.Lock()
+        self._queue: SimpleQueue[Point] = SimpleQueue()
+        self._unsent: list[Point] = []
         self._ended = threading.Event()
         self._status = ""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Queue the metrics of a step (an epoch, from 1)."""
-        now_ms = int(time.time() * 1000)
-        with self._lock:
-            self._pending += [(f"{self._stage}/{key}", float(v), now_ms, step) for key, v in metrics.items()]
+        for point in stamped((f"{self._stage}/{key}", value, step) for key, value in metrics.items()):
+            self._queue.put(point)
 
     def end(self, status: str, timeout_s: float | None = None) -> None:
-        """Send what is queued and end the run."""
+        """Send what is queued and end the run; wait for it."""
         self._status = status
         self._ended.set()
         self.join(timeout_s)
@@ -89,41 +108,32 @@ class _Worker(threading.Thread):
 
     def _send(self) -> None:
         self.run_id = self.run_id or self._open()
-        with self._lock:
-            pending, self._pending = self._pending, []
-        try:
-            log(self._store, self.run_id, metrics=[p for p in pending if p[3] > self._logged.get(p[0], -1)])
-        except Exception:
-            with self._lock:
-                self._pending = pending + self._pending
-            raise
+        while not self._queue.empty():
+            self._unsent.append(self._queue.get())
+        log(self._store, self.run_id, metrics=[p for p in self._unsent if p[3] > self._logged.get(p[0], -1)])
+        self._unsent.clear()
         if self._monitor is None or self.error is not None:  # MLflow's monitor stops once the store is away
-            self._monitor = self._start_monitor()
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+            # CPU, memory, disk, network and GPU, every 10 s
+            self._monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self._store.uri)
+            self._monitor.start()
         self.error = None
 
     def _open(self) -> str:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", RETRIES)
         run, stage = self._run, self._stage
-        self._store = open_store(run.root, run.profile)
-        mark_killed(self._store)
+        store = self._store = open_store(run.root, run.profile)
+        mark_killed(store)
         key = {"kind": "live", "arm": run.arm, "seed": run.seed, "stage": stage, "fingerprint": self._fingerprint}
         facts = key | {"profile": run.profile, "dvc_stage": f"{stage}@{run.profile}-{run.arm}-{run.seed}"}
         tags = {f"satclr.{name}": str(value) for name, value in facts.items()} | owner()
-        client = self._store.client
-        former = self._store.search(*(tag(name, value) for name, value in key.items()))
+        former = store.search(*(tag(name, value) for name, value in key.items()))
         if former:
             opened = former[0]
             self._logged = {point.key: point.step for point in opened.data._metric_objs}  # noqa: SLF001
-            client.update_run(opened.info.run_id, status="RUNNING")
+            store.client.update_run(opened.info.run_id, status="RUNNING")
         else:
-            opened = client.create_run(self._store.experiment_id, run_name=f"{run.key} {stage}", tags=tags)
-        log(self._store, opened.info.run_id, tags=tags, params={} if opened.data.params else run.parameters())
+            opened = store.client.create_run(store.experiment_id, run_name=f"{run.key} {stage}", tags=tags)
+        log(store, opened.info.run_id, tags=tags, params={} if opened.data.params else run.parameters())
         return str(opened.info.run_id)
-
-    def _start_monitor(self) -> Any:
-        """MLflow's own sampling of CPU, memory, disk, network and GPU, every 10 s."""
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-        monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self._store.uri)
-        monitor.start()
-        return monitor

@@ -12,15 +12,14 @@ import glob
 import json
 import shutil
 import sys
-import tempfile
 import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,20 +29,17 @@ from satclr import files, progress
 from satclr.data import pixels
 from satclr.project import Project
 from satclr.tracking import runs
-from satclr.tracking.store import TrackingError, load_mlflow, open_store
+from satclr.tracking.champion import champion
+from satclr.tracking.store import TrackingError
 
 if TYPE_CHECKING:
     from satclr.tracking.serving import Tagger
 
 BATCH = 64
-PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".joblib", ".dill"}
-CHAMPION = "champion"
 OWN = ("tile", "error", "labels")  # columns that are no label
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff"}
 SCENES = {".tif", ".tiff"}
 MAX_TILES = 1_000_000
-Bounds = tuple[float, float, float, float]  # left, bottom, right, top in the scene's coordinates
-Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -52,8 +48,8 @@ class Source:
 
     name: str
     read: Callable[[], bytes]
-    bounds: Bounds | None = None
-    polygon: list[Point] | None = None  # the closed outline, instead of bounds, in a rotated scene
+    bounds: tuple[float, ...] | None = None  # left, bottom, right, top in the scene's coordinates
+    polygon: list[tuple[float, float]] | None = None  # the closed outline, instead of bounds, in a rotated scene
     file: Path = Path()
 
 
@@ -84,29 +80,27 @@ def run(project: Project, tiles: Sequence[str], *, form: str, top: int, scene_ti
     if form == "csv":
         _print_csv(model.labels, predictions)
     elif form == "json":
-        for prediction in predictions:
-            print(_json(prediction, top))
+        _print_json(predictions, top)
     else:
-        _print_table([prediction for prediction in predictions if not prediction.error], top)
-    for line in _problems(predictions):
-        progress.say(line)
-    return sum(bool(prediction.error) and not prediction.no_data for prediction in predictions)
+        _print_table([p for p in predictions if not p.error], top)
+    _say_problems(predictions)
+    return sum(bool(p.error) and not p.no_data for p in predictions)
 
 
 def predict(model: Tagger, sources: Sequence[Source], *, done: Callable[[int], None]) -> Iterator[Prediction]:
     """Tag tiles in batches, in order; a tile that cannot be read has an error and no labels."""
     for start in range(0, len(sources), BATCH):
-        batch, decoded, errors = sources[start : start + BATCH], [], dict[int, Exception]()
+        batch, decoded, failed = sources[start : start + BATCH], [], dict[int, Prediction]()
         for i, source in enumerate(batch):
             try:
                 decoded.append(model.decode(source.read()))
             except Exception as error:  # noqa: BLE001 - whatever a broken picture raises
-                errors[i] = error
+                reason = " ".join(str(error).split()) or type(error).__name__
+                failed[i] = Prediction(source, {}, [], reason, isinstance(error, pixels.NoDataError))
         scores: Iterator[Any] = iter(model.scores(decoded) if decoded else ())
         for i, source in enumerate(batch):
-            if i in errors:
-                reason = " ".join(str(errors[i]).split()) or type(errors[i]).__name__
-                yield Prediction(source, {}, [], reason, isinstance(errors[i], pixels.NoDataError))
+            if i in failed:
+                yield failed[i]
                 continue
             row = next(scores)
             best = sorted(zip(model.labels, map(float, row), strict=True), key=lambda pair: -pair[1])
@@ -114,63 +108,26 @@ def predict(model: Tagger, sources: Sequence[Source], *, done: Callable[[int], N
         done(len(batch))
 
 
-def champion(project: Project) -> Tagger:
-    """Load the champion with this project's code. Raises as `champion_files` does, and for damaged files."""
-    import torchvision  # noqa: F401 - while MLflow is imported on its thread
-
-    load_mlflow()
-    with warnings.catch_warnings(action="ignore"):  # advice on type hints
-        from satclr.tracking.serving import Tagger
-    tagger = Tagger()
-    with champion_files(project) as (_version, encoder, probe):
-        tagger.load(encoder, probe)
-    return tagger
-
-
-@contextmanager
-def champion_files(project: Project) -> Iterator[tuple[Any, Path, Path]]:
-    """Yield the champion's version, encoder file and probe file, in a temporary folder.
-
-    Nothing else of the version is used: a registered model may come from outside, and MLflow's own way of loading one
-    runs the code in it. Raises `TrackingError` without a champion, and if it is not one of safetensors files.
-    """
-    mlflow = load_mlflow()
-    store, name = open_store(project.root, project.profile), f"satclr-{project.profile}"
-    try:
-        version = store.client.get_model_version_by_alias(name, CHAMPION)
-    except mlflow.MlflowException:
-        raise TrackingError(
-            f"{name} has no champion in {store.uri}; run `satclr register`, or `satclr sync` after `dvc pull`"
-        ) from None
-    with tempfile.TemporaryDirectory() as folder:
-        uri = f"models:/{name}/{version.version}"
-        model = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder, tracking_uri=store.uri)).resolve()
-        pickles = sorted(path.name for path in model.rglob("*") if path.suffix.lower() in PICKLES)
-        parts = [model / "artifacts" / f"{part}.safetensors" for part in ("encoder", "probe")]
-        if pickles or not all(path.is_file() and path.resolve().is_relative_to(model) for path in parts):
-            reason = f"{pickles[0]} may run code" if pickles else "it lacks an encoder or a probe"
-            raise TrackingError(f"{name} version {version.version} is not a model of satclr: {reason}; register again")
-        yield version, *parts
-
-
-def _problems(predictions: Sequence[Prediction]) -> Iterator[str]:
+def _say_problems(predictions: Sequence[Prediction]) -> None:
     """A line for each tile that was not labelled; for a scene one for all its tiles without data, and one a reason."""
     tiles = Counter(prediction.source.file for prediction in predictions)
     found: dict[tuple[Path, str], list[str]] = {}
-    for p in (p for p in predictions if p.error):
-        key = (p.source.file, "too few pixels hold data; no labels" if p.no_data else p.error)
-        found.setdefault(key, []).append(p.source.name)
+    for p in predictions:
+        if p.error:
+            reason = "too few pixels hold data; no labels" if p.no_data else p.error
+            found.setdefault((p.source.file, reason), []).append(p.source.name)
     for (file, reason), names in found.items():
         count = f"{file}: {len(names):,} of {tiles[file]:,} tiles"
-        yield f"{count if tiles[file] > 1 else names[0]}: {reason}"
+        progress.say(f"{count if tiles[file] > 1 else names[0]}: {reason}")
 
 
-def _json(prediction: Prediction, top: int) -> str:
-    """A prediction without what it does not have."""
-    source, best = prediction.source, dict(islice(prediction.probabilities.items(), top))
-    row: dict[str, Any] = {"tile": source.name, "probabilities": best, "labels": prediction.labels}
-    row |= {"bounds": source.bounds, "polygon": source.polygon, "error": prediction.error}
-    return json.dumps({k: v for k, v in row.items() if v not in ({}, None, "")}, ensure_ascii=False)
+def _print_json(predictions: Sequence[Prediction], top: int) -> None:
+    """A line per tile, without what it does not have."""
+    for p in predictions:
+        best = dict(islice(p.probabilities.items(), top))
+        row: dict[str, Any] = {"tile": p.source.name, "probabilities": best, "labels": p.labels}
+        row |= {"bounds": p.source.bounds, "polygon": p.source.polygon, "error": p.error}
+        print(json.dumps({k: v for k, v in row.items() if v not in ({}, None, "")}, ensure_ascii=False))
 
 
 def _print_csv(labels: Sequence[str], predictions: Sequence[Prediction]) -> None:
@@ -253,14 +210,12 @@ def _tiles(file: Path, side_px: int) -> Iterator[Source]:
             f"{file} is a scene of {width}×{height} pixels, {count:,} tiles of {side_px}; at most {MAX_TILES:,} are "
             "cut: raise --scene-tile-px or split the scene"
         )
-    for y in _starts(height, h):
-        for x in _starts(width, w):
-            place = _place(transform, x, y, w, h) if located else {}
-            if count == 1:
-                yield replace(whole, **place)
-            else:
-                read = partial(pixels.window, file, (x, y, w, h))
-                yield Source(f"{file}#x={x},y={y}", read, file=file, **place)
+    for y, x in product(_starts(height, h), _starts(width, w)):
+        place = _place(transform, x, y, w, h) if located else {}
+        if count == 1:
+            yield replace(whole, **place)
+        else:
+            yield Source(f"{file}#x={x},y={y}", partial(pixels.window, file, (x, y, w, h)), file=file, **place)
 
 
 def _place(transform: Any, x: int, y: int, w: int, h: int) -> dict[str, Any]:

@@ -82,9 +82,9 @@ def run(project: Project) -> Decision:
     `TrackingError` without a candidate.
     """
     # The score of a probe on batch statistics depends on the other tiles of the batch: it cannot be served.
-    frozen = [seeds for seeds in project.arms() if seeds[0].settings.probe.batch_norm == "frozen"]
-    candidates = [Candidate([Results(run) for run in seeds]) for seeds in frozen]
-    ranking = sorted(candidates, key=lambda candidate: -candidate.mean("val_mAP"))
+    served = [seeds for seeds in project.arms() if seeds[0].settings.probe.batch_norm == "frozen"]
+    ranking = [Candidate([Results(run) for run in seeds]) for seeds in served]
+    ranking.sort(key=lambda candidate: -candidate.mean("val_mAP"))
     if not ranking:
         raise TrackingError("no arm of `run` has probe.batch_norm: frozen; only such a probe can be registered")
     runs.publish_all(project)
@@ -106,9 +106,8 @@ def promote(project: Project, version: str) -> Decision:
         raise TrackingError(f"{registry.name} has no version {version!r}; it has {numbers}")
     if champion is not None and champion.version == version:
         raise TrackingError(f"{registry.name} version {version} is the champion already")
-    registry.set_champion(known[version], champion)
     registry.client.delete_model_version_tag(registry.name, version, ROLLED_BACK)
-    return registry.record("promoted", known[version], champion, "by hand")
+    return registry.set_champion("promoted", known[version], champion, "by hand")
 
 
 def rollback(project: Project) -> Decision:
@@ -143,13 +142,13 @@ def restore(project: Project) -> Decision | None:
             f"{path.relative_to(project.root)} names {results.run.key}, whose files have changed; run `satclr register`"
         )
     version = registry.of(results) or registry.create(candidate)
-    registry.set_champion(version, None)
-    return registry.record("restored", version, None, "from champion.json")
+    return registry.set_champion("restored", version, None, "from champion.json")
 
 
 def gap(candidate: Sequence[Scores], champion: Sequence[Scores]) -> tuple[float, float, float]:
     """Difference in mAP on the same tiles, means over seeds, and its 95% interval by paired bootstrap over both."""
-    arms, targets = [np.stack([one.scores for one in seeds]) for seeds in (candidate, champion)], candidate[0].targets
+    targets = candidate[0].targets
+    arms = [np.stack([one.scores for one in seeds]) for seeds in (candidate, champion)]
     ours, theirs = ([metrics.nan_mean(metrics.average_precision(s, targets)) for s in seeds] for seeds in arms)
     _, samples = metrics.paired_bootstrap_over_seeds(arms, targets, resamples=RESAMPLES, seed=0)
     mean = metrics.nan_mean(samples)
@@ -206,14 +205,17 @@ class _Registry:
         facts["seed_runs"] = ",".join(self.published(results).info.run_id for results in candidate.seeds)
         return {f"satclr.{key}": str(value) for key, value in facts.items()}
 
-    def set_champion(self, version: Any, former: Any | None) -> None:
-        client, name, challenger = self.client, self.name, self.by_alias(CHALLENGER)
+    def set_champion(
+        self, outcome: Outcome, version: Any, former: Any | None, reason: str, *difference: float
+    ) -> Decision:
+        challenger = self.by_alias(CHALLENGER)
         if former is not None:
-            client.set_model_version_tag(name, version.version, OVER, former.version)
-            client.set_registered_model_alias(name, PREVIOUS, former.version)
-        client.set_registered_model_alias(name, CHAMPION, version.version)
+            self.client.set_model_version_tag(self.name, version.version, OVER, former.version)
+            self.client.set_registered_model_alias(self.name, PREVIOUS, former.version)
+        self.client.set_registered_model_alias(self.name, CHAMPION, version.version)
         if challenger is not None and challenger.version == version.version:
-            client.delete_registered_model_alias(name, CHALLENGER)
+            self.client.delete_registered_model_alias(self.name, CHALLENGER)
+        return self.record(outcome, version, former, reason, *difference)
 
     def decide(self, candidate: Candidate) -> Decision:
         """Compare the candidate with the champion, and act on it."""
@@ -225,26 +227,24 @@ class _Registry:
         version = version or self.create(candidate)
         self.client.set_model_version_tag(self.name, version.version, SEEDS, tags[SEEDS])  # seeds may have been added
         if champion is None:
-            self.set_champion(version, None)
-            return self.record("champion", version, None, "the first version")
+            return self.set_champion("champion", version, None, "the first version")
         known = (version.version, tags, champion)
         if champion.version == version.version:
             return self.decision("kept", *known, "it is the champion already")
-        better, reason, *found = self.gate(candidate, champion)
+        better, reason, *difference = self.gate(candidate, champion)
         if ROLLED_BACK in version.tags:
-            return self.decision("kept", *known, "it was rolled back; `satclr promote` undoes that", *found)
+            return self.decision("kept", *known, "it was rolled back; `satclr promote` undoes that", *difference)
         if better:
-            self.set_champion(version, champion)
-            return self.record("champion", version, champion, reason, *found)
+            return self.set_champion("champion", version, champion, reason, *difference)
         if version.tags.get("satclr.decision") == "challenger":
-            return self.decision("challenger", *known, reason, *found)
+            return self.decision("challenger", *known, reason, *difference)
         self.client.set_registered_model_alias(self.name, CHALLENGER, version.version)
-        return self.record("challenger", version, champion, reason, *found)
+        return self.record("challenger", version, champion, reason, *difference)
 
     def gate(self, candidate: Candidate, champion: Any) -> tuple[Any, ...]:
         """Whether the candidate is better, a reason, and the difference with its interval."""
         ours, theirs = [results.scores("val") for results in candidate.seeds], []
-        for run_id in champion.tags.get(SEEDS, champion.run_id).split(","):
+        for run_id in champion.tags[SEEDS].split(","):
             with tempfile.TemporaryDirectory() as folder:
                 path = self.client.download_artifacts(run_id, "results/scores.npz", folder)
                 theirs.append(scores(files.load_npz(Path(path)), "val"))
@@ -259,19 +259,19 @@ class _Registry:
         return low > 0, f"better than {interval}" if low > 0 else short, delta, low, high
 
     def decision(
-        self, outcome: Outcome, version: str, tags: Any, champion: Any, reason: str, *found: float
+        self, outcome: Outcome, version: str, tags: Any, champion: Any, reason: str, *difference: float
     ) -> Decision:
         arm, seed, val, test = (tags[f"satclr.{key}"] for key in ("arm", "seed", "val_mAP", "test_mAP"))
-        now, against = datetime.now(UTC).isoformat(timespec="seconds"), champion.version if champion is not None else ""
+        now, against = datetime.now(UTC).isoformat(timespec="seconds"), "" if champion is None else champion.version
         maps = (float(val), float(test.split()[0]))
-        delta, low, high = found or (None, None, None)
+        delta, low, high = difference or (None, None, None)
         return Decision(
             now, outcome, self.name, str(version), arm, int(seed), *maps, str(against), delta, low, high, reason
         )
 
-    def record(self, outcome: Outcome, version: Any, former: Any, reason: str, *found: float) -> Decision:
+    def record(self, outcome: Outcome, version: Any, former: Any, reason: str, *difference: float) -> Decision:
         """Keep a decision as tags of its version and as a line of promotions.csv."""
-        line = self.decision(outcome, version.version, version.tags, former, reason, *found)
+        line = self.decision(outcome, version.version, version.tags, former, reason, *difference)
         for key in ("decision", "decided_at", "reason"):
             self.client.set_model_version_tag(self.name, line.version, f"satclr.{key}", getattr(line, key))
         path = self.project.reports / "promotions.csv"
@@ -286,12 +286,11 @@ class _Registry:
 
 def _write_champion(project: Project, decision: Decision, ranking: Sequence[Candidate], champion: Any) -> None:
     """Write champion.json: the champion, the decision, and the candidates by validation mAP."""
-    rows = [
-        {"arm": one.model.run.arm, "seeds": [r.run.seed for r in one.seeds]}
-        | {key: one.mean(key) for key in ("val_mAP", "test_mAP")}
-        | {"model": {"seed": one.model.run.seed, "val_mAP": one.model.metrics["val_mAP"], "digest": one.model.digest}}
-        for one in ranking
-    ]
+    rows = []
+    for candidate in ranking:
+        model, means = candidate.model, {key: candidate.mean(key) for key in ("val_mAP", "test_mAP")}
+        chosen = {"seed": model.run.seed, "val_mAP": model.metrics["val_mAP"], "digest": model.digest}
+        rows.append({"arm": model.run.arm, "seeds": [r.run.seed for r in candidate.seeds], **means, "model": chosen})
     tree: dict[str, Any] = {"profile": project.profile, "model": decision.model, "champion": None}
     if champion is not None:
         arm, seed, val = (champion.tags[f"satclr.{key}"] for key in ("arm", "seed", "val_mAP"))

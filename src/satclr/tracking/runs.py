@@ -25,7 +25,8 @@ from satclr.evaluation.linear import LinearProbe
 from satclr.project import PACKAGE, Project, ProjectError, Run
 from satclr.study.results import Results
 from satclr.tracking import content
-from satclr.tracking.store import Store, load_mlflow, log, mark_killed, open_store, owner, stamped, tag
+from satclr.tracking.live import mark_killed, owner
+from satclr.tracking.store import Store, load_mlflow, log, open_store, stamped, tag
 
 PACKAGES = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "torch", "torchvision")
 REGISTRYS = ("champion.json", "promotions.csv")  # in reports/, but not part of the report
@@ -67,7 +68,8 @@ def publish_all(project: Project) -> tuple[list[str], list[str]]:
             continue
         if digest not in known:
             progress.say(f"publishing {run.key} to MLflow")
-        run_ids.append(known.get(digest) or _publish(store, results, digest))
+            known[digest] = _publish(store, results, digest)
+        run_ids.append(known[digest])
     if (project.reports / "compare.json").is_file():
         publish_report(project)
     return run_ids, missing
@@ -75,10 +77,9 @@ def publish_all(project: Project) -> tuple[list[str], list[str]]:
 
 def publish_report(project: Project) -> str:
     """Log the run `compare` of a report, its contrasts as metrics, unless the store has it; return its id."""
-    folder = project.reports
+    folder, store = project.reports, open_store(project.root, project.profile)
     found = sorted(path for path in folder.rglob("*") if path.suffix in FIGURES and path.name not in REGISTRYS)
     digest = files.sha256(*found)
-    store = open_store(project.root, project.profile)
     run_id = _finished(store, digest)
     if run_id is None:
         report = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
@@ -102,8 +103,7 @@ def parameters(results: Results) -> dict[str, str]:
 
 
 def _publish(store: Store, results: Results, digest: str) -> str:
-    run = results.run
-    own = (tag("arm", run.arm), tag("seed", run.seed))
+    own = (tag("arm", results.run.arm), tag("seed", results.run.seed))
     run_id = _finished(store, digest) or _log(store, results, digest)
     _make_current(store, run_id, tag("kind", "arm"), *own)
     for child in store.search(tag("kind", "live"), *own):
@@ -120,13 +120,13 @@ def _log(store: Store, results: Results, digest: str) -> str:
     run, client = results.run, store.client
     probe = LinearProbe.load(run.probe)
     tags = content.tags(results, str(probe.encoder.get("fingerprint", "unknown")))
+    audit, _ = content.audit(run)
     run_id = _create(store, run.key, tags | {"satclr.digest": digest})
     try:
-        _log_data(store, results, run_id)
+        _log_data(store, results, run_id, audit)
         log(store, run_id, params=parameters(results))
         model_id = _log_model(store, results, probe, run_id)
         log(store, run_id, metrics=stamped(content.metrics(results)), model_id=model_id)
-        audit, _ = content.audit(run)
         if audit:
             log(store, run_id, metrics=stamped((f"tiles_audit/{key}", value, 0) for key, value in audit.items()))
             client.log_artifact(run_id, str(run.store / "audit.json"), "data")
@@ -143,15 +143,15 @@ def _create(store: Store, name: str, tags: Mapping[str, str]) -> str:
     return str(store.client.create_run(store.experiment_id, run_name=name, tags={**tags, **owner()}).info.run_id)
 
 
-def _log_data(store: Store, results: Results, run_id: str) -> None:
+def _log_data(store: Store, results: Results, run_id: str, audit: Mapping[str, int]) -> None:
     """Log the data set as an input, with its DVC md5."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
     from mlflow.exceptions import MlflowException
 
     profile, md5 = results.run.profile, content.data_md5(results.run)
-    facts = {"test_tiles": results.metrics["test_tiles"], **content.audit(results.run)[0]}
     source = json.dumps({"uri": f"data/{profile}", "dvc_md5": md5})
-    data = Dataset(profile, md5 or "unknown", "local", source, profile=json.dumps(facts))
+    facts = json.dumps({"test_tiles": results.metrics["test_tiles"], **audit})
+    data = Dataset(profile, md5 or "unknown", "local", source, profile=facts)
     for attempt in range(RACES):
         try:
             store.client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])

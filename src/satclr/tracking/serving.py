@@ -9,7 +9,7 @@ pickle, no installation of satclr. It also runs it to log the model, hence torch
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -42,11 +42,10 @@ class Tagger(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         from satclr.pretrain.encoder import Frozen
 
         self.probe, self.encoder = LinearProbe.load(probe), Frozen(encoder)
-        self.labels, tile_px = self.probe.labels, self.probe.encoder.get("tile_px")
-        if not isinstance(tile_px, int) or not 8 <= tile_px <= 1024:
-            raise files.FileError(f"{probe} has tile_px {tile_px!r}; run `satclr probe` again")
-        self.tile_px = tile_px
-        self.scale = self.probe.encoder.get("scale")
+        self.labels, self.scale = self.probe.labels, self.probe.encoder.get("scale")
+        self.tile_px: int = self.probe.encoder.get("tile_px", 0)
+        if not isinstance(self.tile_px, int) or not 8 <= self.tile_px <= 1024:
+            raise files.FileError(f"{probe} has tile_px {self.tile_px!r}; run `satclr probe` again")
         if self.probe.weight.shape[1] != self.encoder.width:
             raise files.FileError(f"{probe} does not fit the {self.encoder.width} features of {encoder}")
 
@@ -56,16 +55,13 @@ class Tagger(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         Returns one row per tile: the probability of each label, and `predicted_labels`, those at or above the
         threshold that was tuned on the validation split.
         """
-        return self.tag(model_input.iloc[:, 0]).set_index(model_input.index)
-
-    def tag(self, tiles: Iterable[Tile]) -> pd.DataFrame:
-        """As `predict`, from an iterable, in batches."""
-        rest = iter(tiles)
+        tiles = iter(model_input.iloc[:, 0])
         parts = [np.empty((0, len(self.labels)))]
-        while batch := [self.decode(tile) for tile in islice(rest, BATCH)]:
+        while batch := [self.decode(tile) for tile in islice(tiles, BATCH)]:
             parts.append(self.scores(batch))
-        table = pd.DataFrame(np.concatenate(parts), columns=files.columns(self.labels, OWN))
-        return table.assign(predicted_labels=[self.chosen(row) for row in np.concatenate(parts)])
+        scores = np.concatenate(parts)
+        table = pd.DataFrame(scores, columns=files.columns(self.labels, OWN), index=model_input.index)
+        return table.assign(predicted_labels=[self.chosen(row) for row in scores])
 
     def decode(self, tile: Tile) -> npt.NDArray[np.uint8]:
         """One tile as (tile_px, tile_px, 3) uint8. Raises `TileError` if it is not a sound picture."""
@@ -74,8 +70,7 @@ class Tagger(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         from satclr.data import pixels
 
         if isinstance(tile, np.ndarray):
-            buffer = io.BytesIO()
-            Image.fromarray(tile).save(buffer, "PNG")  # lossless
+            Image.fromarray(tile).save(buffer := io.BytesIO(), "PNG")  # lossless
             tile = buffer.getvalue()
         file = Path(tile) if isinstance(tile, str) else tile
         return pixels.decode(file, self.tile_px, scale=self.scale, minimum_valid=self.minimum_valid)

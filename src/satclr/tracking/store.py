@@ -1,6 +1,8 @@
-"""The MLflow store: its address, its first use, and logging in batches.
+"""The MLflow store: its address, its first use, logging in batches, and a server of it for one person.
 
 In: a project's root and a profile. Out: `Store`, a client and the profile's experiment.
+
+    satclr ui
 """
 
 from __future__ import annotations
@@ -12,8 +14,12 @@ import re
 import shlex
 import socket
 import sqlite3
+import subprocess
+import sys
 import time
+import urllib.request
 import warnings
+import webbrowser
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -25,7 +31,7 @@ from urllib.parse import quote, unquote
 from filelock import FileLock
 
 from satclr import files, progress
-from satclr.project import home
+from satclr.project import Project, home
 
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -37,14 +43,16 @@ QUIET = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 # Views are saved as experiment tags; `satclr ui` opens the first, and the menu Views lists both.
+ARM_RUNS, BY_ARM = "satclr-arm-runs", "satclr-by-arm"
 CURRENT = "tags.`satclr.state` = 'current' and tags.`satclr.kind` = 'arm'"
 COLUMNS = (
     *(f"metrics.`{name}`" for name in ("test/mAP", "test/mAP_lo", "test/mAP_hi", "test/micro_mAP", "val/mAP")),
     *("metrics.`best_epoch`", "tags.`satclr.arm`", "tags.`satclr.seed`"),
     *("attributes.`Dataset`", "attributes.`Models`", "attributes.`Description`"),
 )
-ARM_RUNS, BY_ARM = "satclr-arm-runs", "satclr-by-arm"
 METRICS, PAIRS, VALUE_LENGTH = (800, 100, 6000)  # per request; MLflow allows 1000 entities, 100 parameters or tags
+STARTUP_S = 180.0
+HOST = "127.0.0.1"
 
 Number = tuple[str, float, int]  # key, value, step
 Point = tuple[str, float, int, int]  # key, value, milliseconds, step
@@ -91,20 +99,19 @@ def store_folder(root: Path) -> Path:
 def open_store(root: Path, profile: str) -> Store:
     """Open the store as MLflow's default, creating it and the experiment on first use. Raises `StoreError`."""
     mlflow = load_mlflow()
-    uri = tracking_uri(root)
-    folder = store_folder(root)
+    uri, folder = tracking_uri(root), store_folder(root)
+    ours = "MLFLOW_TRACKING_URI" not in os.environ
     remote = uri.startswith(("http:", "https:", "databricks"))
     folder.mkdir(parents=True, exist_ok=True)
     # Two processes that create one SQLite database at once break it.
     with FileLock(folder / ".lock"), warnings.catch_warnings(action="ignore", category=DeprecationWarning):
-        if "MLFLOW_TRACKING_URI" not in os.environ:
+        if ours:
             _set_moved_aside(_database(uri))
         try:
             if uri.startswith("sqlite") and not _database(uri).exists():
                 _create(mlflow, _database(uri))
-            given = os.environ.get("MLFLOW_TRACKING_URI")
             mlflow.set_tracking_uri(uri)  # the registry looks models up in the default store
-            if given is None:  # MLflow sets the variable too, which the next project would take for the user's
+            if ours:  # MLflow sets the variable too, which the next project would take for the user's
                 os.environ.pop("MLFLOW_TRACKING_URI", None)
             client = mlflow.MlflowClient(uri, uri)
             experiment_id = _experiment(client, profile, None if remote else folder / "artifacts")
@@ -147,43 +154,52 @@ def stamped(numbers: Iterable[Number]) -> list[Point]:
     return [(key, float(value), now_ms, step) for key, value, step in numbers]
 
 
-def owner(pid: int | None = None) -> dict[str, str]:
-    """Tags that name a process, with its start since ids are reused; none if it does not run."""
-    import psutil
+def serve(project: Project, *, port: int, browser: bool) -> int:
+    """Serve the store until Ctrl-C and print the profile's page; return the exit code.
 
-    pid = os.getpid() if pid is None else pid
-    with suppress(psutil.NoSuchProcess):
-        started = f"{psutil.Process(pid).create_time():.2f}"
-        return {"satclr.host": socket.gethostname(), "satclr.pid": str(pid), "satclr.pid_started": started}
-    return {}
+    With `MLFLOW_TRACKING_URI` on a server only the page is printed. Raises `TrackingError` if the port is taken or
+    the server does not start.
+    """
+    uri, folder = tracking_uri(project.root), store_folder(project.root)
+    remote = uri.startswith(("http:", "https:"))
+    base = uri.rstrip("/") if remote else f"http://{HOST}:{port}"
+    experiment_id = open_store(project.root, project.profile).experiment_id
+    page = f"{base}/#/experiments/{experiment_id}/runs?viewStateShareKey={ARM_RUNS}&workflowType=machine_learning"
+    if remote:
+        print(page)
+        return 0
+    try:
+        socket.create_server((HOST, port)).close()
+    except OSError:
+        raise TrackingError(f"port {port} on {HOST} is taken; choose another, such as --port {port + 1}") from None
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--artifacts-destination"]
+    command += [(folder / "artifacts").as_uri(), "--host", HOST, "--port", str(port), "--workers", "1"]
+    command += ["--uvicorn-opts", "--log-level warning"]
+    environment = QUIET | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | os.environ
+    with subprocess.Popen(command, env=environment, cwd=folder) as server:
+        try:
+            _wait_for(server, base)
+            print(page, flush=True)
+            if browser:
+                webbrowser.open(page)
+            return server.wait()
+        except KeyboardInterrupt:
+            return 0
+        finally:
+            server.terminate()
 
 
-def mark_killed(store: Store) -> None:
-    """Mark KILLED the runs that a dead process of this machine left RUNNING."""
-    for run in store.search("attributes.status = 'RUNNING'", tag("host", socket.gethostname())):
-        started = owner(int(run.data.tags["satclr.pid"])).get("satclr.pid_started")
-        if started != run.data.tags["satclr.pid_started"]:
-            store.client.set_terminated(run.info.run_id, "KILLED")
-
-
-def experiment_tags(profile: str) -> dict[str, str]:
-    """The tags of a profile's experiment: its kind, its description, its two saved views."""
-    by_arm = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "satclr.arm"}]}
-    return {
-        "mlflow.experimentKind": "custom_model_development",  # else the UI opens as for language models
-        "mlflow.note.content": (
-            f"Arms of profile `{profile}`. **Views → Arm runs** lists the current run of each arm and seed,"
-            " best test mAP first; **Views → Arms, mean over seeds** groups them. Runs of earlier settings are"
-            " tagged `satclr.state = superseded`; live runs of the stages are children of their arm run."
-        ),
-        f"mlflow.sharedViewState.{ARM_RUNS}": _view("Arm runs", None),
-        f"mlflow.sharedViewState.{BY_ARM}": _view("Arms, mean over seeds", by_arm),
-    }
-
-
-def runs_page(base: str, experiment_id: str) -> str:
-    """The address of an experiment's arm runs."""
-    return f"{base}/#/experiments/{experiment_id}/runs?viewStateShareKey={ARM_RUNS}&workflowType=machine_learning"
+def _wait_for(server: subprocess.Popen[bytes], base: str) -> None:
+    deadline = time.monotonic() + STARTUP_S
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            raise TrackingError(f"the MLflow server exited with code {server.returncode}; see its output above")
+        try:
+            with urllib.request.urlopen(f"{base}/health", timeout=5):  # noqa: S310 - http  # nosec B310
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise TrackingError(f"the MLflow server at {base} did not answer within {STARTUP_S:.0f} s")
 
 
 def _create(mlflow: Any, database: Path) -> None:
@@ -201,7 +217,7 @@ def _set_moved_aside(database: Path) -> None:
     if database.is_file():
         with closing(sqlite3.connect(database, timeout=20)) as connection, suppress(sqlite3.OperationalError):
             rows = connection.execute("SELECT name, artifact_location FROM experiments").fetchall()
-    ours = [str(location) for name, location in rows if str(location).endswith(f"/artifacts/{quote(name)}")]
+    ours = [location for name, location in rows if location.endswith(f"/artifacts/{quote(name)}")]
     if any(not location.startswith(f"{database.parent.as_uri()}/artifacts/") for location in ours):
         aside = database.with_name(f"{database.name}.moved-{datetime.now().astimezone():%Y%m%d-%H%M%S}")
         database.rename(aside)
@@ -214,7 +230,7 @@ def _set_moved_aside(database: Path) -> None:
 def _experiment(client: Any, profile: str, artifacts: Path | None) -> str:
     from mlflow.exceptions import MlflowException
 
-    tags = experiment_tags(profile)
+    tags = _experiment_tags(profile)
     location = None if artifacts is None else f"{artifacts.as_uri()}/{quote(profile)}"
     if client.get_experiment_by_name(profile) is None:
         with suppress(MlflowException):  # another machine creates it at the same moment
@@ -225,6 +241,28 @@ def _experiment(client: Any, profile: str, artifacts: Path | None) -> str:
     for key in tags.keys() - existing.tags.keys():  # keep what people changed
         client.set_experiment_tag(existing.experiment_id, key, tags[key])
     return str(existing.experiment_id)
+
+
+def _experiment_tags(profile: str) -> dict[str, str]:
+    """A profile's kind, description and two saved views."""
+    by_arm = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "satclr.arm"}]}
+    return {
+        "mlflow.experimentKind": "custom_model_development",  # else the UI opens as for language models
+        "mlflow.note.content": (
+            f"Arms of profile `{profile}`. **Views → Arm runs** lists the current run of each arm and seed,"
+            " best test mAP first; **Views → Arms, mean over seeds** groups them. Runs of earlier settings are"
+            " tagged `satclr.state = superseded`; live runs of the stages are children of their arm run."
+        ),
+        f"mlflow.sharedViewState.{ARM_RUNS}": _view("Arm runs", None),
+        f"mlflow.sharedViewState.{BY_ARM}": _view("Arms, mean over seeds", by_arm),
+    }
+
+
+def _view(name: str, group_by: dict[str, Any] | None) -> str:
+    state = {"searchFilter": CURRENT, "orderByKey": COLUMNS[0], "orderByAsc": False, "groupBy": group_by}
+    state |= {"startTime": "ALL", "lifecycleFilter": "Active", "modelVersionFilter": "All Runs", "datasetsFilter": []}
+    state |= {"selectedColumns": list(COLUMNS), "columnOrder": list(COLUMNS), "runsHiddenMode": "SHOW_ALL"}
+    return json.dumps({"name": name, "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)})
 
 
 def _reason(error: Exception, uri: str) -> str:
@@ -244,10 +282,3 @@ def _sqlite(database: Path) -> str:
 
 def _database(uri: str) -> Path:
     return Path(unquote(uri.partition(":///")[2].partition("?")[0])).resolve()
-
-
-def _view(name: str, group_by: dict[str, Any] | None) -> str:
-    state = {"searchFilter": CURRENT, "orderByKey": COLUMNS[0], "orderByAsc": False, "groupBy": group_by}
-    state |= {"startTime": "ALL", "lifecycleFilter": "Active", "modelVersionFilter": "All Runs", "datasetsFilter": []}
-    state |= {"selectedColumns": list(COLUMNS), "columnOrder": list(COLUMNS), "runsHiddenMode": "SHOW_ALL"}
-    return json.dumps({"name": name, "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)})
