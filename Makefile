@@ -29,7 +29,6 @@ test-slow: setup     ## run the long tests: servers, browsers, real data
 	$(RUN) --group test-s3 pytest -m slow
 
 faults: setup        ## kill the ablation at random moments and check that nothing is lost
-	@$(RUN) dvc pull --quiet data.dvc
 	$(RUN) python -m tests.faults
 
 fuzz: setup          ## run the fuzzers on random and damaged input (SEED=0)

@@ -37,10 +37,10 @@ from satclr import machine
 from satclr.data import tiles
 from satclr.data.pixels import decode
 from satclr.params import Settings
-from satclr.pretrain import caching, train, views
 from satclr.pretrain import encoder as enc
 from satclr.pretrain import loss as objectives
 from satclr.pretrain import optimizer as optimizers
+from satclr.pretrain import train, views
 from satclr.pretrain.convolution import speed_up_small_maps
 
 OUT = common.ROOT / "docs" / "runs" / "gpu.json"
@@ -232,7 +232,7 @@ def limit_of(settings: Settings, steps: int, device: torch.device) -> Callable[[
 @contextmanager
 def annotated() -> Iterator[None]:
     """Name the parts of the product's step for the profiler."""
-    backward, render, stream, draw = caching.backward, views.render, tiles.stream, views.draw
+    backward, render, stream, draw = optimizers.backward, views.render, tiles.stream, views.draw
 
     def named(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -251,7 +251,7 @@ def annotated() -> Iterator[None]:
             yield item
 
     with (
-        mock.patch.object(caching, "backward", named("backward", backward)),
+        mock.patch.object(optimizers, "backward", named("backward", backward)),
         mock.patch.object(views, "render", named("render", render)),
         mock.patch.object(views, "draw", named("draw", draw)),
         mock.patch.object(tiles, "stream", gathered),

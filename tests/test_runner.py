@@ -3,8 +3,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from collections import namedtuple
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from mlflow.exceptions import MlflowException
@@ -45,6 +48,28 @@ def test_a_concurrent_run_of_a_stage_waits_and_prints_the_pid(tmp_path: Path) ->
             assert second.stdout.readline() == "running\n"
             second.communicate("\n")
         assert second.returncode == 0
+
+
+class AtOnce(threading.Timer):
+    def start(self) -> None:
+        self.function()
+
+
+@pytest.mark.parametrize(("others_s", "told"), [(4.0, ""), (9.0, "keep 0.9 of 2 cores busy")])
+def test_a_busy_machine_is_pointed_out(
+    others_s: float, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = namedtuple("times", "user idle iowait")  # noqa: PYI024 - as psutil has it
+    spent = iter([times(1.0, 2.0, 3.0), times(1.0 + others_s, 9.0, 3.0)])
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(psutil, "cpu_times", lambda: next(spent))
+    monkeypatch.setattr(psutil.Process, "cpu_times", lambda _self: (0.0, 0.0))
+    monkeypatch.setattr(threading, "Timer", AtOnce)
+    runner._watch_others("embed")
+    printed = capsys.readouterr().err
+    assert told in printed
+    assert ("OMP_NUM_THREADS=1 may be faster" in printed) == bool(told)
 
 
 ADVICE = "(raised as a result of Query-invoked autoflush; consider using a session.no_autoflush block)"

@@ -46,6 +46,8 @@ class Model(BaseModel):
 
 
 class Split(Model):
+    """Which tiles are for training, validation and test."""
+
     by: Literal["tile", "group"]  # group: near-duplicates stay together
     fractions: Annotated[tuple[float, float, float], Field(strict=False)]  # train, val, test
     seed: Whole
@@ -67,6 +69,8 @@ class Labels(Model):
 
 
 class Data(Model):
+    """From data/<profile> to the tile store."""
+
     tile_px: Annotated[int, Field(ge=8, le=1024)]  # side of the tiles in the store
     labels: Labels
     split: Split
@@ -115,7 +119,8 @@ class Views(Model):
         return self
 
 
-Precision = Literal["float32", "bfloat16", "auto"]  # auto: bfloat16 where the hardware computes in it
+# auto: bfloat16 where the hardware computes in it; float32 with normalization: released, whose input bfloat16 blurs.
+Precision = Literal["float32", "bfloat16", "auto"]
 
 # Whether to learn from training tiles that are near-duplicates of validation or test tiles. Two arms that differ
 # only in this measure the leakage of the split, on the same test tiles.
@@ -142,6 +147,8 @@ class Finetune(Model):
 
 
 class Pretrain(Model):
+    """From the initial encoder to the one that is probed."""
+
     arch: Arch  # a classification model of torchvision, or timm/<name>
     weights: str  # IMAGENET1K_V2 or timm's tag, none, or the path of a safetensors or state-dict file
     normalization: Literal["train", "imagenet", "released", "encoder"]  # its input's mean and std; encoder: its own
@@ -190,10 +197,14 @@ class Pretrain(Model):
 
 
 class Embed(Model):
+    """One pass of the frozen encoder over every tile."""
+
     precision: Precision
 
 
 class Probe(Model):
+    """The linear layer on frozen features."""
+
     batch_norm: Literal["frozen", "batch"]  # batch: normalize by the statistics of the batch (notebook)
     epochs: Count
     batch_size: Batch
@@ -222,11 +233,15 @@ Corruption = Literal[
 
 
 class Robustness(Model):
+    """Which corruptions of the test tiles."""
+
     corruptions: list[Corruption]  # of the test tiles; [] skips the stage
     strengths: Annotated[list[Literal[1, 2, 3]], Field(min_length=1)]
 
 
 class Maps(Model):
+    """Two-dimensional maps of the test tiles' features."""
+
     projections: list[Literal["umap", "tsne", "pca"]]  # of the test tiles' features; [] skips the stage
 
 
@@ -260,6 +275,8 @@ class Machine(Model):
 
 
 class Params(Model):
+    """params.yaml as written."""
+
     profile: str
     seeds: Annotated[list[Whole], Field(min_length=1)]
     run: Annotated[list[str], Field(min_length=1)]

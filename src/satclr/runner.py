@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from satclr.project import Run
 
+WATCH_S, BUSY_CORES = 10.0, 0.5
 MLFLOW = {"mlflow", "sqlalchemy", "sqlite3"}  # packages whose exceptions mean that the store failed
 
 
@@ -76,10 +78,40 @@ def arm_stage(name: str, arm: str, profile: str | None, seed: int | None) -> Non
         logged: Any = nullcontext(lambda _epoch, _metrics: None)
         if stage.live and not idle and os.environ.get("RANK", "0") == "0":
             logged = import_module("satclr.tracking.live").live(run, name, fingerprint)
+        if stage.shared:
+            _watch_others(name)
         with logged as log:
             module.run(run, log)
         if stage.publish:
             runs.publish(run)
+
+
+def _watch_others(name: str) -> None:
+    """Say after WATCH_S if other processes keep cores busy: every step waits for the slowest thread."""
+    import psutil
+
+    from satclr import progress
+
+    own, cores = psutil.Process(), os.cpu_count() or 1
+
+    def spent_s() -> tuple[float, float]:
+        """Processor time of the whole machine, and of this process."""
+        times = psutil.cpu_times()
+        return sum(times) - times.idle - getattr(times, "iowait", 0.0), sum(own.cpu_times()[:2])
+
+    before = spent_s()
+
+    def look() -> None:
+        machine_s, own_s = (now - then for now, then in zip(spent_s(), before, strict=True))
+        busy = (machine_s - own_s) / WATCH_S
+        if busy > BUSY_CORES and "OMP_NUM_THREADS" not in os.environ:
+            fewer = max(1, cores - round(busy))
+            others = f"other processes keep {busy:.1f} of {cores} cores busy and slow all threads"
+            progress.say(f"{name}: {others}; OMP_NUM_THREADS={fewer} may be faster")
+
+    timer = threading.Timer(WATCH_S, look)
+    timer.daemon = True
+    timer.start()
 
 
 @contextmanager

@@ -73,7 +73,15 @@ def resolve(params: Params, profile: str, arm: str) -> Settings:
 def _resolve(params: Params, profile: str, scale: Mapping[str, Any], arm: str) -> Settings:
     method = pick(params.arms, arm, "arm")
     sources = {f"arms.{arm}": method, f"profiles.{profile}": scale, "defaults": params.defaults}
-    return _validate(Settings, merge(merge(params.defaults, scale), method), sources=sources)
+    settings = _validate(Settings, merge(merge(params.defaults, scale), method), sources=sources)
+    return settings if settings.pretrain.normalization != "released" else _in_float32(settings)
+
+
+def _in_float32(settings: Settings) -> Settings:
+    """`precision: auto` as float32: the input as released is near -22, which bfloat16 rounds to steps of 0.125."""
+    sections = {name: getattr(settings, name) for name in ("pretrain", "embed")}
+    exact = {n: s.model_copy(update={"precision": "float32"}) for n, s in sections.items() if s.precision == "auto"}
+    return settings.model_copy(update=exact)
 
 
 def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:

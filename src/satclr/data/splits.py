@@ -81,15 +81,17 @@ def split(
     keys, numbers = names if groups is None else groups, dict[Hashable, int]()
     found = np.fromiter((numbers.setdefault(keys[row], len(numbers)) for row in by_name.tolist()), np.intp)
     order = randomness.permutation(len(numbers), seed, "split").numpy()
-    unit = np.argsort(order)[found]  # the place of each row's unit in the order drawn
-    rows, sizes = by_name[np.argsort(unit, kind="stable")], np.bincount(unit)
+    places = np.empty(len(numbers), np.intp)
+    places[order] = np.arange(len(numbers))
+    unit = places[found]  # the place of each row's unit in the order drawn
+    sizes = np.bincount(unit)
     if stratify is None:  # cut where the rounded sizes are reached
         ends = np.round(np.cumsum(fractions) * sizes.sum())
         which = np.searchsorted(ends[:-1], np.cumsum(sizes) - sizes, side="right")
     else:
-        which = stratified(stratify[rows], sizes, fractions)
+        which = stratified(stratify[by_name[np.argsort(unit, kind="stable")]], sizes, fractions)
     result = np.empty(len(names), object)
-    result[rows] = np.array(SPLITS, object)[np.repeat(which, sizes)]
+    result[by_name] = np.array(SPLITS, object)[which[unit]]
     drawn: list[str] = result.tolist()
     _refuse_empty(drawn, f"{len(numbers):,} units at fractions {fractions}")
     return drawn
@@ -109,10 +111,11 @@ def stratified(targets: Targets, sizes: Rows, fractions: Fractions) -> Rows:
     lacks = shares[:, None] * counts.sum(0)  # (3,K): how much of each label each split still needs
     lacks_tiles = shares * sizes.sum()
     assigned = np.full(len(sizes), -1)
-    left = (counts > 0).sum(0)
+    present = np.ascontiguousarray((counts > 0).T)  # (K,U)
+    left = present.sum(1)
     while (left > 0).any():
         label = int(np.argmin(np.where(left > 0, left, left.max() + 1)))
-        for unit in np.flatnonzero((assigned < 0) & (counts[:, label] > 0)):
+        for unit in np.flatnonzero((assigned < 0) & present[label]):
             assigned[unit] = max(range(len(shares)), key=lambda s: (lacks[s, label], lacks_tiles[s]))
             lacks[assigned[unit]] -= counts[unit]
             lacks_tiles[assigned[unit]] -= sizes[unit]
