@@ -28,7 +28,10 @@ Table = tuple[tuple[str, ...], list[tuple[str, list[str]]]]  # columns, (tile, c
 
 @dataclass(frozen=True)
 class Tile:
-    """One tile to write. size: bytes it takes on disk, roughly; write: writes it completely or not at all."""
+    """One tile to write. category: a folder's name; name: a file's, unique across categories.
+
+    size: bytes it takes on disk, roughly; write: writes it completely or not at all.
+    """
 
     category: str
     name: str
@@ -40,8 +43,9 @@ class Tile:
 class Plan:
     """A data set in the layout of `prepare`, before it is written.
 
-    tables: each category's columns and rows. split: of each tile, if the data set has one. notes: for the user. read:
-    how each table was read. sources: where each tile is in the download. unlabelled: images without a row to keep.
+    tables: each category's columns and rows. split: train, val or test of each tile's name, if the data set has one.
+    notes: for the user. read: how each table was read. sources: where each tile is in the download. unlabelled: images
+    without a row to keep.
     """
 
     tiles: list[Tile]
