@@ -17,6 +17,7 @@ from PIL import Image
 
 from satclr.data import importing, labels, prepare
 from satclr.data.importing import archives, layout
+from satclr.data.importing import plan as plans
 from tests.conftest import make_run
 
 from . import rar
@@ -206,3 +207,15 @@ def test_a_category_comes_from_the_name_where_folders_are_none() -> None:
     assert categories("images/agricultural00.tif", "images/agricultural01.tif") == ["agricultural"] * 2
     assert categories("images/a7f.jpg", "images/b9.jpg") == ["tiles", "tiles"]
     assert categories("train/pond/1.jpg", "test/farm/2.jpg") == ["pond", "farm"]
+
+
+@pytest.mark.parametrize("category", ["../b", "a/z"])
+def test_a_category_that_is_no_folders_name_is_refused(
+    category: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tile = plans.Tile(category, "1.png", 1, lambda path: path.touch())
+    plan = plans.Plan([tile], {category: (("water",), [("1.png", ["1"])])})
+    monkeypatch.setattr(importing, "_plan", lambda *_, **__: plan)
+    with pytest.raises(archives.SourceError, match="is not a folder's name"):
+        importing.run(tmp_path, tmp_path / "out" / "mine")
+    assert not list((tmp_path / "out").rglob("*"))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import get_args
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from satclr.params import Objective
-from satclr.pretrain.loss import mulsupcon, nt_xent, objective, supcon
+from satclr.pretrain.loss import POSITIVES, mulsupcon, nt_xent, objective, supcon
 
 
 def draw(seed: int, *, tiles: int = 6, labels: int = 4, features: int = 5, views: int = 2) -> tuple[Tensor, Tensor]:
@@ -71,12 +72,12 @@ Loss = Callable[[Tensor, Tensor, float], Tensor]
 LOSSES: dict[str, Loss] = {
     "nt_xent": lambda z, _, t: nt_xent(z, t),
     "mulsupcon": mulsupcon,
-    "any": partial(supcon, positives="any"),
-    "all": partial(supcon, positives="all"),
+    "supcon_any": partial(supcon, positives="any"),
+    "supcon_all": partial(supcon, positives="all"),
     "jaccard": partial(supcon, positives="jaccard"),
 }
 LOOPS: dict[str, Callable[[Tensor, Tensor, float], float]] = {"nt_xent": slow_nt_xent, "mulsupcon": slow_mulsupcon}
-LOOPS |= {name: partial(slow_supcon, positives=name) for name in ("any", "all", "jaccard")}
+LOOPS |= {name: partial(slow_supcon, positives=positives) for name, positives in POSITIVES.items()}
 each_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 close = partial(torch.testing.assert_close, rtol=0, atol=1e-12)
 
@@ -168,10 +169,10 @@ def test_half_precision_and_autocast_work_in_float32(loss: Loss) -> None:
     torch.testing.assert_close(gradient, expected_gradient.bfloat16())
 
 
-@pytest.mark.parametrize("name", ["nt_xent", "supcon_any", "supcon_all", "jaccard", "mulsupcon"])
+@pytest.mark.parametrize("name", get_args(Objective)[1:])  # after `none`
 def test_an_objective_is_the_loss_of_its_name_mixed_with_nt_xent(name: Objective) -> None:
     z, y = draw(15)
-    own = LOSSES[name.removeprefix("supcon_")](z, y, 0.3)
+    own = LOSSES[name](z, y, 0.3)
     assert objective(name, 0.3, 0.0, y, z) == own
     if name != "nt_xent":
         torch.testing.assert_close(objective(name, 0.3, 0.2, y, z), 0.2 * nt_xent(z, 0.3) + 0.8 * own)

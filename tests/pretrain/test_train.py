@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ import torch
 
 from satclr import files, machine, randomness
 from satclr.data import tiles
+from satclr.params import Objective
 from satclr.pretrain import checkpoint, encoder, optimizer, train
 from satclr.project import Run
 from tests.conftest import ROOT, make_run
@@ -207,7 +208,7 @@ def test_bfloat16_does_not_change_the_course(root: Path, capsys: pytest.CaptureF
     assert files.load_facts(half.encoder)["precision"] == '"bfloat16"'
 
 
-@pytest.mark.parametrize("objective", ["supcon_any", "supcon_all", "jaccard", "mulsupcon"])
+@pytest.mark.parametrize("objective", get_args(Objective)[2:])  # after `none` and `nt_xent`
 def test_supervised_objectives_use_the_labels_of_training_tiles_alone(
     objective: str, store: tiles.TileStore, monkeypatch: pytest.MonkeyPatch, root: Path
 ) -> None:

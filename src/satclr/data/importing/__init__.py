@@ -143,6 +143,8 @@ def _begin(folder: Path, sources: list[Path], labels_from: str | None = None, un
 
 def _write(plan: plans.Plan, target: Path, made: Path) -> Report:
     for category, (columns, rows) in plan.tables.items():
+        if Path(category).name != category:
+            raise SourceError(f"category {category!r} is not a folder's name")
         table = [[name, *cells] for name, cells in rows]
         files.write_csv(made / "Labels" / f"{category}.csv", ["image", *columns], table)
     if plan.split:
