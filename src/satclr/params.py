@@ -233,15 +233,11 @@ Corruption = Literal[
 
 
 class Robustness(Model):
-    """Which corruptions of the test tiles."""
-
     corruptions: list[Corruption]  # of the test tiles; [] skips the stage
     strengths: Annotated[list[Literal[1, 2, 3]], Field(min_length=1)]
 
 
 class Maps(Model):
-    """Two-dimensional maps of the test tiles' features."""
-
     projections: list[Literal["umap", "tsne", "pca"]]  # of the test tiles' features; [] skips the stage
 
 
