@@ -122,7 +122,8 @@ def markdown(benchmark: str) -> str:
     for name, row in {name: row for rows in kinds.values() for name, row in rows.items()}.items():
         by_kind = [rows.get(name, {}) for rows in kinds.values()]
         cells = [number(each.get(key)) for each in by_kind for key in ("ours", "theirs", "ratio")]
-        table.append([name, row["unit"], number(row.get("target")), *cells])
+        units = " / ".join(dict.fromkeys(each["unit"] for each in by_kind if each))
+        table.append([name, units, number(row.get("target")), *cells])
     return "".join(f"| {' | '.join(line)} |\n" for line in table)
 
 
