@@ -80,7 +80,7 @@ def write(
 
 
 def _save_models(folder: Path, seed: int) -> None:
-    facts = {"mean": MEAN, "std": STD, "crop_px": CROP_PX, "tile_px": TILE_PX, "precision": "float32"}
+    facts: dict[str, Any] = {"mean": MEAN, "std": STD, "crop_px": CROP_PX, "tile_px": TILE_PX, "precision": "float32"}
     facts |= {"fingerprint": f"made up {seed}", "weights_sha256": None}
     with randomness.seeded(seed):
         model, width = encoder.build(ARCH)

@@ -127,15 +127,16 @@ def save_tensors(path: Path, tensors: Mapping[str, Any], **facts: Any) -> None:
         file.write(memoryview(raw)[end:])
 
 
-def load_tensors(path: Path) -> tuple[Arrays, dict[str, str]]:
-    """The arrays and the facts (as JSON) of a safetensors file.
+def load_tensors(path: Path, prefix: str = "") -> tuple[Arrays, dict[str, str]]:
+    """The arrays whose names begin with `prefix`, and the facts (as JSON), of a safetensors file.
 
     Raises FileNotFoundError, or `FileError` for a damaged file and for values that are not finite. safetensors
     checks the header against the file's size before it allocates memory, and runs no code.
     """
     with _opened(path) as file:
         facts = dict(file.metadata() or {})
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        names = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118 - not a mapping
+        tensors = {key: file.get_tensor(key) for key in names}
     require_finite(tensors, path)
     return tensors, facts
 

@@ -126,8 +126,20 @@ Precision = Literal["float32", "bfloat16", "auto"]
 # only in this measure the leakage of the split, on the same test tiles.
 NearDuplicates = Literal["keep", "leave_out"]
 
-# nt_xent ignores labels; the others use the labels of the training tiles (see loss.py).
-Objective = Literal["none", "nt_xent", "supcon_any", "supcon_all", "jaccard", "mulsupcon"]
+# nt_xent and vicreg ignore labels; the others use the labels of the training tiles (see loss.py and objectives.py).
+Objective = Literal[
+    "none", "nt_xent", "vicreg", "supcon_any", "supcon_all", "jaccard", "multisupcon", "mulsupcon", "mulsupcon_moco",
+    "msc", "msc_reg", "mulcon",
+]  # fmt: skip
+WITHOUT_LABELS = ("none", "nt_xent", "vicreg")
+OWN_OUTPUTS = ("mulsupcon_moco", "mulcon")  # not one projection a view, which is what NT-Xent compares
+
+
+class Queue(Model):
+    """Of mulsupcon_moco: the projections of earlier batches that each batch is compared with."""
+
+    length: Count  # projections
+    momentum: Probability  # of the encoder that makes them
 
 
 class Projection(Model):
@@ -156,6 +168,8 @@ class Pretrain(Model):
     objective: Objective
     near_duplicates: NearDuplicates
     nt_xent_weight: Probability  # w in w·NT-Xent + (1 - w)·objective, for an objective that uses labels
+    shuffle_labels: bool  # give each training tile the labels of another: a control
+    queue: Queue
     temperature: Annotated[float, Field(gt=0, le=10)]
     projection: Projection
     forward: Literal["joint", "separate"]  # both views in one batch, or (notebook) one after the other
@@ -183,10 +197,14 @@ class Pretrain(Model):
             raise ValueError(f"warmup_epochs {self.warmup_epochs} must be less than epochs {self.epochs}")
         if self.warmup_epochs and self.schedule == "constant":
             raise ValueError(f"warmup_epochs {self.warmup_epochs} requires schedule: cosine")
-        uses_labels = self.objective not in {"none", "nt_xent"}
-        if self.nt_xent_weight and not uses_labels:
-            needed = f"an objective that uses labels, not {self.objective}"
+        uses_labels = self.objective not in WITHOUT_LABELS
+        if self.nt_xent_weight and (not uses_labels or self.objective in OWN_OUTPUTS):
+            needed = f"an objective that compares projections by their labels, not {self.objective}"
             raise ValueError(f"nt_xent_weight {self.nt_xent_weight} requires {needed}")
+        if self.shuffle_labels and not uses_labels:
+            raise ValueError(f"shuffle_labels changes nothing: objective {self.objective} does not use labels")
+        if self.forward == "separate" and self.objective == "mulsupcon_moco":
+            raise ValueError("objective mulsupcon_moco requires forward: joint")  # it encodes the views apart anyway
         if self.tiles == "unlabelled" and uses_labels:
             raise ValueError(f"objective {self.objective} learns from labels, which tiles: unlabelled do not have")
         if self.micro_batch_size is not None and self.forward == "separate":

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import get_args
 
 import pytest
 import torch
@@ -11,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from satclr.params import Objective
-from satclr.pretrain.loss import POSITIVES, mulsupcon, nt_xent, objective, supcon
+from satclr.pretrain import loss as losses
+from satclr.pretrain.loss import msc, mulsupcon, mulsupcon_moco, nt_xent, supcon, vicreg
 
 
 def draw(seed: int, *, tiles: int = 6, labels: int = 4, features: int = 5, views: int = 2) -> tuple[Tensor, Tensor]:
@@ -52,8 +51,15 @@ def slow_supcon(z: Tensor, targets: Tensor, temperature: float, positives: str) 
         w = dict.fromkeys(range(len(sets)), 0.0)
         for j, b in enumerate(sets):
             if a and b and j != i:
-                w[j] = {"any": float(bool(a & b)), "all": float(a == b), "jaccard": len(a & b) / len(a | b)}[positives]
-        if total := sum(w.values()):
+                jaccard = len(a & b) / len(a | b)
+                w[j] = {
+                    "any": float(bool(a & b)),
+                    "all": float(a == b),
+                    "jaccard": jaccard,
+                    "multisupcon": jaccard if jaccard >= 0.3 else 0.0,
+                }[positives]
+        if any(w.values()):
+            total = sum(map(bool, w.values())) if positives == "multisupcon" else sum(w.values())
             losses.append(-sum(w[j] / total * log_p(z, temperature, i, j) for j in w if w[j]))
     return sum(losses) / len(losses) if losses else 0.0
 
@@ -68,6 +74,27 @@ def slow_mulsupcon(z: Tensor, targets: Tensor, temperature: float) -> float:
     return loss / max(1, sum(len(s) for s in sets))
 
 
+def slow_msc(z: Tensor, targets: Tensor, temperature: float) -> float:
+    """With the first rows of a fixed matrix as prototypes, whose labels are one each."""
+    labels = targets.shape[1]
+    z = torch.cat([z, prototypes(z, labels)])
+    sets, losses = [*label_sets(targets), *({k} for k in range(labels))], []
+    for i, anchor in enumerate(sets):
+        w = dict.fromkeys(range(len(sets)), 0.0)
+        for k in anchor:
+            having = {j: len(anchor & other) / len(other) for j, other in enumerate(sets) if k in other and j != i}
+            for j, share in having.items():
+                w[j] += share / sum(having.values()) / len(anchor)
+        if any(w.values()):
+            losses.append(-sum(w[j] * log_p(z, temperature, i, j) for j in w if w[j]))
+    return sum(losses) / len(losses)
+
+
+def prototypes(z: Tensor, labels: int) -> Tensor:
+    draws = torch.randn(20, z.shape[1], generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    return draws[:labels].to(torch.promote_types(z.dtype, torch.float32))
+
+
 Loss = Callable[[Tensor, Tensor, float], Tensor]
 LOSSES: dict[str, Loss] = {
     "nt_xent": lambda z, _, t: nt_xent(z, t),
@@ -75,10 +102,17 @@ LOSSES: dict[str, Loss] = {
     "supcon_any": partial(supcon, positives="any"),
     "supcon_all": partial(supcon, positives="all"),
     "jaccard": partial(supcon, positives="jaccard"),
+    "multisupcon": partial(supcon, positives="multisupcon"),
+    "msc": lambda z, y, t: msc(z, y, prototypes(z, y.shape[1]), t),
 }
-LOOPS: dict[str, Callable[[Tensor, Tensor, float], float]] = {"nt_xent": slow_nt_xent, "mulsupcon": slow_mulsupcon}
-LOOPS |= {name: partial(slow_supcon, positives=positives) for name, positives in POSITIVES.items()}
+LOOPS: dict[str, Callable[[Tensor, Tensor, float], float]] = {
+    "nt_xent": slow_nt_xent,
+    "mulsupcon": slow_mulsupcon,
+    "msc": slow_msc,
+    **{name: partial(slow_supcon, positives=name.removeprefix("supcon_")) for name in list(LOSSES)[2:-1]},
+}
 each_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+of_rows_alone = pytest.mark.parametrize("loss", list(LOSSES.values())[:-1], ids=list(LOSSES)[:-1])  # no prototypes
 close = partial(torch.testing.assert_close, rtol=0, atol=1e-12)
 
 
@@ -132,13 +166,13 @@ def test_neither_the_order_of_tiles_nor_the_length_of_z_matters(loss: Loss) -> N
     close(loss(z[order], y[order], 0.3), loss(z, y, 0.3))
 
 
-@each_loss
+@of_rows_alone
 def test_a_label_of_its_own_for_every_tile_gives_nt_xent(loss: Loss) -> None:
     z, _ = draw(8)
     close(loss(z, torch.eye(len(z) // 2).repeat(2, 1), 0.3), nt_xent(z, 0.3))
 
 
-@pytest.mark.parametrize("loss", list(LOSSES.values())[1:], ids=list(LOSSES)[1:])
+@pytest.mark.parametrize("loss", list(LOSSES.values())[1:-1], ids=list(LOSSES)[1:-1])
 def test_unlabelled_tiles_are_negatives_only(loss: Loss) -> None:
     z, y = draw(9)
     unlabelled = torch.zeros(2, y.shape[1], dtype=y.dtype)
@@ -169,10 +203,134 @@ def test_half_precision_and_autocast_work_in_float32(loss: Loss) -> None:
     torch.testing.assert_close(gradient, expected_gradient.bfloat16())
 
 
-@pytest.mark.parametrize("name", get_args(Objective)[1:])  # after `none`
-def test_an_objective_is_the_loss_of_its_name_mixed_with_nt_xent(name: Objective) -> None:
-    z, y = draw(15)
-    own = LOSSES[name](z, y, 0.3)
-    assert objective(name, 0.3, 0.0, y, z) == own
-    if name != "nt_xent":
-        torch.testing.assert_close(objective(name, 0.3, 0.2, y, z), 0.2 * nt_xent(z, 0.3) + 0.8 * own)
+def test_msc_learns_its_prototypes_and_unlabelled_rows_attract_nothing() -> None:
+    z, y = draw(13)
+    p = prototypes(z, y.shape[1]).requires_grad_()
+    assert torch.autograd.gradcheck(lambda v: msc(z, y, v, 0.3), (p,))
+    nobody = msc(z, torch.zeros_like(y), p, 0.3)
+    assert nobody == 0
+
+
+@given(st.integers(0, 2**20), st.sampled_from((0.07, 0.5)))
+@settings(deadline=None, max_examples=20)
+def test_msc_that_only_attracts_cuts_the_pushing_part_of_each_positive_gradient(seed: int, temperature: float) -> None:
+    z, y = draw(seed)
+    p = prototypes(z, y.shape[1])
+
+    def slow(rows: Tensor) -> Tensor:
+        """By autograd over the whole matrix, with the loop's weights."""
+        x = torch.nn.functional.normalize(rows, dim=1)
+        sets = [*label_sets(y), *({k} for k in range(y.shape[1]))]
+        W = torch.zeros(len(x), len(x), dtype=x.dtype)
+        for i, anchor in enumerate(sets):
+            for k in anchor:
+                having = {j: len(anchor & b) / len(b) for j, b in enumerate(sets) if k in b and j != i}
+                for j, share in having.items():
+                    W[i, j] += share / sum(having.values()) / len(anchor)
+        itself = torch.eye(len(x), dtype=torch.bool)
+        S = x @ x.T / temperature
+        log_p = S.masked_fill(itself, -math.inf).log_softmax(1).masked_fill(itself, 0)
+        excess = (log_p.exp().masked_fill(itself, 0) - W).clamp(min=0).detach() * (W > 0)
+        return -(W * log_p + excess * S).sum() / W.any(1).sum()
+
+    rows = torch.cat([z, p]).requires_grad_()
+    expected = slow(rows)
+    (gradient,) = torch.autograd.grad(expected, rows)
+    z, p = z.requires_grad_(), p.requires_grad_()
+    value = msc(z, y, p, temperature, attract_only=True)
+    assert value.item() == pytest.approx(expected.item(), abs=1e-10)
+    close(torch.cat(torch.autograd.grad(value, (z, p))), gradient, atol=1e-10)
+
+
+@given(st.integers(0, 2**20), st.sampled_from((0.07, 0.5)))
+@settings(deadline=None, max_examples=20)
+def test_mulsupcon_with_keys_equals_its_double_loop(seed: int, temperature: float) -> None:
+    (q, y), (keys, others) = draw(seed, views=1), draw(seed + 1)
+    sets, theirs, expected = label_sets(y), label_sets(others), 0.0
+    for i, anchor in enumerate(sets):
+        both = torch.cat([q[i : i + 1], keys])
+        scores = torch.tensor([log_p(both, temperature, 0, j + 1) for j in range(len(keys))], dtype=torch.float64)
+        for k in anchor:
+            if having := [j for j, other in enumerate(theirs) if k in other]:
+                expected -= float(scores[having].mean()) / sum(map(len, sets))
+    keys.requires_grad_()
+    value = mulsupcon_moco(q.requires_grad_(), y, keys, others, temperature)
+    assert value.item() == pytest.approx(expected, abs=1e-10)
+    assert torch.autograd.gradcheck(lambda v: mulsupcon_moco(v, y, keys, others, 0.3), (q,))
+    value.backward()
+    assert keys.grad is None
+    order = torch.randperm(len(keys), generator=torch.Generator().manual_seed(seed))
+    close(mulsupcon_moco(q, y, keys[order], others[order], temperature), value)
+
+
+@given(st.integers(0, 2**20), st.sampled_from((0.0, 0.5)))
+@settings(deadline=None, max_examples=20)
+def test_mulcon_equals_its_double_loop(seed: int, weight: float) -> None:
+    _, y = draw(seed)
+    source = torch.Generator().manual_seed(seed)
+    embeddings = torch.randn(*y.shape, 5, generator=source, dtype=torch.float64)
+    logits = torch.randn(y.shape, generator=source, dtype=torch.float64)
+    entropy = 0.0
+    for row, truth in zip(logits.tolist(), y.tolist(), strict=True):
+        for logit, t in zip(row, truth, strict=True):
+            p = 1 / (1 + math.exp(-logit))
+            entropy -= (math.log(p) if t else math.log(1 - p)) / y.numel()
+    there = [(i, k) for i, truth in enumerate(label_sets(y)) for k in sorted(truth)]
+    x = torch.stack([embeddings[i, k] for i, k in there])
+    each = []
+    for a, (_, k) in enumerate(there):
+        if alike := [b for b, (_, other) in enumerate(there) if other == k and b != a]:
+            each.append(-sum(log_p(x, 0.2, a, b) for b in alike) / len(alike))
+    expected = entropy + weight * sum(each) / len(each)
+    assert losses.mulcon(embeddings, logits, y, 0.2, weight).item() == pytest.approx(expected, abs=1e-10)
+    inputs = embeddings.requires_grad_(), logits.requires_grad_()
+    assert torch.autograd.gradcheck(lambda e, s: losses.mulcon(e, s, y, 0.2, 0.5), inputs)
+    assert losses.mulcon(*inputs, torch.zeros_like(y), 0.2, 0.5).isfinite()
+
+
+@given(st.integers(0, 2**20))
+@settings(deadline=None, max_examples=20)
+def test_vicreg_equals_its_loops(seed: int) -> None:
+    z, _ = draw(seed)
+    views = [view.tolist() for view in z.chunk(2)]
+    tiles, size = len(views[0]), z.shape[1]
+    invariance = sum((views[0][i][d] - views[1][i][d]) ** 2 for i in range(tiles) for d in range(size)) / tiles / size
+    variance = covariance = 0.0
+    for view in views:
+        mean = [sum(row[d] for row in view) / tiles for d in range(size)]
+        for d in range(size):
+            for e in range(size):
+                c = sum((row[d] - mean[d]) * (row[e] - mean[e]) for row in view) / (tiles - 1)
+                if d == e:
+                    variance += max(0.0, 1 - math.sqrt(c + 1e-4)) / size / 2
+                else:
+                    covariance += c * c / size
+    expected = 25 * invariance + 25 * variance + covariance
+    assert vicreg(z).item() == pytest.approx(expected, abs=1e-10 * max(1, expected))
+    assert torch.autograd.gradcheck(vicreg, (z.requires_grad_(),))
+    order = torch.randperm(tiles, generator=torch.Generator().manual_seed(seed))
+    close(vicreg(z[torch.cat([order, order + tiles])]), vicreg(z), atol=1e-9)
+
+
+GOLDEN = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)  # z
+GOLDEN_PROTOTYPES = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.6, -0.8]], dtype=torch.float64)
+GOLDEN_LABELS = torch.tensor([[1, 1, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]], dtype=torch.float64)
+CERTAIN = 1e3 * (2 * GOLDEN_LABELS - 1)  # logits of a certain and right classifier: no cross-entropy
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (supcon(GOLDEN, GOLDEN_LABELS, 0.5, "multisupcon"), 0.3727493732406024),
+        (mulsupcon(GOLDEN, GOLDEN_LABELS, 0.5), 0.7886577692134088),
+        (mulsupcon_moco(GOLDEN[:2], GOLDEN_LABELS[:2], GOLDEN, GOLDEN_LABELS, 0.5), 1.0825373967651235),
+        (msc(GOLDEN, GOLDEN_LABELS, GOLDEN_PROTOTYPES, 0.5), 2.149285834788119),
+        (msc(GOLDEN, GOLDEN_LABELS, GOLDEN_PROTOTYPES, 0.5, attract_only=True), 2.0119397058517703),
+        (losses.mulcon(GOLDEN[:, None].expand(4, 3, 2), CERTAIN, GOLDEN_LABELS, 0.5, 1.0), 1.8506878019611797),
+        (vicreg(GOLDEN), 47.875404069218696),
+    ],
+    ids=["multisupcon", "mulsupcon", "mulsupcon_moco", "msc", "msc_reg", "mulcon", "vicreg"],
+)
+def test_published_definitions_give_these_values(value: Tensor, expected: float) -> None:
+    """Computed apart, with NumPy, from the definitions in the papers and in their authors' code."""
+    assert value.item() == pytest.approx(expected, abs=1e-12)

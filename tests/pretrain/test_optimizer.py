@@ -11,33 +11,49 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from satclr.params import Objective
-from satclr.pretrain import optimizer
-from satclr.pretrain.loss import objective
+from satclr.pretrain import objectives, optimizer
+from satclr.pretrain.loss import nt_xent
 from tests.conftest import make_run
 
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)[1:]  # after `none`
+ARMS = {"nt_xent": "simclr"}  # the other arms are called as their objectives
 
 
 def net(norm: str) -> nn.Sequential:
-    """Rows (b,3,8,8) → z (b,5) in float64, the same at each call; timm's BatchNorm has its ReLU inside."""
+    """Rows (b,3,8,8) → z (b,12) in float64, the same at each call; timm's BatchNorm has its ReLU inside."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         maps = BatchNormAct2d(6) if norm == "batch" else nn.Sequential(nn.GroupNorm(2, 6), nn.ReLU())
         rows = nn.BatchNorm1d(7) if norm == "batch" else nn.LayerNorm(7)
-        layers = (nn.Conv2d(3, 6, 3), maps, nn.Flatten(), nn.Linear(216, 7), rows, nn.Linear(7, 5))
+        layers = (nn.Conv2d(3, 6, 3), maps, nn.Flatten(), nn.Linear(216, 7), rows, nn.Linear(7, 12))
         return nn.Sequential(*layers).double()
 
 
-def cached(model: nn.Module, x: Tensor, y: Tensor, name: Objective, size: int | None) -> tuple[Tensor, list[Tensor]]:
+def objective_of(name: Objective, model: nn.Sequential) -> objectives.Objective:
+    """For 4 labels, the same at each call; a queue holds 6 random projections."""
+    changes = {"epochs": 1, "projection": {"out": 12}, "queue": {"length": 8}}
+    run = make_run(arm=ARMS.get(name, name), pretrain=changes)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        objective = objectives.build(run.settings.pretrain, model, 4).double()
+        objective.loss((torch.rand(12, 4) < 0.4).double(), 0, torch.randn(12, 12).double())
+    objective.after_step(model)
+    return objective
+
+
+def cached(
+    model: nn.Sequential, x: Tensor, y: Tensor, name: Objective, size: int | None
+) -> tuple[Tensor, list[Tensor]]:
     """Loss and gradients by `backward`, in micro-batches of `size`; x (2,B,3,8,8)."""
+    objective = objective_of(name, model)
 
     def encode(part: optimizer.Part) -> Tensor:
-        z: Tensor = model(x[:, part.own].flatten(0, 1)).unflatten(0, (2, -1))
+        z: Tensor = objective.encode(model, x[:, part.own].flatten(0, 1)).unflatten(0, (2, -1))
         return z
 
-    loss_of = partial(objective, name, 0.5, 0.0, y.repeat(2, 1))
+    loss_of = partial(objective, y.repeat(2, 1), 0)
     loss = optimizer.backward(model, encode, optimizer.cut(x.shape[1], size), loss_of)
-    return loss, [p.grad for p in model.parameters() if p.grad is not None]
+    return loss, [p.grad for m in (model, objective) for p in m.parameters() if p.grad is not None]
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -46,10 +62,12 @@ def test_cached_gradients_are_those_of_the_whole_batch(name: Objective, size: in
     model, twin = net("group"), net("group")
     x, y = torch.randn(2, 13, 3, 8, 8, dtype=torch.float64), torch.rand(13, 4) < 0.4
     loss, gradients = cached(model, x, y, name, size)
-    expected = objective(name, 0.5, 0.0, y.repeat(2, 1), twin(x.flatten(0, 1)))
+    objective = objective_of(name, twin)
+    expected = objective(y.repeat(2, 1), 0, objective.encode(twin, x.flatten(0, 1)))
     expected.backward()
-    torch.testing.assert_close(loss, expected.detach(), rtol=0, atol=1e-12)
-    for gradient, parameter in zip(gradients, twin.parameters(), strict=True):
+    torch.testing.assert_close(loss, expected.detach(), rtol=0, atol=1e-11)
+    learning = [p for m in (twin, objective) for p in m.parameters() if p.requires_grad]
+    for gradient, parameter in zip(gradients, learning, strict=True):
         torch.testing.assert_close(gradient, parameter.grad, rtol=0, atol=1e-10)
 
 
@@ -59,7 +77,7 @@ def test_batch_norm_normalises_by_micro_batch_and_its_statistics_move_once() -> 
     _, gradients = cached(model, x, y, "nt_xent", 4)
     chunks = [x[:, start : start + 4].flatten(0, 1) for start in (0, 4, 8)]
     z = torch.cat([twin(chunk).unflatten(0, (2, -1)) for chunk in chunks], 1)
-    objective("nt_xent", 0.5, 0.0, y, z.flatten(0, 1)).backward()
+    nt_xent(z.flatten(0, 1), 0.5).backward()
     for gradient, parameter in zip(gradients, twin.parameters(), strict=True):
         torch.testing.assert_close(gradient, parameter.grad, rtol=0, atol=1e-10)
     inside = [model[0](chunk) for chunk in chunks]  # (8,6,6,6)

@@ -14,7 +14,7 @@ import torch
 
 from satclr import files, machine, randomness
 from satclr.data import tiles
-from satclr.params import Objective
+from satclr.params import WITHOUT_LABELS, Objective
 from satclr.pretrain import checkpoint, encoder, optimizer, train
 from satclr.project import Run
 from tests.conftest import ROOT, make_run
@@ -63,12 +63,15 @@ def test_objective_none_writes_the_initial_encoder(root: Path) -> None:
         (4, {"optimizer": "adamw", "micro_batch_size": 3}),  # its last
         (5, {"optimizer": "lars", "schedule": "cosine", "warmup_epochs": 1}),  # the first of the next
         (6, {"select": "best"}),
+        (6, {"arm": "msc_reg"}),  # with prototypes
+        (6, {"arm": "mulsupcon_moco", "queue": {"length": 20, "momentum": 0.9}}),
+        (6, {"arm": "mulcon"}),  # in its second phase
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(
     changes: dict[str, Any], step: int, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = make_run(root, pretrain=changes)
+    run = make_run(root, changes.pop("arm", "simclr"), pretrain=changes)
     whole, curve = pretrained(run), losses(run)
     break_off(run, step, interrupt, monkeypatch)
     assert same(pretrained(run), whole)
@@ -208,7 +211,7 @@ def test_bfloat16_does_not_change_the_course(root: Path, capsys: pytest.CaptureF
     assert files.load_facts(half.encoder)["precision"] == '"bfloat16"'
 
 
-@pytest.mark.parametrize("objective", get_args(Objective)[2:])  # after `none` and `nt_xent`
+@pytest.mark.parametrize("objective", [name for name in get_args(Objective) if name not in WITHOUT_LABELS])
 def test_supervised_objectives_use_the_labels_of_training_tiles_alone(
     objective: str, store: tiles.TileStore, monkeypatch: pytest.MonkeyPatch, root: Path
 ) -> None:
@@ -220,6 +223,21 @@ def test_supervised_objectives_use_the_labels_of_training_tiles_alone(
         other = replace(store, targets=targets)
         monkeypatch.setattr(tiles, "open_store", lambda _, other=other: other)
         assert same(pretrained_anew(run), weights) == expected
+
+
+def test_shuffled_labels_are_those_of_other_training_tiles(
+    store: tiles.TileStore, monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    own, plain = (make_run(root, "jaccard", pretrain={"shuffle_labels": s}) for s in (True, False))
+    other = train._shuffled(store, own.seed)
+    rows, rest = store.rows("train"), np.flatnonzero(store.splits != "train")
+    assert not np.array_equal(other.targets[rows], store.targets[rows])
+    assert sorted(map(bytes, other.targets[rows])) == sorted(map(bytes, store.targets[rows]))
+    assert np.array_equal(other.targets[rest], store.targets[rest])
+    weights, unshuffled = pretrained(own), pretrained(plain)
+    monkeypatch.setattr(tiles, "open_store", lambda _: other)
+    assert same(pretrained_anew(plain), weights)
+    assert not same(unshuffled, weights)
 
 
 @pytest.mark.parametrize(("which", "objective"), [("both", "nt_xent"), ("unlabelled", "nt_xent"), ("both", "jaccard")])
@@ -253,6 +271,6 @@ def test_what_processes_cannot_do_is_one_error(root: Path, monkeypatch: pytest.M
     net = torch.nn.Linear(2, 2)
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(checkpoint.RunError, match="3 processes cannot share 2 tiles"):
-        train._model(net, 2, make_run(root, pretrain={"micro_batch_size": 2}), optimizer.cut(8, 2))
+        train._model(net, 2, make_run(root, pretrain={"micro_batch_size": 2}), optimizer.cut(8, 2), labels=3)
     with pytest.raises(checkpoint.RunError, match=r"pretrain\.compile requires one process, not 3"):
-        train._model(net, 2, make_run(root, pretrain={"compile": True}), optimizer.cut(8, None))
+        train._model(net, 2, make_run(root, pretrain={"compile": True}), optimizer.cut(8, None), labels=3)

@@ -53,6 +53,8 @@ def run(run: Run, _log: Log) -> None:
     headline, samples = _mean_ap("test_mAP", scores, targets, undefined)
     yes = scores >= probe.thresholds
     others, other_scores = _other_taggers(run, store, features)
+    if run.settings.pretrain.objective == "mulcon":
+        others |= _own_heads(run, store)
     result = {
         "profile": run.profile,
         "arm": run.arm,
@@ -165,6 +167,15 @@ def _other_taggers(
     whole = result["test_converged_mAP"]
     rows.append({"fraction": 1.0, "tiles": count, "test_mAP": whole, "sd": None, "subsets": [whole]})
     return result, scores
+
+
+def _own_heads(run: Run, store: tiles.TileStore) -> dict[str, Any]:
+    """What MulCon's own heads, trained with the encoder, reach beside the linear probe."""
+    logits = files.load_tensors(run.encoder, "heads.")[0]
+    undefined = run.settings.evaluate.undefined_ap
+    val, test = (logits[f"heads.{split}_logits"] for split in ("val", "test"))
+    headline, _ = _mean_ap("test_own_heads_mAP", test, store.targets[store.rows("test")], undefined)
+    return headline | {"val_own_heads_mAP": _mean(val, store.targets[store.rows("val")], undefined)}
 
 
 def _at(fraction: float) -> str:

@@ -97,7 +97,7 @@ def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
 
     Raises `RunError` when the file is not a checkpoint of this model. It is data only: no code in it is run.
     """
-    path, parameters = folder / FILE, list(model.parameters())
+    path, parameters = folder / FILE, optimizer.param_groups[0]["params"]
     distributed.share_file(path, device=parameters[0].device)
     if not path.exists():
         return State()

@@ -18,6 +18,7 @@ from torch.nn import functional as F  # noqa: N812 - the field's name for it
 from satclr import machine, progress, randomness
 from satclr.data import tiles
 from satclr.data.tiles import Statistics
+from satclr.params import WITHOUT_LABELS
 from satclr.pretrain import views
 from satclr.project import Run
 
@@ -48,7 +49,7 @@ def after_epoch(
         model.eval()  # with BatchNorm's running statistics, as the encoder will be used
         values["knn_val_mAP"] = _knn_map(model, run, statistics)
         model.train()
-    by_labels = config.objective != "nt_xent"  # which asks for no more directions than there are labels
+    by_labels = config.objective not in WITHOUT_LABELS  # it asks for no more directions than there are labels
     possible = min(*z.shape, len(store.labels)) if by_labels else min(z.shape)
     *earlier, rank = [row["projection_rank"] for row in (*former, values)]
     if rank < COLLAPSED * possible <= min(earlier, default=math.inf):
@@ -120,15 +121,32 @@ def _encode_views(
     crop_px, (mean, std) = run.settings.views.crop_px, statistics
     source = randomness.generator(run.seed, "diagnostics views")
     drawn = views.draw(source, 2 * len(rows), run.settings.views, tile_px=store.pixels.shape[1])
-    parts: list[Tensor] = []
+    parts: list[tuple[Tensor, Tensor]] = []
     first = 0
     for batch, pixels in _batches(store, rows):
         both = [drawn[i : i + len(batch)] for i in (first, first + len(rows))]
         x = torch.cat([views.render(pixels, p, crop_px=crop_px, mean=mean, std=std) for p in both])
-        parts.append(_encode(model[0], x, run).unflatten(0, (2, -1)))
+        h = _encode(model[0], x, run)
+        parts.append((h.unflatten(0, (2, -1)), model[1](h).float().unflatten(0, (2, -1))))
         first += len(batch)
-    h = torch.cat(parts, 1).flatten(0, 1)
-    return h, model[1](h).float()
+    whole_h, whole_z = (torch.cat(found, 1).flatten(0, 1) for found in zip(*parts, strict=True))
+    return whole_h, whole_z
+
+
+@torch.no_grad()
+def label_scores(model: nn.Sequential, store: tiles.TileStore, run: Run, statistics: Statistics) -> dict[str, Tensor]:
+    """The logits (N,K) that MulCon's own heads give to validation and test tiles, as tensors of the encoder's file."""
+    config, (mean, std) = run.settings.views, statistics
+    found: dict[str, Tensor] = {}
+    for split in ("val", "test"):
+        logits = []
+        for _, pixels in _batches(store, store.rows(split)):
+            x = views.evaluation_view(
+                pixels, crop_px=config.crop_px, interpolation=config.interpolation, mean=mean, std=std
+            )
+            logits.append(model[1](_encode(model[0], x, run))[:, : len(store.labels)])
+        found[f"heads.{split}_logits"] = torch.cat(logits)
+    return found
 
 
 def _knn_map(model: nn.Sequential, run: Run, statistics: Statistics) -> float:

@@ -19,7 +19,7 @@ from satclr.data import tiles
 from satclr.data.tiles import Channels, Statistics
 from satclr.params import Settings
 from satclr.pretrain import architectures, distributed, views
-from satclr.pretrain.architectures import EncoderError, build
+from satclr.pretrain.architectures import EncoderError, State, build
 
 __all__ = ["EncoderError", "Frozen", "build", "initial", "load", "save"]
 
@@ -75,10 +75,13 @@ def projection_head(width: int, *, hidden: int | None, out: int, batch_norm: boo
     return nn.Sequential(*first, nn.Linear(hidden, out, bias=bias), *[nn.BatchNorm1d(out)] * batch_norm)
 
 
-def save(model: nn.Module, path: Path, *, arch: str, width: int, **facts: Any) -> None:
-    """Write the encoder's state, and as JSON in the file's metadata what is needed to use it."""
+def save(model: nn.Module, path: Path, *, arch: str, width: int, heads: State | None = None, **facts: Any) -> None:
+    """Write the encoder's state, and as JSON in the file's metadata what is needed to use it.
+
+    heads: tensors named `heads.*` that go into the file beside the encoder; `load` ignores them.
+    """
     facts |= {"arch": arch, "feature_dim": width}
-    files.save_tensors(path, model.state_dict(), **facts)
+    files.save_tensors(path, model.state_dict() | dict(heads or {}), **facts)
 
 
 def load(path: Path) -> tuple[nn.Module, int]:

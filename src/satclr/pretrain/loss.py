@@ -1,6 +1,6 @@
-"""Contrastive objectives: projections z (and labels) in, a scalar loss with gradients out. `objective` picks one.
+"""Losses: projections z (and labels) in, a scalar with gradients out. `objectives` says which one an arm trains with.
 
-Every loss here is one sum over pairs of rows, with its own weights W and with S = x xᵀ/τ, x = normalise(z):
+Most are one sum over pairs of rows, with their own weights W and with S = x xᵀ/τ, x = normalise(z):
 
     loss = Σᵢⱼ Wᵢⱼ (logΣ_{l≠i} exp Sᵢₗ − Sᵢⱼ)
 
@@ -9,34 +9,19 @@ Matrix products are float32 or better whatever the dtype of z and whatever autoc
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F  # noqa: N812 - the field's name for it
 from torch.nn.functional import normalize
 
-from satclr.params import Objective
-
-Positives = Literal["any", "all", "jaccard"]
-POSITIVES: dict[str, Positives] = {"supcon_any": "any", "supcon_all": "all", "jaccard": "jaccard"}
+Positives = Literal["any", "all", "jaccard", "multisupcon"]
+MULTISUPCON_JACCARD = 0.3  # c of Zaigrajew & Zięba
+VICREG_WEIGHTS = (25.0, 25.0, 1.0)  # of invariance, variance and covariance
 _BLOCK_ELEMENTS = 2**20  # of S at a time: 4 MiB in float32, the size of a cache
-
-
-def objective(name: Objective, temperature: float, nt_xent_weight: float, targets: Tensor, z: Tensor) -> Tensor:
-    """The loss that an arm asks for: w·NT-Xent + (1 - w)·the objective, w = nt_xent_weight.
-
-    z: (2B,D), rows i and i+B the views of tile i; targets: (2B,K), the labels of its rows, which NT-Xent ignores.
-    """
-    if name == "nt_xent":
-        return nt_xent(z, temperature)
-    if name == "mulsupcon":
-        own = mulsupcon(z, targets, temperature)
-    else:
-        own = supcon(z, targets, temperature, POSITIVES[name])
-    w = nt_xent_weight
-    return w * nt_xent(z, temperature) + (1 - w) * own if w else own
 
 
 def nt_xent(z: Tensor, temperature: float) -> Tensor:
@@ -68,40 +53,44 @@ def supcon(z: Tensor, targets: Tensor, temperature: float, positives: Positives)
     temperature > 0; positives of an anchor are the other rows that
       "any"      share a label with it,
       "all"      have the same set of labels,
-      "jaccard"  share a label, weighted by |yᵢ∩yⱼ|/|yᵢ∪yⱼ| and normalised by the sum of the weights.
+      "jaccard"  share a label, weighted by |yᵢ∩yⱼ|/|yᵢ∪yⱼ| and normalised by the sum of the weights;
+      "multisupcon"  have a Jaccard similarity of at least 0.3, weighted by it and divided by their number.
     Returns the mean, over the anchors that have a positive, of the (weighted) mean of -log p over their
     positives: a scalar in float32 (float64 for float64 z); 0, with a zero gradient, when no anchor has one.
     A row without labels is a negative only: nothing draws the two views of an unlabelled tile together.
-    Source: Khosla et al. 2020, L_out, arXiv:2004.11362.
+    Source: Khosla et al. 2020, L_out, arXiv:2004.11362; MultiSupCon: Zaigrajew & Zięba 2022.
     """
     labels = targets.to(z.device).bool()
     labelled = labels.any(1)
+    anchors = (labels & (labels.sum(0) > 1)).any(1)  # those that share a label with another row
     if positives == "all":
-        _, group, sizes = torch.unique(labels, dim=0, return_inverse=True, return_counts=True)
-        anchors = labelled & (sizes[group] > 1)
+        _, group, rows = torch.unique(labels, dim=0, return_inverse=True, return_counts=True)
+        anchors = labelled & (rows[group] > 1)
+    y = labels.to(_dtype(z))
+    sizes = y.sum(1)
 
-        def likeness(start: int, stop: int) -> Tensor:
-            same: Tensor = (group[start:stop, None] == group) & labelled
-            return same.to(_dtype(z))
-
-    else:
-        y = labels.to(_dtype(z))
-        anchors = (labels & (labels.sum(0) > 1)).any(1)
-        sizes = y.sum(1)
-
-        def likeness(start: int, stop: int) -> Tensor:
-            shared = y[start:stop] @ y.T
+    def likeness(start: int, stop: int) -> Tensor:
+        if positives == "all":
+            block: Tensor = ((group[start:stop, None] == group) & labelled).to(y.dtype)
+        else:
+            block = y[start:stop] @ y.T
             if positives == "any":
-                return shared.clamp_(max=1)
-            union = (sizes[start:stop, None] + sizes).sub_(shared)
-            return shared.div_(union.clamp_(min=1))
+                block.clamp_(max=1)
+            else:
+                union = (sizes[start:stop, None] + sizes).sub_(block)
+                block.div_(union.clamp_(min=1))
+                if positives == "multisupcon":
+                    block.mul_(block >= MULTISUPCON_JACCARD)
+        block.diagonal(start).zero_()
+        return block
 
+    if positives == "multisupcon":
+        anchors = torch.cat([likeness(*rows).any(1) for rows in _blocks(len(y))])
     count = anchors.sum().clamp(min=1)
 
     def weights(start: int, stop: int) -> Tensor:
         block = likeness(start, stop)
-        block.diagonal(start).zero_()
-        total = block.sum(1, keepdim=True)
+        total = (block.bool() if positives == "multisupcon" else block).sum(1, keepdim=True)
         return block.div_(torch.where(total > 0, total * count, 1))
 
     return _pair_loss(z, weights, temperature)
@@ -128,14 +117,96 @@ def mulsupcon(z: Tensor, targets: Tensor, temperature: float) -> Tensor:
     return _pair_loss(z, weights, temperature)
 
 
+def mulsupcon_moco(q: Tensor, y: Tensor, keys: Tensor, key_targets: Tensor, temperature: float) -> Tensor:
+    """MulSupCon against the keys of a momentum encoder, as its authors train it: no gradient goes to the keys.
+
+    q: (B,D) unnormalised projections with labels y (B,K); keys: (R,D) with labels (R,K), of this batch and of earlier
+    ones; temperature > 0. Returns, for each label of each row of q, the mean of -log p over the keys with that label,
+    summed and divided by the number of ones in y: a scalar in float32 (float64 for float64 q).
+    Source: Zhang & Wu, AAAI 2024; MoCo: He et al., arXiv:1911.05722.
+    """
+    with torch.autocast(q.device.type, enabled=False):
+        y, others = y.to(_dtype(q)), key_targets.to(_dtype(q))
+        W = y / (others.sum(0).clamp(min=1) * y.sum().clamp(min=1)) @ others.T
+        S = normalize(q.to(y.dtype), dim=1) @ normalize(keys.detach().to(y.dtype), dim=1).T
+        return -(W * (S / temperature).log_softmax(1)).sum()
+
+
+def msc(z: Tensor, targets: Tensor, prototypes: Tensor, temperature: float, *, attract_only: bool = False) -> Tensor:
+    """MSC: rows and one learnt prototype a label attract each other, label by label.
+
+    z: (M,D) unnormalised projections; targets: (M,K) of 0 and 1, every view with its tile's labels; prototypes: (K,D),
+    rows of their own with a single label each; temperature > 0. A label of an anchor shares a weight of 1/|yᵢ| among
+    the other rows j that have it, in proportion to |yᵢ∩yⱼ|/|yⱼ|. `attract_only` is the paper's regularised variant: no
+    positive is pushed away, that is, the part of its gradient that would do so is removed.
+    Returns the mean over the anchors that have a positive: a scalar in float32 (float64 for float64 z).
+    Source: Audibert et al. 2024, arXiv:2412.00101 (with their exponent α = 1).
+    """
+    x = torch.cat([z.to(_dtype(z)), prototypes.to(_dtype(z))])
+    labels = torch.cat([targets.to(z.device).bool(), torch.eye(len(prototypes), dtype=torch.bool, device=z.device)])
+    y = labels.to(x.dtype)
+    sizes = y.sum(1).clamp(min=1)
+    count = (labels & (labels.sum(0) > 1)).any(1).sum().clamp(min=1)
+
+    def weights(start: int, stop: int) -> Tensor:
+        block = (y[start:stop] @ y.T).div_(sizes)
+        block.diagonal(start).zero_()
+        among = block @ y  # (stop-start, K): what the positives of each label sum to
+        share = y[start:stop] / torch.where(among > 0, among, 1)
+        return block.mul_(share @ y.T).div_(sizes[start:stop, None] * count)
+
+    return _pair_loss(x, weights, temperature, attract_only)
+
+
+def mulcon(embeddings: Tensor, logits: Tensor, targets: Tensor, temperature: float, contrast_weight: float) -> Tensor:
+    """MulCon: binary cross-entropy of each label, and contrast between the embeddings of the labels that are there.
+
+    embeddings: (M,K,D) unnormalised, one a label; logits: (M,K); targets: (M,K) of 0 and 1, every view with its tile's
+    labels; temperature > 0. Only embeddings of labels that a tile has take part; those of the same label are each
+    other's positives. Returns the mean cross-entropy + contrast_weight · the contrast, a scalar in float32.
+    Source: Dao et al. 2021, arXiv:2107.11626.
+    """
+    present = targets.bool()
+    loss = F.binary_cross_entropy_with_logits(logits.to(_dtype(logits)), present.to(_dtype(logits)))
+    if not contrast_weight:
+        return loss
+    label = torch.eye(targets.shape[1], device=targets.device).expand(len(targets), -1, -1)
+    return loss + contrast_weight * supcon(embeddings[present], label[present], temperature, "any")
+
+
+def vicreg(z: Tensor) -> Tensor:
+    """VICReg: the views of a tile agree, every dimension varies, and no two dimensions vary together.
+
+    z: (2B,D) projections, rows i and i+B are the views of tile i; B > 1. It needs no negatives, hence no large batch,
+    and has no temperature. Returns 25·invariance + 25·variance + 1·covariance, a scalar in float32.
+    Source: Bardes et al. 2022, arXiv:2105.04906.
+    """
+    with torch.autocast(z.device.type, enabled=False):
+        first, second = views = z.to(_dtype(z)).chunk(2)
+        invariance = F.mse_loss(first, second)
+        variance = covariance = invariance.new_zeros(())
+        for view in views:
+            centred = view - view.mean(0)
+            variance = variance + F.relu(1 - (view.var(0) + 1e-4).sqrt()).mean() / 2
+            together = centred.T @ centred / (len(view) - 1)
+            off_diagonal = together - together.diagonal().diag()
+            covariance = covariance + off_diagonal.square().sum() / view.shape[1]
+        terms = (invariance, variance, covariance)
+        return torch.stack([w * term for w, term in zip(VICREG_WEIGHTS, terms, strict=True)]).sum()
+
+
 _Weights = Callable[[int, int], Tensor]
 
 
-def _pair_loss(z: Tensor, weights: _Weights, temperature: float) -> Tensor:
-    """Σᵢⱼ Wᵢⱼ (lseᵢ − Sᵢⱼ); weights(start, stop) gives rows of W with a zero diagonal, (stop-start, M)."""
+def _pair_loss(z: Tensor, weights: _Weights, temperature: float, attract_only: bool = False) -> Tensor:
+    """Σᵢⱼ Wᵢⱼ (lseᵢ − Sᵢⱼ); weights(start, stop) gives rows of W with a zero diagonal, (stop-start, M).
+
+    attract_only: − Σᵢⱼ max(0, wᵢpᵢⱼ − Wᵢⱼ) Sᵢⱼ over positives, wᵢ = ΣⱼWᵢⱼ, with the maximum taken as a constant. It
+    cancels the derivative by Sᵢⱼ where that would push a positive away.
+    """
     with torch.autocast(z.device.type, enabled=False):
         x = normalize(z.to(_dtype(z)), dim=1)
-        loss: Tensor = _PairLoss.apply(x, weights, temperature)
+        loss: Tensor = _PairLoss.apply(x, weights, temperature, attract_only)
         return loss
 
 
@@ -143,12 +214,9 @@ class _PairLoss(torch.autograd.Function):
     """The gradient is a by-product of the forward pass: S is computed once and never kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weights: _Weights, temperature: float) -> Tensor:
-        rows = len(x)
-        step = max(1, _BLOCK_ELEMENTS // rows)
+    def forward(ctx: Any, x: Tensor, weights: _Weights, temperature: float, attract_only: bool) -> Tensor:
         loss, grad = x.new_zeros(()), torch.zeros_like(x)
-        for start in range(0, rows, step):
-            stop = min(start + step, rows)
+        for start, stop in _blocks(len(x)):
             S = (x[start:stop] / temperature) @ x.T
             S.diagonal(start).fill_(-math.inf)
             log_p = S.log_softmax(1)
@@ -158,7 +226,12 @@ class _PairLoss(torch.autograd.Function):
             row_weight = W.sum(1, keepdim=True)
             p = log_p.exp_()
             p.diagonal(start).zero_()
+            positive = W > 0 if attract_only else None
             rise = W.addcmul_(row_weight, p, value=-1)  # minus the derivative by S
+            if positive is not None:
+                away = rise.clamp(max=0).mul_(positive)
+                loss += torch.dot(away.flatten(), S.masked_fill_(~positive, 0).flatten())
+                rise -= away
             grad[start:stop].addmm_(rise, x, alpha=-1 / temperature)
             grad.addmm_(rise.T, x[start:stop], alpha=-1 / temperature)
         ctx.save_for_backward(grad)
@@ -166,9 +239,15 @@ class _PairLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
         (grad,) = ctx.saved_tensors
-        return grad * upstream, None, None
+        return grad * upstream, None, None, None
+
+
+def _blocks(rows: int) -> Iterator[tuple[int, int]]:
+    """Ranges of rows whose part of S has at most _BLOCK_ELEMENTS."""
+    step = max(1, _BLOCK_ELEMENTS // max(1, rows))
+    return ((start, min(start + step, rows)) for start in range(0, rows, step))
 
 
 def _dtype(z: Tensor) -> torch.dtype:

@@ -89,11 +89,12 @@ def _set_buffers(model: nn.Module, values: Sequence[Tensor]) -> None:
 
 
 def build(model: nn.Module, config: Pretrain) -> torch.optim.Optimizer:
-    """The optimizer that `config` names, over all of `model`; fused where torch has it."""
+    """The optimizer that `config` names, over all of `model` that learns; fused where torch has it."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
     if config.optimizer == "lars":
-        return Lars(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        return Lars(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    return kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
 
 
 def learning_rate(config: Pretrain, step: int, steps_per_epoch: int) -> float:

@@ -11,6 +11,7 @@ of processes, and ends with the weights of an uninterrupted one. Arms that ask f
 where they select different epochs of those that it keeps.
 """
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -28,19 +29,18 @@ from torch import Tensor, nn
 from satclr import files, machine, progress, randomness
 from satclr.data import tiles
 from satclr.data.tiles import Statistics
-from satclr.pretrain import architectures, checkpoint, diagnostics, distributed, finetune, views
+from satclr.pretrain import architectures, checkpoint, diagnostics, distributed, finetune, objectives, views
 from satclr.pretrain import encoder as encoders
-from satclr.pretrain import loss as losses
 from satclr.pretrain import optimizer as optimizers
 from satclr.pretrain.checkpoint import RunError
 from satclr.pretrain.convolution import speed_up_small_maps
+from satclr.pretrain.objectives import Forward, Objective
 from satclr.progress import Log
 from satclr.project import Run, code_digest
 
 LOSSES_AT_ONCE = 32  # on a GPU, where reading a loss waits for the device
 
 Save = Callable[..., None]  # of the encoder, to a path
-Forward = Callable[[Tensor], Tensor]  # (rows,3,S,S) → z (rows,D)
 Unread = list[tuple[Tensor, npt.NDArray[np.int64]]]  # losses on the device, and their tiles' rows
 
 
@@ -107,17 +107,20 @@ def pretrain(run: Run, folder: Path, log: Log, *, fingerprint: str) -> None:
     facts |= {"weights_sha256": files.sha256(start) if start else None}
     facts |= {"scale": store.stats["scale"]} if "scale" in store.stats else {}  # of tiles of other than 8 bits
     save: Save = partial(encoders.save, encoder, arch=config.arch, width=width, **facts)
+    if config.shuffle_labels:
+        store = _shuffled(store, run.seed)
     curve: list[dict[str, float]] = []
+    heads: dict[str, Tensor] = {}
     if config.objective != "none":
         if distributed.rank() == 0:
             progress.say(f"pretraining in {computed}: {reason}")
-        curve = train(store, encoder, width, statistics=statistics, run=run, folder=folder, log=log, save=save)
+        curve, heads = train(store, encoder, width, statistics=statistics, run=run, folder=folder, log=log, save=save)
     if distributed.rank() > 0:
         return
     columns = list(dict.fromkeys(["loss", "learning_rate", *(name for row in curve for name in row)]))
     rows = [(epoch, *(row.get(name, "") for name in columns)) for epoch, row in enumerate(curve, 1)]
     files.write_csv(folder / checkpoint.CURVE, ["epoch", *columns], rows)
-    save(folder / "encoder.safetensors", epoch=len(curve))
+    save(folder / "encoder.safetensors", epoch=len(curve), heads=heads)
     (folder / checkpoint.FILE).unlink(missing_ok=True)
 
 
@@ -133,8 +136,10 @@ def _finetune(run: Run, folder: Path, log: Log, *, key: str) -> None:
 def train(
     store: tiles.TileStore, encoder: nn.Module, width: int, *, statistics: Statistics,
     run: Run, folder: Path, log: Log, save: Save = lambda *_, **__: None,
-) -> list[dict[str, float]]:  # fmt: skip
-    """Train `encoder` (features of `width`) on the training tiles; returns each epoch's loss and other numbers.
+) -> tuple[list[dict[str, float]], dict[str, Tensor]]:  # fmt: skip
+    """Train `encoder` (features of `width`) on the training tiles.
+
+    Returns each epoch's loss and other numbers, and what the objective adds to the encoder's file.
 
     `statistics` are the mean and std of its input. Every process takes its share of each batch. `save(path, epoch=)` is
     called for each epoch to keep. The encoder is left in eval mode, on a CPU with faster convolutions in place of some
@@ -144,11 +149,11 @@ def train(
     size = min(config.batch_size, len(rows))  # B
     steps = len(rows) // size  # an epoch; the rest of its random order is left out
     parts, kept = optimizers.cut(size, config.micro_batch_size), checkpoint.kept_epochs(config)
-    model, forward = _model(encoder, width, run, parts)
-    optimizer = optimizers.build(model, config)
-    state = checkpoint.resume(folder, model, optimizer)
-    checkpoints = checkpoint.Writer(folder, model, optimizer, state)
-    loss_of = partial(losses.objective, config.objective, config.temperature, config.nt_xent_weight)
+    model, objective, forward = _model(encoder, width, run, parts, labels=len(store.labels))
+    trained = nn.ModuleList([model, objective])
+    optimizer = optimizers.build(trained, config)
+    state = checkpoint.resume(folder, trained, optimizer)
+    checkpoints = checkpoint.Writer(folder, trained, optimizer, state)
     total, done = steps * config.epochs, steps * state.epoch + state.step
     leader = distributed.rank() == 0
     bar = progress.bar("pretrain", total, "steps", start=done) if leader else nullcontext(lambda _: None)
@@ -169,8 +174,9 @@ def train(
                     group["lr"] = rate
                 optimizer.zero_grad(set_to_none=True)
                 encode = partial(project, forward, run, statistics, pixels, drawn, at)
-                loss = optimizers.backward(model, encode, parts, partial(loss_of, targets))
+                loss = optimizers.backward(model, encode, parts, partial(objective, targets, epoch))
                 optimizer.step()
+                objective.after_step(model)
                 state.step += 1
                 unread.append((loss, batch))
                 last, due = state.step == steps, checkpoints.due(stop)
@@ -189,8 +195,9 @@ def train(
             if leader:
                 log(state.epoch, state.curve[-1] | {"tiles_per_s": speed})
     checkpoint.require_finite(encoder.state_dict(), state)  # the last loss precedes the last update
-    encoder.eval()
-    return state.curve
+    model.eval()
+    by_heads = config.objective == "mulcon"
+    return state.curve, diagnostics.label_scores(model, store, run, statistics) if by_heads else {}
 
 
 def project(
@@ -213,13 +220,22 @@ def project(
         x = torch.cat([render(drawn[own]), render(drawn[size + own.start : size + own.stop])])
     dropout = randomness.derive(run.seed, "dropout", *at, own.start)
     with randomness.seeded(dropout), machine.autocast(pixels.device, computed):
-        z = forward(x) if config.forward == "joint" else torch.cat([forward(view) for view in x.chunk(2)])
+        z = forward(x)
     both: Tensor = z.float().unflatten(0, (2, -1))
     return both
 
 
-def _model(encoder: nn.Module, width: int, run: Run, parts: list[optimizers.Part]) -> tuple[nn.Sequential, Forward]:
-    """Encoder and projection head in training mode, (rows,3,S,S) → z (rows,D); plain, and as it is called."""
+def _shuffled(store: tiles.TileStore, seed: int) -> tiles.TileStore:
+    """`store` with the labels of its training tiles in a random order."""
+    rows, targets = store.rows("train"), store.targets.copy()
+    targets[rows] = targets[rows][randomness.permutation(len(rows), seed, "shuffled labels").numpy()]
+    return dataclasses.replace(store, targets=targets)
+
+
+def _model(
+    encoder: nn.Module, width: int, run: Run, parts: list[optimizers.Part], *, labels: int
+) -> tuple[nn.Sequential, Objective, Forward]:
+    """Encoder and projection head in training mode, what they train for, and how both views are encoded."""
     config, device, processes = run.settings.pretrain, machine.device(), distributed.processes()
     if config.compile and processes > 1:
         raise RunError(f"pretrain.compile requires one process, not {processes}")
@@ -230,13 +246,19 @@ def _model(encoder: nn.Module, width: int, run: Run, parts: list[optimizers.Part
             f"micro_batch_size {config.micro_batch_size}); start fewer or raise pretrain.micro_batch_size"
         )
     with randomness.seeded(randomness.derive(run.seed, "projection")):
-        head = encoders.projection_head(width, **config.projection.model_dump()).to(device)
-    model = nn.Sequential(encoder, head).train()
+        if config.objective == "mulcon":
+            shape = config.projection.model_dump(exclude={"batch_norm"})
+            head: nn.Module = objectives.LabelHead(encoder, run.settings.views.crop_px, labels, **shape)
+        else:
+            head = encoders.projection_head(width, **config.projection.model_dump())
+    model = nn.Sequential(encoder, head.to(device)).train()
     model.to(memory_format=torch.channels_last)
     if config.matmul_convolutions and device.type == "cpu":
         speed_up_small_maps(model)
     distributed.synchronize_batch_norm(model)
-    return model, torch.compile(model) if config.compile else model
+    with randomness.seeded(randomness.derive(run.seed, "objective")):
+        objective = objectives.build(config, model, labels).to(device)
+    return model, objective, partial(objective.encode, torch.compile(model) if config.compile else model)
 
 
 def _read(unread: Unread, state: checkpoint.State, store: tiles.TileStore) -> None:

@@ -1,0 +1,181 @@
+"""What an arm trains for: a loss, and what it learns or remembers besides the encoder.
+
+`build` makes the objective that `pretrain.objective` names. The loop hands it both views (`encode`), then the
+projections of the whole batch (the call), and tells it when the step is done (`after_step`). Its parameters are trained
+with the encoder's, and its state is part of each checkpoint. Every process holds a copy and sees the whole batch, so
+all copies stay equal.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from satclr.params import Pretrain
+from satclr.pretrain import loss as losses
+from satclr.pretrain.architectures import EncoderError
+
+MULCON_HEADS = 4  # of the attention
+MULCON_CONTRAST = 0.5  # weight of the contrast in the second phase, as in the authors' code
+
+Forward = Callable[[Tensor], Tensor]  # (rows,3,S,S) → z (rows,D)
+
+
+def build(config: Pretrain, model: nn.Sequential, labels: int) -> "Objective":
+    """The objective that `config` names, for `model` (encoder and head, in training mode) and K labels."""
+    kind = {"msc": Prototypes, "msc_reg": Prototypes, "mulsupcon_moco": Queue, "mulcon": LabelWise}
+    return kind.get(config.objective, Objective)(config, model, labels)
+
+
+class Objective(nn.Module):
+    """A loss of the projections and labels of one batch; it learns and remembers nothing."""
+
+    def __init__(self, config: Pretrain, _model: nn.Sequential, _labels: int) -> None:
+        super().__init__()
+        self.config = config
+
+    def encode(self, forward: Forward, x: Tensor) -> Tensor:
+        """Both views of b tiles, x (2b,3,S,S), as z (2b,D)."""
+        return forward(x) if self.config.forward == "joint" else torch.cat([forward(view) for view in x.chunk(2)])
+
+    def forward(self, targets: Tensor, epoch: int, z: Tensor) -> Tensor:
+        """The batch's loss, a scalar. z: (2B,D), rows i and i+B views of tile i; targets: (2B,K), their labels."""
+        own, w = self.loss(targets, epoch, z), self.config.nt_xent_weight
+        return w * losses.nt_xent(z, self.config.temperature) + (1 - w) * own if w else own
+
+    def loss(self, targets: Tensor, _epoch: int, z: Tensor) -> Tensor:
+        """The same without the share of NT-Xent that `nt_xent_weight` mixes in."""
+        name, temperature = self.config.objective, self.config.temperature
+        match name:
+            case "nt_xent":
+                return losses.nt_xent(z, temperature)
+            case "vicreg":
+                return losses.vicreg(z)
+            case "mulsupcon":
+                return losses.mulsupcon(z, targets, temperature)
+            case _:
+                return losses.supcon(z, targets, temperature, cast(losses.Positives, name.removeprefix("supcon_")))
+
+    def after_step(self, model: nn.Sequential) -> None:
+        """Called once the optimizer has moved the weights."""
+
+
+class Prototypes(Objective):
+    """MSC: one prototype a label, learnt with the encoder."""
+
+    def __init__(self, config: Pretrain, model: nn.Sequential, labels: int) -> None:
+        super().__init__(config, model, labels)
+        self.prototypes = nn.Parameter(torch.empty(labels, config.projection.out))
+        nn.init.xavier_uniform_(self.prototypes)
+
+    def loss(self, targets: Tensor, _epoch: int, z: Tensor) -> Tensor:
+        attract_only = self.config.objective == "msc_reg"
+        return losses.msc(z, targets, self.prototypes, self.config.temperature, attract_only=attract_only)
+
+
+class Queue(Objective):
+    """MulSupCon with MoCo: second views go through a slow copy of the model, whose latest projections are kept.
+
+    The copy follows the model with the momentum of `pretrain.queue`. The queue is used as far as it is filled.
+    """
+
+    past: Tensor  # (length,D) projections
+    past_targets: Tensor  # (length,K), 0 or 1
+    seen: Tensor  # how many projections have been put into the queue
+
+    def __init__(self, config: Pretrain, model: nn.Sequential, labels: int) -> None:
+        super().__init__(config, model, labels)
+        self.keys = copy.deepcopy(model).requires_grad_(False)
+        length = config.queue.length
+        self.register_buffer("past", torch.zeros(length, config.projection.out))
+        self.register_buffer("past_targets", torch.zeros(length, labels))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self._latest = (self.past[:0], self.past_targets[:0])
+
+    def encode(self, forward: Forward, x: Tensor) -> Tensor:
+        first, second = x.chunk(2)
+        with torch.no_grad():
+            keys = self.keys(second)
+        return torch.cat([forward(first), keys])
+
+    def loss(self, targets: Tensor, _epoch: int, z: Tensor) -> Tensor:
+        q, keys = z.chunk(2)
+        y = targets[: len(q)].to(self.past.dtype)
+        self._latest = (keys.detach(), y)
+        filled = min(int(self.seen), len(self.past))
+        others = torch.cat([keys.detach(), self.past[:filled].to(z.dtype)]), torch.cat([y, self.past_targets[:filled]])
+        return losses.mulsupcon_moco(q, y, *others, self.config.temperature)
+
+    @torch.no_grad()
+    def after_step(self, model: nn.Sequential) -> None:
+        for key, value in zip(self.keys.parameters(), model.parameters(), strict=True):
+            key.lerp_(value, 1 - self.config.queue.momentum)
+        length = len(self.past)
+        keys, targets = (rows[-length:] for rows in self._latest)
+        at = (self.seen + torch.arange(len(keys), device=keys.device)) % length  # the oldest ones
+        self.past[at], self.past_targets[at] = keys.to(self.past.dtype), targets
+        self.seen += len(keys)
+
+
+class LabelWise(Objective):
+    """MulCon: cross-entropy in the first half of the epochs, then contrast between label embeddings as well."""
+
+    def loss(self, targets: Tensor, epoch: int, z: Tensor) -> Tensor:
+        labels = targets.shape[1]
+        logits, embeddings = z[:, :labels], z[:, labels:].unflatten(1, (labels, -1))
+        weight = MULCON_CONTRAST if epoch >= self.config.epochs // 2 else 0.0
+        return losses.mulcon(embeddings, logits, targets, self.config.temperature, weight)
+
+
+class LabelHead(nn.Module):
+    """MulCon's head: K learnt queries attend to the encoder's last feature map, one embedding a label.
+
+    Called with the features h (B,C) of views, it takes the map (B,C,H,W) that the encoder has just averaged to h, and
+    returns (B,K+K·P): a logit of each label, then the projection of each label's embedding. Raises `EncoderError` for
+    an encoder whose features are no such average.
+    """
+
+    def __init__(self, encoder: nn.Module, crop_px: int, labels: int, *, hidden: int | None, out: int) -> None:
+        super().__init__()
+        layer, width = _averaged(encoder, crop_px)
+        layer.register_forward_hook(self._keep)
+        hidden = hidden or width
+        self.queries = nn.Parameter(torch.empty(labels, hidden))
+        nn.init.xavier_uniform_(self.queries)
+        self.attention = nn.MultiheadAttention(hidden, MULCON_HEADS, kdim=width, vdim=width, batch_first=True)
+        self.norm, self.last_norm = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
+        self.mix = nn.Linear(hidden, hidden)
+        self.classify = nn.Linear(hidden, labels)  # row k is label k's
+        self.project = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, out))
+        self._map = torch.empty(0)  # of the encoder's latest views
+
+    def _keep(self, _layer: nn.Module, _inputs: object, output: Tensor) -> None:
+        self._map = output
+
+    def forward(self, h: Tensor) -> Tensor:
+        tokens, self._map = self._map.flatten(2).transpose(1, 2).to(h.dtype), h.new_empty(0)  # (B,H·W,C)
+        queries = self.queries.expand(len(h), -1, -1)
+        attended, _ = self.attention(queries, tokens, tokens, need_weights=False)
+        e = self.norm(queries + attended)
+        e = self.last_norm(e + torch.relu(self.mix(e)))  # (B,K,E)
+        logits = torch.einsum("bke,ke->bk", e, self.classify.weight) + self.classify.bias
+        return torch.cat([logits, self.project(e).flatten(1)], 1)
+
+
+@torch.no_grad()
+def _averaged(encoder: nn.Module, crop_px: int) -> tuple[nn.Module, int]:
+    """The layer whose output (B,C,H,W) the encoder averages to its features, and C; leaves the encoder in eval mode."""
+    seen: list[tuple[nn.Module, Tensor]] = []
+    hooks = [m.register_forward_hook(lambda m, _, output: seen.append((m, output))) for m in encoder.modules()]
+    draw = torch.Generator().manual_seed(0)
+    h = encoder.eval()(torch.rand(2, 3, crop_px, crop_px, generator=draw).to(next(encoder.parameters()).device))
+    for hook in hooks:
+        hook.remove()
+    maps = [(m, x) for m, x in seen if isinstance(x, Tensor) and x.ndim == 4 and x.shape[1] == h.shape[1]]
+    averaged = [(m, x) for m, x in maps if torch.allclose(x.mean((2, 3)), h, rtol=1e-4, atol=1e-5)]
+    if not averaged:
+        raise EncoderError("objective mulcon needs an encoder whose features average a map, for example a ResNet")
+    layer, _ = max(averaged, key=lambda found: found[1].shape[-1])  # and not what a pooling layer makes of it
+    return layer, int(h.shape[1])

@@ -1,0 +1,138 @@
+"""Objectives: the loss of their name, and what those that learn or remember do between steps."""
+
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from satclr import files
+from satclr.data import tiles
+from satclr.evaluation import embed, evaluate, probe
+from satclr.params import OWN_OUTPUTS, WITHOUT_LABELS, Objective
+from satclr.pretrain import encoder, objectives
+from satclr.pretrain import loss as losses
+from satclr.pretrain.architectures import EncoderError
+from tests.conftest import make_run
+from tests.pretrain.conftest import pretrained
+from tests.pretrain.test_loss import LOSSES, close, draw
+from tests.pretrain.test_optimizer import ARMS
+
+MIXED = [name for name in get_args(Objective) if name not in (*WITHOUT_LABELS, *OWN_OUTPUTS)]
+
+
+def build(name: str, model: nn.Sequential | None = None, **changes: object) -> objectives.Objective:
+    """For z of 5 dimensions and 4 labels, in float64."""
+    settings = make_run(arm=ARMS.get(name, name), pretrain={"projection": {"out": 5}, **changes}).settings
+    return objectives.build(settings.pretrain, model or nn.Sequential(), 4).double()
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "msc"])
+def test_an_objective_is_the_loss_of_its_name(name: str) -> None:
+    z, y = draw(15)
+    assert build(name, temperature=0.3)(y, 0, z) == LOSSES[name](z, y, 0.3)
+
+
+def test_vicreg_ignores_labels_and_msc_uses_prototypes_of_its_own() -> None:
+    z, y = draw(15)
+    assert build("vicreg")(y, 0, z) == losses.vicreg(z)
+    for name in ("msc", "msc_reg"):
+        objective = build(name, temperature=0.3)
+        (prototypes,) = objective.parameters()
+        assert prototypes.shape == (4, 5)
+        assert objective(y, 0, z) == losses.msc(z, y, prototypes, 0.3, attract_only=name == "msc_reg")
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_nt_xent_is_mixed_in(name: str) -> None:
+    z, y = draw(15)
+    torch.manual_seed(0)
+    own = build(name, temperature=0.3)
+    torch.manual_seed(0)
+    mixed = build(name, temperature=0.3, nt_xent_weight=0.2)
+    close(mixed(y, 0, z), 0.2 * losses.nt_xent(z, 0.3) + 0.8 * own(y, 0, z))
+
+
+def test_views_are_encoded_in_one_batch_or_one_after_the_other() -> None:
+    seen: list[int] = []
+
+    def forward(x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return x
+
+    x = torch.randn(6, 5)
+    for forward_setting in ("joint", "separate"):
+        close(build("nt_xent", forward=forward_setting).encode(forward, x), x)
+    assert seen == [6, 3, 3]
+
+
+def test_the_queue_holds_the_latest_keys_and_their_encoder_follows_with_momentum() -> None:
+    layer = nn.Linear(3, 5, bias=False).double()
+    model = nn.Sequential(layer)
+    objective = build("mulsupcon_moco", model, queue={"length": 7, "momentum": 0.75}, temperature=0.3)
+    assert isinstance(objective, objectives.Queue)
+    slow = layer.weight.detach().clone()
+    keys, labels = torch.empty(0, 5).double(), torch.empty(0, 4).double()
+    for _ in range(4):  # batches of 3 tiles into a queue of 7
+        x, y = torch.randn(6, 3).double(), (torch.rand(3, 4) < 0.5).double().repeat(2, 1)
+        z = objective.encode(model, x)
+        close(z, torch.cat([layer(x[:3]), x[3:] @ slow.T]))
+        expected = losses.mulsupcon_moco(z[:3], y[:3], torch.cat([z[3:], keys]), torch.cat([y[:3], labels]), 0.3)
+        loss = objective(y, 0, z)
+        close(loss, expected)
+        model.zero_grad()
+        loss.backward()
+        torch.optim.SGD(model.parameters(), lr=1.0).step()
+        objective.after_step(model)
+        slow = 0.75 * slow + 0.25 * layer.weight.detach()
+        keys, labels = torch.cat([keys, z[3:].detach()])[-7:], torch.cat([labels, y[:3]])[-7:]
+    assert all(p.grad is None for p in objective.parameters())
+    assert sorted(map(sum, objective.past.tolist())) == pytest.approx(sorted(map(sum, keys.tolist())))
+
+
+def test_mulcon_classifies_in_the_first_half_of_the_epochs_and_contrasts_as_well_in_the_second() -> None:
+    objective, (_, y) = build("mulcon", epochs=4), draw(2)
+    z = torch.randn(len(y), 4 + 4 * 5).double()
+    entropy = nn.functional.binary_cross_entropy_with_logits(z[:, :4], y)
+    close(objective(y, 1, z), entropy)
+    close(objective(y, 2, z), losses.mulcon(z[:, 4:].unflatten(1, (4, 5)), z[:, :4], y, 0.5, 0.5))
+    assert objective(y, 2, z) > entropy
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "shufflenet_v2_x0_5", "densenet121", "timm/efficientnet_lite0"])
+def test_label_queries_attend_to_the_map_that_the_encoder_averages(arch: str) -> None:
+    model, _ = encoder.build(arch, 64)
+    head = objectives.LabelHead(model, 64, 4, hidden=32, out=5)
+    h = model(torch.randn(3, 3, 64, 64))
+    assert head._map.shape[2:] == (2, 2)
+    close(head._map.mean((2, 3)), h, atol=1e-5)
+    tokens = head._map.flatten(2).transpose(1, 2)
+    z = head(h)
+    assert z.shape == (3, 4 + 4 * 5)
+    e = head.queries + head.attention(head.queries.expand(3, -1, -1), tokens, tokens)[0]
+    e = head.norm(e)
+    e = head.last_norm(e + head.mix(e).relu())
+    for k in range(4):  # one classifier a label
+        close(z[:, k], e[:, k] @ head.classify.weight[k] + head.classify.bias[k], atol=1e-5)
+        close(z[:, 4 + 5 * k : 9 + 5 * k], head.project(e[:, k]), atol=1e-5)
+
+
+def test_an_encoder_without_a_feature_map_cannot_have_label_queries() -> None:
+    model, _ = encoder.build("timm/vit_tiny_patch16_224", 32)
+    with pytest.raises(EncoderError, match="objective mulcon needs an encoder whose features average a map"):
+        objectives.LabelHead(model, 32, 4, hidden=None, out=5)
+
+
+def test_mulcon_is_scored_by_its_own_heads_beside_the_probe(root: Path, store: tiles.TileStore) -> None:
+    run = make_run(root, "mulcon", pretrain={"epochs": 8, "learning_rate": 3e-3})
+    tensors = pretrained(run)
+    assert tensors["heads.test_logits"].shape == (len(store.rows("test")), len(store.labels))
+    for stage in (embed, probe, evaluate):
+        stage.run(run, lambda _epoch, _metrics: None)
+    numbers = files.load_npz(run.results / "scores.npz"), (run.results / "details.json").read_text()
+    for split in ("val", "test"):
+        own = evaluate._mean(tensors[f"heads.{split}_logits"], store.targets[store.rows(split)], "exclude")
+        assert f'"{split}_own_heads_mAP": {own}' in numbers[1]
+    assert np.ptp(tensors["heads.val_logits"]) > 0
