@@ -185,7 +185,9 @@ def views_alone(size: Size) -> float:
 def embedding(size: Size) -> float:
     """Tiles/s of the frozen encoder in bfloat16, from the map to features."""
     encoder, width = enc.build(size.arch, size.crop_px)
-    facts = {"mean": [0.5] * 3, "std": [0.25] * 3, "crop_px": size.crop_px, "tile_px": size.tile_px}
+    facts: dict[str, Any] = {
+        "mean": [0.5] * 3, "std": [0.25] * 3, "crop_px": size.crop_px, "tile_px": size.tile_px,
+    }  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "encoder.safetensors"
         enc.save(encoder, path, arch=size.arch, width=width, **facts)

@@ -141,7 +141,7 @@ def embed(folder: Path, count: int) -> dict[str, float]:
     make(folder / "build" / "bench", count)()
     model, width = encoder.build("resnet18")
     path = folder / "encoder.safetensors"
-    facts = {"mean": [0.4] * 3, "std": [0.2] * 3, "crop_px": TILE_PX, "tile_px": TILE_PX}
+    facts: dict[str, Any] = {"mean": [0.4] * 3, "std": [0.2] * 3, "crop_px": TILE_PX, "tile_px": TILE_PX}
     encoder.save(model, path, arch="resnet18", width=width, **facts)
 
     def work() -> None:

@@ -33,6 +33,7 @@ MODULES = (
     "busy",
     "ablation",
     "loss_memory",
+    "objectives",
     "memory",
     "scale",
     "bootstrap",

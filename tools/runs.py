@@ -2,24 +2,22 @@
 
     python -m tools.runs docs/runs/ladder-resnet18        run every arm and seed that run.yaml lists, and compare
     dvc repro && python -m tools.runs docs/runs/sample    without a run.yaml: take the finished profile `sample`
-    python -m tools.runs --tables                         write the tables of the docs from the compare.json files
 
 run.yaml holds a profile, arms, seeds and what it changes in params.yaml; `$DATA` in a value is the folder SATCLR_DATA,
 which holds the data set and the weights. The images of splits that it lists as `unlabelled` are in `Unlabelled` too, in
-a copy of the data set: pretraining may then see them. All stages run in one process, so nothing is spent on starting
-them; what is done already, in build/runs/<name>, is not repeated.
+a copy of the data set: pretraining may then see them. With `temperatures`, the first seed of an arm runs at every one,
+validation chooses, and all seeds run at the first one and at the chosen one; the seeds that it lists as `shuffled` run
+on shuffled labels too, at the first one. `maps` lists arms whose features are also laid out in the plane. All stages
+run in one process, so nothing is spent on starting them; what is done already, in build/runs/<name>, is not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib
 import json
 import os
-import re
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,54 +26,88 @@ from typing import Any
 import yaml
 
 from satclr import files, machine, settings
+from satclr.params import WITHOUT_LABELS
 from satclr.project import Project, Run
+from tools import tables
 
 ROOT = Path(__file__).parents[1]
-TABLE = re.compile(r"(<!-- table: (?P<run>[\w-]+) (?P<kind>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("folder", type=Path, nargs="?", help="a folder with a run.yaml")
-    parser.add_argument("--tables", action="store_true", help="write the tables of the docs")
-    chosen = parser.parse_args()
-    if chosen.folder and (chosen.folder / "run.yaml").exists():
-        run(chosen.folder)
-    elif chosen.folder:
-        chosen.folder.mkdir(exist_ok=True)
-        shutil.copy(Project(ROOT, chosen.folder.name).reports / "compare.json", chosen.folder)
-        write_machine(chosen.folder, Project(ROOT, chosen.folder.name))
-    if chosen.tables:
-        for doc in documents():
-            doc.write_text(with_tables(doc.read_text(encoding="utf-8")), encoding="utf-8")
+    parser.add_argument("folder", type=Path, help="a folder with a run.yaml, or named after a profile")
+    folder = parser.parse_args().folder
+    if (folder / "run.yaml").exists():
+        run(folder)
+    else:
+        folder.mkdir(exist_ok=True)
+        shutil.copy(Project(ROOT, folder.name).reports / "compare.json", folder)
+        write_machine(folder, Project(ROOT, folder.name))
 
 
 def run(folder: Path) -> None:
-    """Run what `folder`/run.yaml lists and write compare.json and machine.json."""
+    """Run what `folder`/run.yaml lists; write compare.json, machine.json and, with temperatures, grid.json."""
     from satclr.data import prepare
-    from satclr.evaluation import embed, evaluate, probe
+    from satclr.evaluation import embed, evaluate, maps, probe
     from satclr.pretrain import train
     from satclr.study import compare
+    from satclr.study.results import Results
 
     probe.train = _remembering(probe.train)
     stages = (train.run, _sharing(embed.run), probe.run, evaluate.run)
     spec = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
-    project = _project(ROOT / "build" / "runs" / folder.name, spec)
-    began, computed = time.monotonic(), 0
+    root = ROOT / "build" / "runs" / folder.name
+    project, at = _project(root, spec)
+    began, asked, computed = time.monotonic(), set[str](), 0
     if not (project.store / "audit.json").exists():
         prepare.run(project)
-    for seed in spec["seeds"]:
-        for arm in spec["arms"]:
-            one = project.run(arm, seed)
+
+    def measure(arms: list[str], seeds: list[int]) -> dict[str, Any]:
+        """Each arm's validation and test mAP, means over the seeds; runs what has not run."""
+        nonlocal computed
+        for one in (project.run(arm, seed) for seed in seeds for arm in arms):
+            asked.add(one.key)
             if not (one.results / "metrics.json").exists():
                 for stage in stages:
                     stage(one, lambda _epoch, _metrics: None)
                 computed += 1
+        known = {arm: [Results(project.run(arm, seed)).metrics for seed in seeds] for arm in arms}
+        keys = ("val_mAP", "test_mAP")
+        return {arm: {key: sum(m[key] for m in each) / len(each) for key in keys} for arm, each in known.items()}
+
+    seeds, arms = spec["seeds"], list(spec["arms"])
+    if at:
+        grid = _choose(spec, project, at, measure)
+        arms = list(dict.fromkeys(name for facts in grid.values() for name in (facts["first"], facts["chosen"])))
+        files.write_json(folder / "grid.json", grid)
+    measure(arms, seeds)
+    for one in (project.run(arm, seed) for arm in spec.get("maps", []) for seed in seeds):
+        if not (one.results / "maps.json").exists():
+            maps.run(one, lambda _epoch, _metrics: None)
+    project, _ = _project(root, spec, arms)
     compare.run(project)
     shutil.copy(project.reports / "compare.json", folder)
     if computed:
-        whole = computed == len(spec["seeds"]) * len(spec["arms"])  # else part of it was done before
-        write_machine(folder, project, **({"seconds": round(time.monotonic() - began)} if whole else {}))
+        taken = {"seconds": round(time.monotonic() - began)}
+        write_machine(folder, project, **(taken if computed == len(asked) else {}))  # else part of it was done before
+
+
+def _choose(
+    spec: dict[str, Any], project: Project, at: dict[str, dict[float, str]], measure: Callable[..., Any]
+) -> dict[str, Any]:
+    """For each arm its variant at the first temperature and at the one that validates best on the first seed."""
+    grid: dict[str, Any] = {}
+    for arm in spec["arms"]:
+        if arm not in at:
+            grid[arm] = {"first": arm, "chosen": arm}
+            continue
+        tried = measure(list(at[arm].values()), spec["seeds"][:1])
+        _, best = max((tried[name]["val_mAP"], t) for t, name in at[arm].items())
+        grid[arm] = {"first": next(iter(at[arm].values())), "chosen": at[arm][best], "temperature": str(best)}
+        grid[arm]["temperatures"] = {str(t): tried[name] for t, name in at[arm].items()}
+        if (control := f"{arm}_shuffled") in project.params.arms:
+            grid[arm]["shuffled"] = measure([control], spec["shuffled"])[control]
+    return grid
 
 
 def write_machine(folder: Path, project: Project, **facts: int) -> None:
@@ -84,7 +116,7 @@ def write_machine(folder: Path, project: Project, **facts: int) -> None:
 
     precision = {"precision": machine.precision(project.settings.pretrain.precision)[0]}
     commit = {"commit": results.git_state(ROOT)[0]}
-    files.write_json(folder / "machine.json", _benchmark("common").machine() | precision | commit | facts)
+    files.write_json(folder / "machine.json", tables.benchmark("common").machine() | precision | commit | facts)
 
 
 def _sharing(embed: Callable[[Run, Any], None]) -> Callable[[Run, Any], None]:
@@ -124,22 +156,40 @@ def _remembering(train: Callable[..., Iterator[dict[str, float]]]) -> Callable[.
     return trained
 
 
-def _project(root: Path, spec: dict[str, Any]) -> Project:
+def _project(
+    root: Path, spec: dict[str, Any], run: list[str] | None = None
+) -> tuple[Project, dict[str, dict[float, str]]]:
+    """The project folder of a run.yaml whose params.yaml runs the arms `run`.
+
+    Also the names of its arms at each temperature, arm → temperature → name, for arms that have one.
+    """
     data = Path(os.environ.get("SATCLR_DATA", ROOT.parent / "shared" / "data")).resolve()
     tree = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     changes = json.loads(json.dumps(spec.get("params", {})).replace("$DATA", str(data)))
-    tree = settings.merge(tree, changes) | {"profile": spec["profile"], "run": spec["arms"], "seeds": spec["seeds"]}
+    tree = settings.merge(tree, changes)
+    tree |= {"profile": spec["profile"], "run": run or spec["arms"], "seeds": spec["seeds"]}
+    at: dict[str, dict[float, str]] = {}
+    for arm in spec["arms"] if "temperatures" in spec else []:
+        own, objective = tree["arms"][arm], tree["arms"][arm]["pretrain"]["objective"]
+        if objective in ("none", "vicreg"):
+            continue
+        at[arm] = {t: f"{arm}_t{t}".replace(".", "") for t in spec["temperatures"]}
+        for t, name in at[arm].items():
+            tree["arms"][name] = settings.merge(own, {"pretrain": {"temperature": t}})
+        if "shuffled" in spec and objective not in WITHOUT_LABELS:
+            control = {"pretrain": {"temperature": spec["temperatures"][0], "shuffle_labels": True}}
+            tree["arms"][f"{arm}_shuffled"] = settings.merge(own, control)
     (root / "data").mkdir(parents=True, exist_ok=True)
     (root / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
     shutil.copy(ROOT / "dvc.yaml", root)
     project, source = Project(root), data / spec["profile"]
     if project.data.exists():
-        return project
+        return project, at
     if "unlabelled" in spec:
         _copy(source, project.data, project.settings.data.split.file, spec["unlabelled"])
     else:
         project.data.symlink_to(source)
-    return project
+    return project, at
 
 
 def _copy(source: Path, target: Path, split_file: str | None, unlabelled: list[str]) -> None:
@@ -154,88 +204,6 @@ def _copy(source: Path, target: Path, split_file: str | None, unlabelled: list[s
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, place)
     part.rename(target)
-
-
-def documents() -> list[Path]:
-    """The README and the docs."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-
-def with_tables(text: str) -> str:
-    """`text` with each `<!-- table: RUN KIND --> … <!-- end -->` filled from docs/runs/RUN/compare.json.
-
-    Where RUN is `benchmarks`, from a benchmark's results.
-    """
-
-    def table(match: re.Match[str]) -> str:
-        if match["run"] == "benchmarks":
-            return match[1] + str(_benchmark("run").markdown(match["kind"])) + match[4]
-        report = json.loads((ROOT / "docs" / "runs" / match["run"] / "compare.json").read_text(encoding="utf-8"))
-        header, *rows = TABLES[match["kind"]](report)
-        lines = [header, ("---",) * len(header), *rows]
-        return match[1] + "".join(f"| {' | '.join(line)} |\n" for line in lines) + match[4]
-
-    return TABLE.sub(table, text)
-
-
-def arms(report: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Each arm with its spread over seeds, interval, and difference to the first."""
-    reference = next(iter(report["arms"]))
-    against = {c["arm"]: c for c in report["contrasts"] if c["against"] == reference}
-    rows: list[tuple[str, ...]] = [
-        ("arm", "test mAP", "sd over seeds", "95% interval", f"against `{reference}`", "95% interval")
-    ]
-    for name, arm in report["arms"].items():
-        c = against.get(name)
-        sd = "" if arm["test_mAP_sd"] is None else f"{arm['test_mAP_sd']:.4f}"
-        difference = (f"{c['delta_mAP']:+.4f}", _span(c["ci95"], "+")) if c else ("", "")
-        rows.append((f"`{name}`", f"{arm['test_mAP']:.4f}", sd, _span(arm["test_mAP_ci95"]), *difference))
-    return rows
-
-
-def ladder(report: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The rungs of the ladder, each with its change from the one above."""
-    rows: list[tuple[str, ...]] = [("rung", "test mAP", "95% interval", "change from the rung above", "95% interval")]
-    for step in report["ladder"]:
-        change = (f"{step['delta_mAP']:+.4f}", _span(step["delta_ci95"], "+")) if "against" in step else ("", "")
-        rows.append((f"`{step['arm']}`", f"{step['test_mAP']:.4f}", _span(step["ci95"]), *change))
-    return rows
-
-
-def factorial(report: dict[str, Any]) -> list[tuple[str, ...]]:
-    """What each departure of the released code contributes to the difference that all make."""
-    rows: list[tuple[str, ...]] = [("departure", "alone", "after the others", "Shapley value", "95% interval")]
-    for found in report["factorial"]:
-        for row in found["departures"]:
-            values = (f"{row[key]:+.3f}" for key in ("alone", "last", "shapley"))
-            rows.append((row["departure"], *values, _span(row["ci95"], "+")))
-        rows.append(("all three", "", "", f"{found['delta_mAP']:+.3f}", _span(found["ci95"], "+")))
-    return rows
-
-
-def labels(report: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The converged probe on shares of the training labels: mean ± standard deviation over subsets and seeds."""
-    shares = next(iter(report["arms"].values()))["label_efficiency"]
-    rows: list[tuple[str, ...]] = [("arm", *(f"{row['fraction']:.0%}: {row['tiles']:,} tiles" for row in shares))]
-    for name, arm in report["arms"].items():
-        cells = ((row["test_mAP"], row["sd"]) for row in arm["label_efficiency"])
-        rows.append((f"`{name}`", *(f"{mean:.3f}" + ("" if sd is None else f" ± {sd:.3f}") for mean, sd in cells)))
-    return rows
-
-
-TABLES = {"arms": arms, "ladder": ladder, "factorial": factorial, "labels": labels}
-
-
-def _benchmark(name: str) -> Any:
-    """A module of benchmarks/, whose modules import each other by name."""
-    folder = str(ROOT / "benchmarks")
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    return importlib.import_module(name)
-
-
-def _span(ends: list[float], sign: str = "") -> str:
-    return f"{ends[0]:{sign}.3f} to {ends[1]:{sign}.3f}"
 
 
 if __name__ == "__main__":

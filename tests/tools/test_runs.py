@@ -12,13 +12,13 @@ import pytest
 
 from satclr.data import prepare, tiles
 from tests.conftest import write_data
-from tools import runs
+from tools import runs, tables
 
 
 def test_the_tables_of_the_docs_equal_the_committed_runs() -> None:
-    for doc in runs.documents():
+    for doc in tables.documents():
         text = doc.read_text(encoding="utf-8")
-        assert runs.with_tables(text) == text, f"{doc.name}: run `python -m tools.runs --tables`"
+        assert tables.with_tables(text) == text, f"{doc.name}: run `python -m tools.tables`"
 
 
 def test_the_readme_shows_the_committed_experiments() -> None:
@@ -30,10 +30,10 @@ def test_a_table_is_filled_from_its_run(monkeypatch: pytest.MonkeyPatch) -> None
     report = {"ladder": [{"arm": "baseline", "test_mAP": 0.5, "ci95": [0.4, 0.6]}]}
     monkeypatch.setattr(Path, "read_text", lambda _self, **_: json.dumps(report))
     text = "before\n<!-- table: some-run ladder -->\nold\n<!-- end -->\nafter"
-    filled = runs.with_tables(text)
+    filled = tables.with_tables(text)
     assert "| `baseline` | 0.5000 | 0.400 to 0.600 |" in filled
     assert "old" not in filled
-    assert runs.with_tables(filled) == filled
+    assert tables.with_tables(filled) == filled
 
 
 def test_splits_may_be_unlabelled_tiles_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,8 +45,8 @@ def test_splits_may_be_unlabelled_tiles_too(tmp_path: Path, monkeypatch: pytest.
         csv.writer(file).writerows([("image", "split"), *((name, splits[i % 4]) for i, name in enumerate(names))])
     monkeypatch.setenv("SATCLR_DATA", str(data.parent))
     spec = {"profile": "ucmerced", "arms": ["simclr"], "seeds": [0], "unlabelled": ["val", "test"]}
-    project = runs._project(tmp_path / "run", spec)
-    assert runs._project(tmp_path / "run", spec).data == project.data
+    project, _ = runs._project(tmp_path / "run", spec)
+    assert runs._project(tmp_path / "run", spec)[0].data == project.data
     prepare.run(project)
     store = tiles.open_store(project.store)
     assert (store.labelled, len(store.rows("unlabelled"))) == (48, 24)

@@ -97,7 +97,7 @@ def numbers(arms: Arms, measures: Mapping[str, Measure]) -> dict[str, Any]:
     """Mean, spread and interval of each arm, and every contrast: later arm minus earlier arm."""
     entries = {name: _arm(seeds, measures) | _optional(seeds) for name, seeds in arms.items()}
     contrasts = [contrast(measures, later, earlier) for earlier, later in combinations(arms, 2)]
-    for c, adjusted in zip(contrasts, metrics.holm([c["p_holm"] for c in contrasts]), strict=True):
+    for c, adjusted in zip(contrasts, metrics.holm([c["p_wald"] for c in contrasts]), strict=True):
         c["p_holm"] = float(adjusted)
         if c["against"] == next(iter(arms)):
             sure = _sure_labels(measures["mAP"], c["arm"], c["against"])
@@ -124,7 +124,7 @@ def contrast(measures: Mapping[str, Measure], arm: str, against: str) -> dict[st
         samples[name] = m.resampled(arm, seeds=True) - m.resampled(against, seeds=True)
         result["ci95" if name == "mAP" else f"delta_{name}_ci95"] = list(metrics.interval(samples[name]))
     result["p_value"] = metrics.p_value(samples["mAP"])
-    result["p_holm"] = metrics.wald_p_value(result["delta_mAP"], samples["mAP"])  # `numbers` adjusts it
+    result["p_wald"] = metrics.wald_p_value(result["delta_mAP"], samples["mAP"])  # `numbers` adjusts it
     if "converged_mAP" in samples:
         low, high = metrics.interval(samples["mAP"] - samples["converged_mAP"])
         result |= {"delta_by_probe_ci95": [low, high], "depends_on_probe": bool(low > 0 or high < 0)}
