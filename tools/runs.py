@@ -5,10 +5,11 @@
 
 run.yaml holds a profile, arms, seeds and what it changes in params.yaml; `$DATA` in a value is the folder SATCLR_DATA,
 which holds the data set and the weights. The images of splits that it lists as `unlabelled` are in `Unlabelled` too, in
-a copy of the data set: pretraining may then see them. With `temperatures`, the first seed of an arm runs at every one,
-validation chooses, and all seeds run at the first one and at the chosen one; the seeds that it lists as `shuffled` run
-on shuffled labels too, at the first one. `maps` lists arms whose features are also laid out in the plane. All stages
-run in one process, so nothing is spent on starting them; what is done already, in build/runs/<name>, is not repeated.
+a copy of the data set: pretraining may then see them. With `temperatures`, the first seed of an arm runs at each of
+them, validation chooses one, and all seeds run at the first and at the chosen temperature; the seeds that it lists as
+`shuffled` run on shuffled labels too, at the first temperature. `maps` lists arms whose features are also laid out in
+the plane. All stages run in one process, so nothing is spent on starting them; what is done already, in
+build/runs/<name>, is not repeated.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from satclr.project import Project, Run
 from tools import tables
 
 ROOT = Path(__file__).parents[1]
+WITHOUT_TEMPERATURE = ("none", "vicreg")
 
 
 def main() -> None:
@@ -171,7 +173,7 @@ def _project(
     at: dict[str, dict[float, str]] = {}
     for arm in spec["arms"] if "temperatures" in spec else []:
         own, objective = tree["arms"][arm], tree["arms"][arm]["pretrain"]["objective"]
-        if objective in ("none", "vicreg"):
+        if objective in WITHOUT_TEMPERATURE:
             continue
         at[arm] = {t: f"{arm}_t{t}".replace(".", "") for t in spec["temperatures"]}
         for t, name in at[arm].items():

@@ -105,7 +105,7 @@ def objectives(report: dict[str, Any]) -> list[tuple[str, ...]]:
     first = next(iter(grid["simclr"]["temperatures"]))
     rows: list[tuple[str, ...]] = [(
         "objective", f"test mAP at τ = {first}", "best τ", "test mAP", "within category", "against SimCLR",
-        "95% interval", "p", "against the best", "95% interval", "p", "shuffled labels",
+        "95% interval", "p", "against the best", "95% interval", "p", f"labels shuffled, τ = {first}",
     )]  # fmt: skip
     for arm, facts in grid.items():
         name = facts["chosen"]

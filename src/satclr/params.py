@@ -132,13 +132,13 @@ Objective = Literal[
     "msc", "msc_reg", "mulcon",
 ]  # fmt: skip
 WITHOUT_LABELS = ("none", "nt_xent", "vicreg")
-OWN_OUTPUTS = ("mulsupcon_moco", "mulcon")  # not one projection a view, which is what NT-Xent compares
+OWN_OUTPUTS = ("mulsupcon_moco", "mulcon")  # NT-Xent cannot be mixed in: it trains a projection of both views
 
 
 class Queue(Model):
     """Of mulsupcon_moco: the projections of earlier batches that each batch is compared with."""
 
-    length: Count  # projections
+    length: Annotated[int, Field(ge=1, le=2**20)]  # projections
     momentum: Probability  # of the encoder that makes them
 
 
@@ -168,7 +168,7 @@ class Pretrain(Model):
     objective: Objective
     near_duplicates: NearDuplicates
     nt_xent_weight: Probability  # w in w·NT-Xent + (1 - w)·objective, for an objective that uses labels
-    shuffle_labels: bool  # give each training tile the labels of another: a control
+    shuffle_labels: bool  # among the training tiles, in pretraining alone: a control
     queue: Queue
     temperature: Annotated[float, Field(gt=0, le=10)]
     projection: Projection
@@ -201,10 +201,12 @@ class Pretrain(Model):
         if self.nt_xent_weight and (not uses_labels or self.objective in OWN_OUTPUTS):
             needed = f"an objective that compares projections by their labels, not {self.objective}"
             raise ValueError(f"nt_xent_weight {self.nt_xent_weight} requires {needed}")
-        if self.shuffle_labels and not uses_labels:
-            raise ValueError(f"shuffle_labels changes nothing: objective {self.objective} does not use labels")
+        if self.shuffle_labels and (not uses_labels or self.finetune.epochs):
+            raise ValueError("shuffle_labels requires an objective that uses labels, and finetune.epochs: 0")
         if self.forward == "separate" and self.objective == "mulsupcon_moco":
-            raise ValueError("objective mulsupcon_moco requires forward: joint")  # it encodes the views apart anyway
+            raise ValueError("objective mulsupcon_moco requires forward: joint")  # which view goes where is its own
+        if self.tiles == "both" and self.objective == "mulcon":
+            raise ValueError("objective mulcon classifies, which tiles: both have no labels for; use tiles: train")
         if self.tiles == "unlabelled" and uses_labels:
             raise ValueError(f"objective {self.objective} learns from labels, which tiles: unlabelled do not have")
         if self.micro_batch_size is not None and self.forward == "separate":

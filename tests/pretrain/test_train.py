@@ -27,6 +27,9 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "CHECKPOINT_AFTER_S", 0.0)
 
 
+MULCON: dict[str, Any] = {"views": {"crop_px": 64}}  # whose feature map has four cells
+
+
 def interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
@@ -57,21 +60,21 @@ def test_objective_none_writes_the_initial_encoder(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "changes"),
+    ("step", "arm", "changes"),
     [
-        (3, {"optimizer": "adam"}),  # within an epoch of four steps
-        (4, {"optimizer": "adamw", "micro_batch_size": 3}),  # its last
-        (5, {"optimizer": "lars", "schedule": "cosine", "warmup_epochs": 1}),  # the first of the next
-        (6, {"select": "best"}),
-        (6, {"arm": "msc_reg"}),  # with prototypes
-        (6, {"arm": "mulsupcon_moco", "queue": {"length": 20, "momentum": 0.9}}),
-        (6, {"arm": "mulcon"}),  # in its second phase
+        (3, "simclr", {"pretrain": {"optimizer": "adam"}}),  # within an epoch of four steps
+        (4, "simclr", {"pretrain": {"optimizer": "adamw", "micro_batch_size": 3}}),  # its last
+        (5, "simclr", {"pretrain": {"optimizer": "lars", "schedule": "cosine", "warmup_epochs": 1}}),  # then the next
+        (6, "simclr", {"pretrain": {"select": "best"}}),
+        (6, "msc_reg", {}),  # with prototypes
+        (6, "mulsupcon_moco", {"pretrain": {"queue": {"length": 20, "momentum": 0.9}, "micro_batch_size": 3}}),
+        (6, "mulcon", MULCON),  # in its second phase
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    changes: dict[str, Any], step: int, root: Path, monkeypatch: pytest.MonkeyPatch
+    arm: str, changes: dict[str, Any], step: int, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = make_run(root, changes.pop("arm", "simclr"), pretrain=changes)
+    run = make_run(root, arm, **changes)
     whole, curve = pretrained(run), losses(run)
     break_off(run, step, interrupt, monkeypatch)
     assert same(pretrained(run), whole)
@@ -215,7 +218,7 @@ def test_bfloat16_does_not_change_the_course(root: Path, capsys: pytest.CaptureF
 def test_supervised_objectives_use_the_labels_of_training_tiles_alone(
     objective: str, store: tiles.TileStore, monkeypatch: pytest.MonkeyPatch, root: Path
 ) -> None:
-    run = make_run(root, objective, pretrain={"epochs": 1})
+    run = make_run(root, objective, pretrain={"epochs": 1}, **(MULCON if objective == "mulcon" else {}))
     training = (store.splits == "train")[:, None]
     weights = pretrained(run)
     others = np.where(training, store.targets, 1 - store.targets), np.roll(store.targets, 1, axis=0)

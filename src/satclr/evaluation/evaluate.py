@@ -170,8 +170,10 @@ def _other_taggers(
 
 
 def _own_heads(run: Run, store: tiles.TileStore) -> dict[str, Any]:
-    """What MulCon's own heads, trained with the encoder, reach beside the linear probe."""
+    """What MulCon's own heads, trained with the encoder, reach; nothing where another epoch's encoder is tested."""
     logits = files.load_tensors(run.encoder, "heads.")[0]
+    if not logits:
+        return {}
     undefined = run.settings.evaluate.undefined_ap
     val, test = (logits[f"heads.{split}_logits"] for split in ("val", "test"))
     headline, _ = _mean_ap("test_own_heads_mAP", test, store.targets[store.rows("test")], undefined)

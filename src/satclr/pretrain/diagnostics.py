@@ -127,7 +127,10 @@ def _encode_views(
         both = [drawn[i : i + len(batch)] for i in (first, first + len(rows))]
         x = torch.cat([views.render(pixels, p, crop_px=crop_px, mean=mean, std=std) for p in both])
         h = _encode(model[0], x, run)
-        parts.append((h.unflatten(0, (2, -1)), model[1](h).float().unflatten(0, (2, -1))))
+        z = model[1](h).float()
+        if run.settings.pretrain.objective == "mulcon":
+            z = z[:, : len(store.labels)]  # the logits: all that it says of a tile as a whole
+        parts.append((h.unflatten(0, (2, -1)), z.unflatten(0, (2, -1))))
         first += len(batch)
     whole_h, whole_z = (torch.cat(found, 1).flatten(0, 1) for found in zip(*parts, strict=True))
     return whole_h, whole_z

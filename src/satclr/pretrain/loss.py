@@ -20,7 +20,6 @@ from torch.nn.functional import normalize
 
 Positives = Literal["any", "all", "jaccard", "multisupcon"]
 MULTISUPCON_JACCARD = 0.3  # c of Zaigrajew & Zięba
-VICREG_WEIGHTS = (25.0, 25.0, 1.0)  # of invariance, variance and covariance
 _BLOCK_ELEMENTS = 2**20  # of S at a time: 4 MiB in float32, the size of a cache
 
 
@@ -85,7 +84,8 @@ def supcon(z: Tensor, targets: Tensor, temperature: float, positives: Positives)
         return block
 
     if positives == "multisupcon":
-        anchors = torch.cat([likeness(*rows).any(1) for rows in _blocks(len(y))])
+        with torch.autocast(z.device.type, enabled=False):
+            anchors = torch.cat([likeness(*rows).any(1) for rows in _blocks(len(y))])
     count = anchors.sum().clamp(min=1)
 
     def weights(start: int, stop: int) -> Tensor:
@@ -162,8 +162,8 @@ def mulcon(embeddings: Tensor, logits: Tensor, targets: Tensor, temperature: flo
     """MulCon: binary cross-entropy of each label, and contrast between the embeddings of the labels that are there.
 
     embeddings: (M,K,D) unnormalised, one a label; logits: (M,K); targets: (M,K) of 0 and 1, every view with its tile's
-    labels; temperature > 0. Only embeddings of labels that a tile has take part; those of the same label are each
-    other's positives. Returns the mean cross-entropy + contrast_weight · the contrast, a scalar in float32.
+    labels; temperature > 0. Only the embeddings of labels that a tile has take part; those of one label are positives
+    of each other. Returns the mean cross-entropy + contrast_weight · the contrast, a scalar in float32.
     Source: Dao et al. 2021, arXiv:2107.11626.
     """
     present = targets.bool()
@@ -178,7 +178,8 @@ def vicreg(z: Tensor) -> Tensor:
     """VICReg: the views of a tile agree, every dimension varies, and no two dimensions vary together.
 
     z: (2B,D) projections, rows i and i+B are the views of tile i; B > 1. It needs no negatives, hence no large batch,
-    and has no temperature. Returns 25·invariance + 25·variance + 1·covariance, a scalar in float32.
+    and has no temperature. Returns 25·invariance + 25·variance + covariance, a scalar in float32; invariance is a mean
+    over dimensions too, and variance one over views, as in the authors' code.
     Source: Bardes et al. 2022, arXiv:2105.04906.
     """
     with torch.autocast(z.device.type, enabled=False):
@@ -191,8 +192,7 @@ def vicreg(z: Tensor) -> Tensor:
             together = centred.T @ centred / (len(view) - 1)
             off_diagonal = together - together.diagonal().diag()
             covariance = covariance + off_diagonal.square().sum() / view.shape[1]
-        terms = (invariance, variance, covariance)
-        return torch.stack([w * term for w, term in zip(VICREG_WEIGHTS, terms, strict=True)]).sum()
+        return 25 * invariance + 25 * variance + covariance
 
 
 _Weights = Callable[[int, int], Tensor]

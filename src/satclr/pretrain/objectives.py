@@ -25,7 +25,7 @@ Forward = Callable[[Tensor], Tensor]  # (rows,3,S,S) → z (rows,D)
 
 def build(config: Pretrain, model: nn.Sequential, labels: int) -> "Objective":
     """The objective that `config` names, for `model` (encoder and head, in training mode) and K labels."""
-    kind = {"msc": Prototypes, "msc_reg": Prototypes, "mulsupcon_moco": Queue, "mulcon": LabelWise}
+    kind = {"msc": Prototypes, "msc_reg": Prototypes, "mulsupcon_moco": MomentumQueue, "mulcon": LabelWise}
     return kind.get(config.objective, Objective)(config, model, labels)
 
 
@@ -55,8 +55,10 @@ class Objective(nn.Module):
                 return losses.vicreg(z)
             case "mulsupcon":
                 return losses.mulsupcon(z, targets, temperature)
-            case _:
+            case "supcon_any" | "supcon_all" | "jaccard" | "multisupcon":
                 return losses.supcon(z, targets, temperature, cast(losses.Positives, name.removeprefix("supcon_")))
+            case _:
+                raise NotImplementedError(name)
 
     def after_step(self, model: nn.Sequential) -> None:
         """Called once the optimizer has moved the weights."""
@@ -75,7 +77,7 @@ class Prototypes(Objective):
         return losses.msc(z, targets, self.prototypes, self.config.temperature, attract_only=attract_only)
 
 
-class Queue(Objective):
+class MomentumQueue(Objective):
     """MulSupCon with MoCo: second views go through a slow copy of the model, whose latest projections are kept.
 
     The copy follows the model with the momentum of `pretrain.queue`. The queue is used as far as it is filled.
@@ -133,15 +135,18 @@ class LabelHead(nn.Module):
     """MulCon's head: K learnt queries attend to the encoder's last feature map, one embedding a label.
 
     Called with the features h (B,C) of views, it takes the map (B,C,H,W) that the encoder has just averaged to h, and
-    returns (B,K+K·P): a logit of each label, then the projection of each label's embedding. Raises `EncoderError` for
-    an encoder whose features are no such average.
+    returns (B,K+K·P): a logit of each label, then the projection of each label's embedding. `attend` says which
+    encoder that is. The authors' code has self-attention before and after the queries as well.
     """
 
-    def __init__(self, encoder: nn.Module, crop_px: int, labels: int, *, hidden: int | None, out: int) -> None:
+    def __init__(self, width: int, labels: int, *, hidden: int | None, out: int) -> None:
         super().__init__()
-        layer, width = _averaged(encoder, crop_px)
-        layer.register_forward_hook(self._keep)
         hidden = hidden or width
+        if hidden % MULCON_HEADS:
+            raise EncoderError(
+                f"objective mulcon needs a multiple of {MULCON_HEADS} as the width of its attention, not {hidden}; "
+                "set pretrain.projection.hidden"
+            )
         self.queries = nn.Parameter(torch.empty(labels, hidden))
         nn.init.xavier_uniform_(self.queries)
         self.attention = nn.MultiheadAttention(hidden, MULCON_HEADS, kdim=width, vdim=width, batch_first=True)
@@ -150,6 +155,28 @@ class LabelHead(nn.Module):
         self.classify = nn.Linear(hidden, labels)  # row k is label k's
         self.project = nn.Sequential(nn.Linear(hidden, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, out))
         self._map = torch.empty(0)  # of the encoder's latest views
+
+    @torch.no_grad()
+    def attend(self, encoder: nn.Module, crop_px: int) -> None:
+        """Take the maps of `encoder`, whose layers are not replaced from now on; leaves it in eval mode.
+
+        Raises `EncoderError` where its features are not the average of a map of more than one cell.
+        """
+        seen: list[tuple[nn.Module, Tensor]] = []
+        hooks = [m.register_forward_hook(lambda m, _, output: seen.append((m, output))) for m in encoder.modules()]
+        views = torch.rand(2, 3, crop_px, crop_px, generator=torch.Generator().manual_seed(0))
+        h = encoder.eval()(views.to(next(encoder.parameters()).device))
+        for hook in hooks:
+            hook.remove()
+        maps = [(m, x) for m, x in seen if isinstance(x, Tensor) and x.ndim == 4 and x.shape[1] == h.shape[1]]
+        near = 1e-3 * h.abs().max()  # relative: a random encoder's features may be tiny
+        layers = [m for m, x in maps if x.shape[2:].numel() > 1 and (x.mean((2, 3)) - h).abs().max() <= near]
+        if not layers:
+            raise EncoderError(
+                "objective mulcon needs an encoder whose features average a map of more than one cell, such as a "
+                f"ResNet; or raise views.crop_px, which is {crop_px}"
+            )
+        layers[-1].register_forward_hook(self._keep)
 
     def _keep(self, _layer: nn.Module, _inputs: object, output: Tensor) -> None:
         self._map = output
@@ -162,20 +189,3 @@ class LabelHead(nn.Module):
         e = self.last_norm(e + torch.relu(self.mix(e)))  # (B,K,E)
         logits = torch.einsum("bke,ke->bk", e, self.classify.weight) + self.classify.bias
         return torch.cat([logits, self.project(e).flatten(1)], 1)
-
-
-@torch.no_grad()
-def _averaged(encoder: nn.Module, crop_px: int) -> tuple[nn.Module, int]:
-    """The layer whose output (B,C,H,W) the encoder averages to its features, and C; leaves the encoder in eval mode."""
-    seen: list[tuple[nn.Module, Tensor]] = []
-    hooks = [m.register_forward_hook(lambda m, _, output: seen.append((m, output))) for m in encoder.modules()]
-    draw = torch.Generator().manual_seed(0)
-    h = encoder.eval()(torch.rand(2, 3, crop_px, crop_px, generator=draw).to(next(encoder.parameters()).device))
-    for hook in hooks:
-        hook.remove()
-    maps = [(m, x) for m, x in seen if isinstance(x, Tensor) and x.ndim == 4 and x.shape[1] == h.shape[1]]
-    averaged = [(m, x) for m, x in maps if torch.allclose(x.mean((2, 3)), h, rtol=1e-4, atol=1e-5)]
-    if not averaged:
-        raise EncoderError("objective mulcon needs an encoder whose features average a map, for example a ResNet")
-    layer, _ = max(averaged, key=lambda found: found[1].shape[-1])  # and not what a pooling layer makes of it
-    return layer, int(h.shape[1])

@@ -226,8 +226,9 @@ def project(
 
 
 def _shuffled(store: tiles.TileStore, seed: int) -> tiles.TileStore:
-    """`store` with the labels of its training tiles in a random order."""
+    """`store` with the labels of its labelled training tiles in a random order."""
     rows, targets = store.rows("train"), store.targets.copy()
+    rows = rows[targets[rows].any(1)]
     targets[rows] = targets[rows][randomness.permutation(len(rows), seed, "shuffled labels").numpy()]
     return dataclasses.replace(store, targets=targets)
 
@@ -248,7 +249,7 @@ def _model(
     with randomness.seeded(randomness.derive(run.seed, "projection")):
         if config.objective == "mulcon":
             shape = config.projection.model_dump(exclude={"batch_norm"})
-            head: nn.Module = objectives.LabelHead(encoder, run.settings.views.crop_px, labels, **shape)
+            head: nn.Module = objectives.LabelHead(width, labels, **shape)
         else:
             head = encoders.projection_head(width, **config.projection.model_dump())
     model = nn.Sequential(encoder, head.to(device)).train()
@@ -256,6 +257,9 @@ def _model(
     if config.matmul_convolutions and device.type == "cpu":
         speed_up_small_maps(model)
     distributed.synchronize_batch_norm(model)
+    if isinstance(head, objectives.LabelHead):
+        head.attend(encoder, run.settings.views.crop_px)
+        model.train()
     with randomness.seeded(randomness.derive(run.seed, "objective")):
         objective = objectives.build(config, model, labels).to(device)
     return model, objective, partial(objective.encode, torch.compile(model) if config.compile else model)
