@@ -29,7 +29,7 @@ Entries = Mapping[str, Mapping[str, Any]]  # of compare.json, by name
 
 
 class Palette:
-    """An arm's colour and line style, by its place in params.yaml, the same in every figure."""
+    """An arm's colour and line style, by its place among the compared arms, the same in every figure."""
 
     def __init__(self, arms: Sequence[str]) -> None:
         self._place = {arm: i for i, arm in enumerate(arms)}

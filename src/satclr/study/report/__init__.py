@@ -68,7 +68,7 @@ def _render(project: Project, report: dict[str, Any], arms: Arms) -> tuple[str, 
     labels = per_label(rows, first[best].per_class, arm=verdict.get("arm", best))
     robust = all("robustness" in entry for entry in entries.values())
     tested = entries[best]["robustness"]["corruptions"] if robust else {}
-    palette = figures.Palette(list(project.params.arms))
+    palette = figures.Palette(list(arms))
     flat = [results.run.settings.flat() for results in first.values()]
     commit, dirty = git_state(project.root)
     drawn = _charts(arms, report, labels, palette) | {"prevalence": figures.prevalence(audit["label_counts"])}
