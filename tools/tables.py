@@ -104,13 +104,13 @@ def objectives(report: dict[str, Any]) -> list[tuple[str, ...]]:
     against = [_against(report, chosen, reference) for reference in (grid["simclr"]["chosen"], best)]
     first = next(iter(grid["simclr"]["temperatures"]))
     rows: list[tuple[str, ...]] = [(
-        "objective", f"test mAP at τ = {first}", "best τ", "test mAP", "within category", "against SimCLR",
+        "objective", f"test mAP at τ = {first}", "best τ", "test mAP", "converged probe", "within category", "against SimCLR",
         "95% interval", "p", "against the best", "95% interval", "p", f"labels shuffled, τ = {first}",
     )]  # fmt: skip
     for arm, facts in grid.items():
         name = facts["chosen"]
         cells = [f"`{arm}`", _spread(entries[facts["first"]]), facts.get("temperature", ""), _spread(entries[name])]
-        cells.append(f"{entries[name]['test_within_category_mAP']:.3f}")
+        cells += [f"{entries[name][f'test_{key}_mAP']:.3f}" for key in ("converged", "within_category")]
         for found in against:
             cells += found.get(name, ("", "", ""))
         rows.append((*cells, f"{facts['shuffled']['test_mAP']:.3f}" if "shuffled" in facts else ""))
