@@ -104,8 +104,8 @@ def objectives(report: dict[str, Any]) -> list[tuple[str, ...]]:
     against = [_against(report, chosen, reference) for reference in (grid["simclr"]["chosen"], best)]
     first = next(iter(grid["simclr"]["temperatures"]))
     rows: list[tuple[str, ...]] = [(
-        "objective", f"test mAP at τ = {first}", "best τ", "test mAP", "converged probe", "within category", "against SimCLR",
-        "95% interval", "p", "against the best", "95% interval", "p", f"labels shuffled, τ = {first}",
+        "objective", f"test mAP at τ = {first}", "best τ", "test mAP", "converged probe", "within category",
+        "against SimCLR", "95% interval", "p", "against the best", "95% interval", "p", f"labels shuffled, τ = {first}",
     )]  # fmt: skip
     for arm, facts in grid.items():
         name = facts["chosen"]

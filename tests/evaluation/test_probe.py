@@ -46,7 +46,7 @@ def test_the_selected_epoch_is_saved_with_its_curve(run_of: MakeRun, store: tile
     logged: dict[int, dict[str, float]] = {}
     probe.run(run, lambda epoch, measured: logged.update({epoch: dict(measured)}))
     curve = [row["val_mAP"] for row in logged.values()]
-    drawn = randomness.epoch("arbitrary", [0.0] * 6, run.seed, "probe")
+    drawn = randomness.epoch("arbitrary", [-value for value in curve], run.seed, "probe")  # a perfect one is apart
     expected = {"best": 1 + int(np.argmax(curve)), "last": 6, 2: 2, "arbitrary": drawn}[select]
     saved = LinearProbe.load(run.probe)
     layer = probe.new_layer(8, len(store.labels), seed=0)
