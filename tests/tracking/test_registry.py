@@ -51,6 +51,31 @@ def test_a_better_candidate_becomes_champion_until_a_rollback(make: Make, capsys
     assert history(project) == [("champion", "1"), ("champion", "2"), ("rolled back", "1"), ("promoted", "2")]
 
 
+@pytest.mark.parametrize("broken", ["record", "_write_champion"])
+def test_a_decision_that_was_broken_off_is_completed_as_if_it_had_not_been(
+    make: Make, broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    project = make("baseline")
+    write(project.run("baseline"))
+    registry.run(project)
+    project = make_project(project.root, "baseline", "simclr")
+    write(project.run("simclr"), skill=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(registry._Registry if broken == "record" else registry, broken, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            registry.run(project)
+    for _ in range(2):
+        registry.run(project)
+        tree = json.loads((project.reports / "champion.json").read_text())
+        assert (tree["decision"], tree["champion"]["arm"]) == ("champion", "simclr")
+        assert tree["reason"].startswith("better than champion version 1 (baseline-s0)")
+        assert history(project) == [("champion", "1"), ("champion", "2")]
+        assert aliases(project) == {"champion": "2", "previous": "1"}
+
+
 def test_a_worse_candidate_becomes_challenger(make: Make) -> None:
     project = make("simclr")
     write(project.run("simclr"), skill=3)

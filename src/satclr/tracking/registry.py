@@ -230,6 +230,10 @@ class _Registry:
             return self.set_champion("champion", version, None, "the first version")
         known = (version.version, tags, champion)
         if champion.version == version.version:
+            if champion.tags.get("satclr.decision", CHALLENGER) == CHALLENGER:  # killed before it was recorded
+                former = self.versions().get(champion.tags.get(OVER, ""))
+                why = self.gate(candidate, former)[1:] if former else ("the first version",)
+                return self.record("champion", champion, former, *why)
             return self.decision("kept", *known, "it is the champion already")
         better, reason, *difference = self.gate(candidate, champion)
         if ROLLED_BACK in version.tags:
@@ -295,5 +299,8 @@ def _write_champion(project: Project, decision: Decision, ranking: Sequence[Cand
     if champion is not None:
         arm, seed, val = (champion.tags[f"satclr.{key}"] for key in ("arm", "seed", "val_mAP"))
         tree["champion"] = {"arm": arm, "seed": int(seed), "val_mAP": float(val), "digest": champion.tags[FILES]}
-    tree |= {"candidate": rows[0], "decision": decision.decision, "reason": decision.reason, "ranking": rows}
+    outcome, reason = decision.decision, decision.reason
+    if champion is not None and str(champion.version) == decision.version:  # however often it is decided
+        outcome, reason = (champion.tags[f"satclr.{key}"] for key in ("decision", "reason"))
+    tree |= {"candidate": rows[0], "decision": outcome, "reason": reason, "ranking": rows}
     files.write_json(project.reports / "champion.json", tree)
