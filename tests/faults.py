@@ -247,7 +247,7 @@ def durations(project: Project) -> dict[str, float]:
 
 
 def stops(project: Project, order: Sequence[str], rng: random.Random) -> Iterator[list[Any]]:
-    """Stop each kind of stage by SIGTERM and SIGINT at a random moment: stage, signal, exit code, seconds."""
+    """Stop each kind of stage by SIGTERM and SIGINT at a random moment: these, exit code, seconds, its last line."""
     tree = yaml.safe_load((project.root / "params.yaml").read_text())
     tree["arms"]["simclr"]["pretrain"] |= {"temperature": 0.3, "epochs": 500}
     (project.root / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
@@ -258,7 +258,8 @@ def stops(project: Project, order: Sequence[str], rng: random.Random) -> Iterato
             time.sleep(1.0 + 3 * rng.random() + 5 * (stage == "pretrain"))
             began = time.monotonic()
             process.send_signal(number)
-            yield [stage, number.name, process.wait(), round(time.monotonic() - began, 2)]
+            code, seconds = process.wait(), round(time.monotonic() - began, 2)
+            yield [stage, number.name, code, seconds, *project.log.read_text().splitlines()[-1:]]
 
 
 def harness(folder: Path, *, seed: int, kills: int) -> dict[str, Any]:
@@ -299,9 +300,10 @@ def losses(found: Mapping[str, Any]) -> list[str]:
     wrong = [f"{name} differs" for name in found["different"]]
     wrong += [f"{found[key]} {key}" for key in ("runs_left_open", "processes_left") if found[key]]
     wrong += [f"not {key}" for key in ("mlflow_equal", "up_to_date") if not found[key]]
-    for stage, name, code, seconds in found["stops"]:
-        if code not in (0, 128 + getattr(signal, name)) or seconds > 6:
-            wrong.append(f"{stage} ended with {code}, {seconds} s after {name}")
+    for stage, name, code, seconds, *last in found["stops"]:
+        number = getattr(signal, name)
+        if code not in (0, 128 + number, -number) or seconds > 6:  # -number: it was done, and Python about to leave
+            wrong.append(f"{stage} ended with {code}, {seconds} s after {name}: {' '.join(last)}")
     return wrong
 
 
