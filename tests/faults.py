@@ -192,7 +192,10 @@ def kill(project: Project, moment: Moment, order: Sequence[str]) -> Kill | None:
     if process.poll() is None:
         return strike(project, process, moment)
     if process.returncode:
-        raise RuntimeError(project.log.read_text(errors="replace"))
+        said = project.log.read_text(errors="replace")
+        if "Unable to read RWLock-file" not in said:
+            raise RuntimeError(said)
+        (project.root / ".dvc" / "tmp" / "rwlock").unlink()  # DVC was killed while it wrote it (docs/reliability.md)
     return None
 
 
