@@ -78,7 +78,7 @@ def step_ms(name: str, store: tiles.TileStore, *, steps: int) -> float:
         run = common.changed(common.run(ARMS[name], sections, Path(folder)), epochs=(WARM_UP + steps) // 2)
         encoder, width = enc.build("resnet18", 64)
         after_epoch = mock.patch.object(diagnostics, "after_epoch", return_value={})
-        with after_epoch, mock.patch.object(diagnostics, "label_scores", return_value={}):
+        with after_epoch, mock.patch.object(train, "_label_logits", return_value={}):
             train.train(
                 store, encoder, width, statistics=store.statistics("train"), run=run, folder=Path(folder), log=log
             )

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from satclr import settings
-from satclr.params import Params, leaves
+from satclr.params import Params
+from satclr.project import Project, leaves
 from satclr.settings import ParamsError, merge
 
 from .conftest import ROOT
@@ -43,8 +44,7 @@ def test_mlrsnet_is_the_paper_to_the_letter() -> None:
 
 @pytest.mark.parametrize(("arm", "text"), [("baseline_as_released", "baseline"), ("simclr_as_released", "simclr")])
 def test_as_released_is_the_paper_but_for_the_notebooks_departures(arm: str, text: str) -> None:
-    params = settings.load(ROOT / "params.yaml")
-    paper, released = (settings.resolve(params, "mlrsnet", name).flat() for name in (text, arm))
+    paper, released = (Project(ROOT, "mlrsnet").run(name).flat() for name in (text, arm))
     changed = {key: value for key, value in released.items() if paper[key] != value}
     expected = {"views.interpolation": "bilinear", "pretrain.normalization": "released", "probe.batch_norm": "batch"}
     expected |= {"probe.select": "arbitrary", "evaluate.undefined_ap": "zero"}

@@ -89,13 +89,12 @@ def arms(profile: Profile = None, encoders: Encoders = False) -> None:
         progress.print_table(study.table(runs.values()), header=study.COLUMNS)
         return
     running = project.params.run
-    reference, first = running[0], project.settings.flat()
+    reference, first = running[0], runs[running[0]].flat()
     progress.print_table(list(first.items()), header=(f"profile {project.profile}", reference))
     typer.echo()
     changes = {}
     for name, run in runs.items():
-        flat = run.settings.flat()
-        changes[name] = "\n".join(f"{key} {value}" for key, value in flat.items() if first[key] != value)
+        changes[name] = "\n".join(f"{key} {value}" for key, value in run.flat().items() if first[key] != value)
     rows = [(name, "yes" if name in running else "no", text) for name, text in (changes | clashes).items()]
     progress.print_table(rows, header=("arm", "runs", f"changes to {reference}"))
     typer.echo("\nFor the encoders' size and input statistics: satclr arms --encoders")

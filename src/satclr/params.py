@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
@@ -136,9 +135,7 @@ OWN_OUTPUTS = ("mulsupcon_moco", "mulcon")  # NT-Xent cannot be mixed in: it tra
 
 
 class Queue(Model):
-    """Of mulsupcon_moco: the projections of earlier batches that each batch is compared with."""
-
-    length: Annotated[int, Field(ge=1, le=2**20)]  # projections
+    length: Annotated[int, Field(ge=1, le=2**20)]  # projections of earlier batches that mulsupcon_moco compares with
     momentum: Probability  # of the encoder that makes them
 
 
@@ -205,10 +202,8 @@ class Pretrain(Model):
             raise ValueError("shuffle_labels requires an objective that uses labels, and finetune.epochs: 0")
         if self.forward == "separate" and self.objective == "mulsupcon_moco":
             raise ValueError("objective mulsupcon_moco requires forward: joint")  # which view goes where is its own
-        if self.tiles == "both" and self.objective == "mulcon":
-            raise ValueError("objective mulcon classifies, which tiles: both have no labels for; use tiles: train")
-        if self.tiles == "unlabelled" and uses_labels:
-            raise ValueError(f"objective {self.objective} learns from labels, which tiles: unlabelled do not have")
+        if uses_labels and (self.tiles == "unlabelled" or (self.tiles == "both" and self.objective == "mulcon")):
+            raise ValueError(f"objective {self.objective} learns from labels that tiles: {self.tiles} do not have")
         if self.micro_batch_size is not None and self.forward == "separate":
             raise ValueError(f"micro_batch_size {self.micro_batch_size} requires forward: joint")
         if self.adapt_batch_norm and self.objective != "none":
@@ -278,10 +273,6 @@ class Settings(Model):
     maps: Maps
     register_: Register = Field(alias="register")
 
-    def flat(self) -> dict[str, str]:
-        """`section.key` → text, as MLflow shows parameters."""
-        return {key: str(value) for key, value in leaves(self.model_dump(mode="json", by_alias=True), ".")}
-
 
 class Machine(Model):
     """What belongs to this machine and to no experiment; no fingerprint depends on it."""
@@ -306,12 +297,3 @@ class Params(Model):
 def _check_select(select: str | int, epochs: int) -> None:
     if isinstance(select, int) and select > epochs:
         raise ValueError(f"select {select} must be at most epochs {epochs}")
-
-
-def leaves(tree: Any, joint: str, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of nested dictionaries by their path: `{"haze": {"1": x}}` as `("haze/1", x)` with the joint `/`."""
-    if not isinstance(tree, dict):
-        yield name, tree
-        return
-    for key, value in tree.items():
-        yield from leaves(value, joint, f"{name}{joint}{key}" if name else key)

@@ -6,9 +6,11 @@ Only this module knows which file goes where; stages are handed a `Run` or a `Pr
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -58,7 +60,11 @@ class Run:
 
     def parameters(self) -> dict[str, str]:
         """Identity and settings as `section.key` → text, as MLflow shows them."""
-        return {"profile": self.profile, "arm": self.arm, "seed": str(self.seed), **self.settings.flat()}
+        return {"profile": self.profile, "arm": self.arm, "seed": str(self.seed), **self.flat()}
+
+    def flat(self) -> dict[str, str]:
+        """The settings as `section.key` → text."""
+        return {key: str(value) for key, value in leaves(self.settings.model_dump(mode="json", by_alias=True), ".")}
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,15 @@ def home(root: Path) -> Path:
     """The project that a copy of it belongs to: `dvc exp run --temp` and `--queue` run in its .dvc/tmp/exps."""
     root = root.resolve()
     return next((p.parent for p in root.parents if p.name == ".dvc" and root.is_relative_to(p / "tmp" / "exps")), root)
+
+
+def leaves(tree: Any, joint: str, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested dictionaries by their path: `{"haze": {"1": x}}` as `("haze/1", x)` with the joint `/`."""
+    if not isinstance(tree, dict):
+        yield name, tree
+        return
+    for key, value in tree.items():
+        yield from leaves(value, joint, f"{name}{joint}{key}" if name else key)
 
 
 @cache

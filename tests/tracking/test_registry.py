@@ -10,6 +10,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from satclr.project import Project, ProjectError
+from satclr.study import contrasts
 from satclr.study.results import Scores
 from satclr.tracking import registry, runs, store
 from tests.tracking.conftest import Make, make_project, write
@@ -174,11 +175,11 @@ def test_the_gate_sees_a_true_difference_and_none_in_equal_scores() -> None:
         [Scores((skill * targets + one).astype(np.float32), targets, *names) for one in noise[i]]
         for i, skill in enumerate((2.0, 1.0))
     )
-    assert registry.gap(good, weak)[1] > 0 > registry.gap(weak, good)[1]
-    assert registry.gap(good[:1], good[:1]) == (0, 0, 0)
-    assert registry.gap(good, good)[0] == 0
+    assert contrasts.gap(good, weak)[1] > 0 > contrasts.gap(weak, good)[1]
+    assert contrasts.gap(good[:1], good[:1]) == (0, 0, 0)
+    assert contrasts.gap(good, good)[0] == 0
     plain = [
         np.mean([average_precision_score(*pair) for x in seeds for pair in zip(targets.T, x.scores.T, strict=True)])
         for seeds in (good, weak)
     ]
-    assert registry.gap(good, weak)[0] == pytest.approx(plain[0] - plain[1], abs=1e-12)
+    assert contrasts.gap(good, weak)[0] == pytest.approx(plain[0] - plain[1], abs=1e-12)

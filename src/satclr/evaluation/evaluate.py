@@ -53,8 +53,6 @@ def run(run: Run, _log: Log) -> None:
     headline, samples = _mean_ap("test_mAP", scores, targets, undefined)
     yes = scores >= probe.thresholds
     others, other_scores = _other_taggers(run, store, features)
-    if run.settings.pretrain.objective == "mulcon":
-        others |= _own_heads(run, store)
     result = {
         "profile": run.profile,
         "arm": run.arm,
@@ -166,7 +164,8 @@ def _other_taggers(
         result |= {_at(fraction): mean, f"{_at(fraction)}_sd": sd}
     whole = result["test_converged_mAP"]
     rows.append({"fraction": 1.0, "tiles": count, "test_mAP": whole, "sd": None, "subsets": [whole]})
-    return result, scores
+    own = _own_heads(run, store) if run.settings.pretrain.objective == "mulcon" else {}
+    return result | own, scores
 
 
 def _own_heads(run: Run, store: tiles.TileStore) -> dict[str, Any]:

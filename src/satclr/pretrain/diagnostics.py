@@ -132,24 +132,8 @@ def _encode_views(
             z = z[:, : len(store.labels)]  # the logits: all that it says of a tile as a whole
         parts.append((h.unflatten(0, (2, -1)), z.unflatten(0, (2, -1))))
         first += len(batch)
-    whole_h, whole_z = (torch.cat(found, 1).flatten(0, 1) for found in zip(*parts, strict=True))
-    return whole_h, whole_z
-
-
-@torch.no_grad()
-def label_scores(model: nn.Sequential, store: tiles.TileStore, run: Run, statistics: Statistics) -> dict[str, Tensor]:
-    """The logits (N,K) that MulCon's own heads give to validation and test tiles, as tensors of the encoder's file."""
-    config, (mean, std) = run.settings.views, statistics
-    found: dict[str, Tensor] = {}
-    for split in ("val", "test"):
-        logits = []
-        for _, pixels in _batches(store, store.rows(split)):
-            x = views.evaluation_view(
-                pixels, crop_px=config.crop_px, interpolation=config.interpolation, mean=mean, std=std
-            )
-            logits.append(model[1](_encode(model[0], x, run))[:, : len(store.labels)])
-        found[f"heads.{split}_logits"] = torch.cat(logits)
-    return found
+    features, projections = (torch.cat(found, 1).flatten(0, 1) for found in zip(*parts, strict=True))
+    return features, projections
 
 
 def _knn_map(model: nn.Sequential, run: Run, statistics: Statistics) -> float:

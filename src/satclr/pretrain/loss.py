@@ -19,6 +19,9 @@ from torch.nn import functional as F  # noqa: N812 - the field's name for it
 from torch.nn.functional import normalize
 
 Positives = Literal["any", "all", "jaccard", "multisupcon"]
+POSITIVES: dict[str, Positives] = {  # by objective
+    "supcon_any": "any", "supcon_all": "all", "jaccard": "jaccard", "multisupcon": "multisupcon",
+}  # fmt: skip
 MULTISUPCON_JACCARD = 0.3  # c of Zaigrajew & Zięba
 _BLOCK_ELEMENTS = 2**20  # of S at a time: 4 MiB in float32, the size of a cache
 

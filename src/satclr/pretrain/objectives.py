@@ -8,7 +8,6 @@ all copies stay equal.
 
 import copy
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -55,10 +54,8 @@ class Objective(nn.Module):
                 return losses.vicreg(z)
             case "mulsupcon":
                 return losses.mulsupcon(z, targets, temperature)
-            case "supcon_any" | "supcon_all" | "jaccard" | "multisupcon":
-                return losses.supcon(z, targets, temperature, cast(losses.Positives, name.removeprefix("supcon_")))
             case _:
-                raise NotImplementedError(name)
+                return losses.supcon(z, targets, temperature, losses.POSITIVES[name])
 
     def after_step(self, model: nn.Sequential) -> None:
         """Called once the optimizer has moved the weights."""

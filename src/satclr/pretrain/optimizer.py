@@ -97,6 +97,14 @@ def build(model: nn.Module, config: Pretrain) -> torch.optim.Optimizer:
     return kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
 
 
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: Pretrain, step: int, steps_per_epoch: int) -> float:
+    """Set and return the rate of the `step`-th step (from 0)."""
+    rate = learning_rate(config, step, steps_per_epoch)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
+
+
 def learning_rate(config: Pretrain, step: int, steps_per_epoch: int) -> float:
     """The rate of the `step`-th step (from 0): constant, or linear warm-up then cosine to 0."""
     if config.schedule == "constant":

@@ -137,9 +137,7 @@ def train(
     store: tiles.TileStore, encoder: nn.Module, width: int, *, statistics: Statistics,
     run: Run, folder: Path, log: Log, save: Save = lambda *_, **__: None,
 ) -> tuple[list[dict[str, float]], dict[str, Tensor]]:  # fmt: skip
-    """Train `encoder` (features of `width`) on the training tiles.
-
-    Returns each epoch's loss and other numbers, and what the objective adds to the encoder's file.
+    """Train `encoder` (features of `width`); returns each epoch's numbers, and tensors that go into its file.
 
     `statistics` are the mean and std of its input. Every process takes its share of each batch. `save(path, epoch=)` is
     called for each epoch to keep. The encoder is left in eval mode, on a CPU with faster convolutions in place of some
@@ -169,9 +167,7 @@ def train(
                 source = randomness.generator(run.seed, "views", *at)
                 drawn = views.draw(source, 2 * size, run.settings.views, tile_px=pixels.shape[1])
                 targets = torch.from_numpy(store.targets[batch]).bool().to(device).repeat(2, 1)  # (2B,K)
-                rate = optimizers.learning_rate(config, epoch * steps + state.step, steps)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
+                rate = optimizers.set_learning_rate(optimizer, config, epoch * steps + state.step, steps)
                 optimizer.zero_grad(set_to_none=True)
                 encode = partial(project, forward, run, statistics, pixels, drawn, at)
                 loss = optimizers.backward(model, encode, parts, partial(objective, targets, epoch))
@@ -196,8 +192,7 @@ def train(
                 log(state.epoch, state.curve[-1] | {"tiles_per_s": speed})
     checkpoint.require_finite(encoder.state_dict(), state)  # the last loss precedes the last update
     model.eval()
-    by_heads = config.objective == "mulcon"
-    return state.curve, diagnostics.label_scores(model, store, run, statistics) if by_heads else {}
+    return state.curve, _label_logits(model, store, run, statistics) if config.objective == "mulcon" else {}
 
 
 def project(
@@ -223,6 +218,25 @@ def project(
         z = forward(x)
     both: Tensor = z.float().unflatten(0, (2, -1))
     return both
+
+
+@torch.no_grad()
+def _label_logits(model: nn.Sequential, store: tiles.TileStore, run: Run, statistics: Statistics) -> dict[str, Tensor]:
+    """The logits (N,K) that MulCon's own heads give to validation and test tiles, by their names in the file."""
+    config, device, (mean, std) = run.settings, machine.device(), statistics
+    computed, _ = machine.precision(config.pretrain.precision)
+    view = partial(views.evaluation_view, crop_px=config.views.crop_px, interpolation=config.views.interpolation)
+    found: dict[str, Tensor] = {}
+    for split in ("val", "test"):
+        logits = []
+        for _, pixels in tiles.stream(
+            store, tiles.split_batches(store.rows(split), config.pretrain.batch_size), device
+        ):
+            with machine.autocast(device, computed):
+                h = model[0](view(pixels, mean=mean, std=std))
+            logits.append(model[1](h.float())[:, : len(store.labels)])
+        found[f"heads.{split}_logits"] = torch.cat(logits)
+    return found
 
 
 def _shuffled(store: tiles.TileStore, seed: int) -> tiles.TileStore:

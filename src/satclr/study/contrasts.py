@@ -19,6 +19,7 @@ from satclr.evaluation import metrics
 from satclr.evaluation.metrics import Floats
 from satclr.params import Settings
 from satclr.study.results import Results
+from satclr.study.results import Scores as SplitScores
 
 Arms = Mapping[str, Sequence[Results]]  # arm → its seeds
 Scores = npt.NDArray[np.floating[Any]]
@@ -129,6 +130,16 @@ def contrast(measures: Mapping[str, Measure], arm: str, against: str) -> dict[st
         low, high = metrics.interval(samples["mAP"] - samples["converged_mAP"])
         result |= {"delta_by_probe_ci95": [low, high], "depends_on_probe": bool(low > 0 or high < 0)}
     return result
+
+
+def gap(candidate: Sequence[SplitScores], champion: Sequence[SplitScores]) -> tuple[float, float, float]:
+    """Difference in mAP on the same tiles, means over seeds, and its 95% interval by paired bootstrap over both."""
+    targets = candidate[0].targets
+    arms = [np.stack([one.scores for one in seeds]) for seeds in (candidate, champion)]
+    ours, theirs = ([metrics.nan_mean(metrics.average_precision(s, targets)) for s in seeds] for seeds in arms)
+    _, samples = metrics.paired_bootstrap_over_seeds(arms, targets, resamples=RESAMPLES, seed=0)
+    mean = metrics.nan_mean(samples)
+    return float(np.mean(ours) - np.mean(theirs)), *metrics.interval(mean[:, 0] - mean[:, 1])
 
 
 def references(

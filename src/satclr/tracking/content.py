@@ -12,8 +12,7 @@ from typing import Any
 import yaml
 
 from satclr import files
-from satclr.params import leaves
-from satclr.project import Run
+from satclr.project import Run, leaves
 from satclr.study.results import Results, git_state
 from satclr.tracking.store import Number
 

@@ -23,16 +23,15 @@ import numpy as np
 from filelock import FileLock
 
 from satclr import files
-from satclr.evaluation import metrics
 from satclr.project import Project
-from satclr.study.results import Results, Scores, scores
+from satclr.study import contrasts
+from satclr.study.results import Results, scores
 from satclr.tracking import content, runs
 from satclr.tracking.store import TrackingError, open_store, store_folder, tag
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 OVER, ROLLED_BACK, FILES = "satclr.promoted_over", "satclr.rolled_back", "satclr.files"
 SEEDS = "satclr.seed_runs"  # the MLflow runs of all seeds of a version's arm
-RESAMPLES = 1000
 Outcome = Literal["champion", "challenger", "kept", "rejected", "promoted", "rolled back", "restored"]
 
 
@@ -145,17 +144,6 @@ def restore(project: Project) -> Decision | None:
     return registry.set_champion("restored", version, None, "from champion.json")
 
 
-def gap(candidate: Sequence[Scores], champion: Sequence[Scores]) -> tuple[float, float, float]:
-    """Difference in mAP on the same tiles, means over seeds, and its 95% interval by paired bootstrap over both."""
-    targets = candidate[0].targets
-    arms = [np.stack([one.scores for one in seeds]) for seeds in (candidate, champion)]
-    ours, theirs = ([metrics.nan_mean(metrics.average_precision(s, targets)) for s in seeds] for seeds in arms)
-    _, samples = metrics.paired_bootstrap_over_seeds(arms, targets, resamples=RESAMPLES, seed=0)
-    mean = metrics.nan_mean(samples)
-    low, high = np.nanpercentile(mean[:, 0] - mean[:, 1], [2.5, 97.5])
-    return float(np.mean(ours) - np.mean(theirs)), float(low), float(high)
-
-
 class _Registry:
     """The registered model of a project's profile."""
 
@@ -256,7 +244,7 @@ class _Registry:
         who = f"champion version {champion.version} ({arm}-s{seed})"
         if not all(one.same_tiles(ours[0]) for one in ours + theirs):
             return False, f"{who} was validated on other tiles or labels; compare them and use `satclr promote`"
-        delta, low, high = gap(ours, theirs)
+        delta, low, high = contrasts.gap(ours, theirs)
         over = "validation tiles" + (" and seeds" if len(ours + theirs) > 2 else "")
         interval = f"{who}: Δ validation mAP {delta:+.4f} [{low:+.4f}, {high:+.4f}] over {over}"
         short = f"not shown to be better than {interval}, short by {-low:.4f}"
@@ -267,10 +255,10 @@ class _Registry:
     ) -> Decision:
         arm, seed, val, test = (tags[f"satclr.{key}"] for key in ("arm", "seed", "val_mAP", "test_mAP"))
         now, against = datetime.now(UTC).isoformat(timespec="seconds"), "" if champion is None else champion.version
-        maps = (float(val), float(test.split()[0]))
+        means = (float(val), float(test.split()[0]))
         delta, low, high = difference or (None, None, None)
         return Decision(
-            now, outcome, self.name, str(version), arm, int(seed), *maps, str(against), delta, low, high, reason
+            now, outcome, self.name, str(version), arm, int(seed), *means, str(against), delta, low, high, reason
         )
 
     def record(self, outcome: Outcome, version: Any, former: Any, reason: str, *difference: float) -> Decision:
@@ -295,12 +283,11 @@ def _write_champion(project: Project, decision: Decision, ranking: Sequence[Cand
         model, means = candidate.model, {key: candidate.mean(key) for key in ("val_mAP", "test_mAP")}
         chosen = {"seed": model.run.seed, "val_mAP": model.metrics["val_mAP"], "digest": model.digest}
         rows.append({"arm": model.run.arm, "seeds": [r.run.seed for r in candidate.seeds], **means, "model": chosen})
-    tree: dict[str, Any] = {"profile": project.profile, "model": decision.model, "champion": None}
+    tree: dict[str, Any] = {"profile": project.profile, "model": decision.model, "champion": None, "candidate": rows[0]}
+    tree |= {"decision": decision.decision, "reason": decision.reason, "ranking": rows}
     if champion is not None:
         arm, seed, val = (champion.tags[f"satclr.{key}"] for key in ("arm", "seed", "val_mAP"))
         tree["champion"] = {"arm": arm, "seed": int(seed), "val_mAP": float(val), "digest": champion.tags[FILES]}
-    outcome, reason = decision.decision, decision.reason
-    if champion is not None and str(champion.version) == decision.version:  # however often it is decided
-        outcome, reason = (champion.tags[f"satclr.{key}"] for key in ("decision", "reason"))
-    tree |= {"candidate": rows[0], "decision": outcome, "reason": reason, "ranking": rows}
+        if str(champion.version) == decision.version:  # the same however often it is decided
+            tree |= {key: champion.tags[f"satclr.{key}"] for key in ("decision", "reason")}
     files.write_json(project.reports / "champion.json", tree)

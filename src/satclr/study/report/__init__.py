@@ -69,7 +69,7 @@ def _render(project: Project, report: dict[str, Any], arms: Arms) -> tuple[str, 
     robust = all("robustness" in entry for entry in entries.values())
     tested = entries[best]["robustness"]["corruptions"] if robust else {}
     palette = figures.Palette(list(arms))
-    flat = [results.run.settings.flat() for results in first.values()]
+    flat = [results.run.flat() for results in first.values()]
     commit, dirty = git_state(project.root)
     drawn = _charts(arms, report, labels, palette) | {"prevalence": figures.prevalence(audit["label_counts"])}
     html = environment.get_template("template.html").render(
