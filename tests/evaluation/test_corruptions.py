@@ -20,7 +20,7 @@ def corrupt(x: Tensor, name: str, strength: int, first: int = 0) -> Tensor:
     return corruptions.corrupt(x, name, strength=strength, keys=[str(first + i) for i in range(len(x))])
 
 
-@pytest.mark.parametrize("strength", corruptions.STRENGTHS)
+@pytest.mark.parametrize("strength", [1, 2, 3])
 @pytest.mark.parametrize("name", corruptions.CORRUPTIONS)
 def test_a_tile_is_corrupted_alike_in_any_batch(name: str, strength: int) -> None:
     x = tiles()

@@ -14,7 +14,7 @@ from satclr.evaluation import embed, logistic, metrics, probe
 from satclr.pretrain import encoder
 from tests.conftest import make_run, write_data
 
-from .conftest import MakeRun, with_encoder
+from .conftest import MakeRun, log, with_encoder
 
 BATCH = {"batch_norm": "batch", "batch_size": 16}
 
@@ -23,19 +23,18 @@ def test_features_are_the_encoders_and_depend_on_the_batch_only_where_asked(
     run_of: MakeRun, store: tiles.TileStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = with_encoder(run_of("baseline"))
-    embed.run(run, lambda *_: None)
+    embed.run(run, log)
     features = np.load(run.features)
     alone = encoder.Frozen(run.encoder)(torch.from_numpy(store.pixels[[0]]))
     np.testing.assert_allclose(features[:1], alone, rtol=1e-4, atol=1e-5)
     assert "embed: float32 (as set)" in capsys.readouterr().err
     batch = with_encoder(run_of("baseline", probe={"batch_norm": "batch", "batch_size": 8}))
-    embed.run(batch, lambda *_: None)
+    embed.run(batch, log)
     rows = embed.split_batches(store, "train", batch)[1]
-    frozen = encoder.Frozen(batch.encoder, batch_norm="batch")
-    expected = frozen(torch.from_numpy(store.pixels[rows]))
+    expected = encoder.Frozen(batch.encoder, batch_norm="batch")(torch.from_numpy(store.pixels[rows]))
     np.testing.assert_allclose(np.load(batch.features)[rows], expected, rtol=1e-4, atol=1e-5)
     assert not np.allclose(np.load(batch.features), features, atol=1e-2)
-    probe.run(batch, lambda *_: None)  # encodes each batch anew
+    probe.run(batch, log)  # encodes each batch anew
     assert batch.probe.is_file()
 
 
@@ -44,7 +43,7 @@ def test_features_that_are_not_finite_are_refused(run_of: MakeRun, monkeypatch: 
     before = run.features.read_bytes()
     monkeypatch.setattr(encoder.Frozen, "__call__", lambda self, batch: np.full((len(batch), self.width), np.nan))
     with pytest.raises(encoder.EncoderError, match="not finite"):
-        embed.run(run, lambda *_: None)
+        embed.run(run, log)
     assert run.features.read_bytes() == before
     assert not files.part_of(run.features).exists()
 
@@ -83,16 +82,14 @@ def test_an_index_in_another_order_moves_batch_statistics_no_more_than_another_s
     by_category = tiles.open_store(tmp_path / "build" / "tiny")
     assert by_category.categories == sorted(by_category.categories)
     order = np.random.default_rng(5).permutation(len(by_category.names))
-    shuffled = replace(
-        by_category, pixels=by_category.pixels[order], targets=by_category.targets[order],
-        splits=by_category.splits[order], names=[by_category.names[i] for i in order],
-    )  # fmt: skip
+    moved = {name: getattr(by_category, name)[order] for name in ("pixels", "targets", "splits")}
+    shuffled = replace(by_category, **moved, names=[by_category.names[i] for i in order])
     monkeypatch.setattr(embed, "load_encoder", lambda _run: ColourOfTheBatch())
 
     def mean_ap(store: tiles.TileStore, seed: int) -> float:
         run = make_run(tmp_path, "baseline", seed, probe=BATCH)
         monkeypatch.setattr(tiles, "open_store", lambda _folder: store)
-        embed.run(run, lambda *_: None)
+        embed.run(run, log)
         features = np.load(run.features)
         train, test = (store.rows(split) for split in ("train", "test"))
         x, tested = logistic.standardize(features[train], features[test])

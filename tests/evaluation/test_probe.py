@@ -12,7 +12,7 @@ from satclr.evaluation import probe
 from satclr.evaluation.linear import LinearProbe
 from satclr.evaluation.metrics import decisions
 
-from .conftest import MakeRun
+from .conftest import MakeRun, log
 
 
 def test_training_is_torchs_fused_adam_bit_by_bit(run_of: MakeRun, store: tiles.TileStore) -> None:
@@ -58,13 +58,13 @@ def test_the_selected_epoch_is_saved_with_its_curve(run_of: MakeRun, store: tile
     assert [float(row["val_mAP"]) for row in rows] == curve
     assert [row["epoch"] for row in rows] == [str(epoch) for epoch in logged]
     before = run.probe.read_bytes()
-    probe.run(run, lambda *_: None)
+    probe.run(run, log)
     assert run.probe.read_bytes() == before
 
 
 def test_thresholds_and_temperature_are_fitted_on_validation(run_of: MakeRun, store: tiles.TileStore) -> None:
     run, val = run_of(), store.rows("val")
-    probe.run(run, lambda *_: None)
+    probe.run(run, log)
     saved = LinearProbe.load(run.probe)
     logits, targets = saved.logits(np.load(run.features)[val]), store.targets[val]
     assert saved.temperature == decisions.fit_temperature(logits, targets)

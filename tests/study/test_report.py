@@ -31,10 +31,12 @@ def store(measured: Path) -> tiles.TileStore:
 def test_the_page_is_one_file_that_loads_nothing(written: Path, measured: Path) -> None:
     html = written.read_text()
     assert len(html) < 15e6
-    figures = {path.stem: path.read_bytes() for path in (written.parent / "figures").iterdir()}
-    assert {"ladder", "train_loss", "pretrain_loss", "differences", "robustness", "prevalence"} < figures.keys()
+    figures = {path: path.read_bytes() for path in (written.parent / "figures").iterdir()}
+    names = {"ladder", "train_loss", "pretrain_loss", "differences", "robustness", "prevalence"}
+    assert names < {path.stem for path in figures}
     assert all(png.startswith(b"\x89PNG") for png in figures.values())
     assert html == reporting.run(Project(measured)).read_text()
+    assert figures == {path: path.read_bytes() for path in figures}
     own = html.replace(max(re.findall(r"<script>(.*?)</script>", html, re.DOTALL), key=len), "")  # without Plotly
     assert not re.search(r"""\s(src|href)=["'](?!data:|#)""", own)
     assert not re.search(r"@import|url\((?!\$\{sheet|#)", own)

@@ -1,7 +1,7 @@
 """The test: features and probe → scores, metrics with intervals, AP of each label.
 
-Out, in results/<profile>/<arm>-s<seed>/: details.json, per_class_ap.csv, scores.npz, and metrics.json, the few numbers
-of details.json that `dvc metrics show` and `dvc exp show` print.
+Out, in results/<profile>/<arm>-s<seed>/: details.json, per_class_ap.csv, scores.npz, and metrics.json, the numbers that
+`dvc metrics show` and `dvc exp show` print.
 
     satclr evaluate --profile sample --arm simclr --seed 0
 
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from satclr import files, randomness
 from satclr.data import tiles
-from satclr.evaluation import knn, logistic, metrics, references
+from satclr.evaluation import logistic, metrics, references
 from satclr.evaluation.linear import LinearProbe
 from satclr.evaluation.metrics import Bools, Floats, decisions
 from satclr.progress import Log
@@ -26,6 +26,8 @@ from satclr.project import Run
 
 BOOTSTRAP_RESAMPLES = 1000
 LABEL_FRACTIONS = (0.01, 0.1)  # of the training tiles, for probes on few labels
+NEIGHBOURS, TEMPERATURE = 20, 0.07  # of k-NN, as DINO sets them, arXiv:2104.14294
+BLOCK = 256  # k-NN queries at a time
 SHOWN = (
     "test_mAP", "test_mAP_lo", "test_mAP_hi", "val_mAP", "best_epoch", "test_micro_mAP", "test_within_category_mAP",
     "test_converged_mAP", "test_knn_mAP",
@@ -50,8 +52,8 @@ def run(run: Run, _log: Log) -> None:
     logits, targets = probe.logits(features[test]), store.targets[test]
     scores = decisions.sigmoid(logits).astype(np.float32)
     categories = [store.categories[row] for row in test]
-    headline, samples = _mean_ap("test_mAP", scores, targets, undefined)
     yes = scores >= probe.thresholds
+    headline, samples = _mean_ap("test_mAP", scores, targets, undefined)
     others, other_scores = _other_taggers(run, store, features)
     result = {
         "profile": run.profile,
@@ -59,8 +61,8 @@ def run(run: Run, _log: Log) -> None:
         "seed": run.seed,
         **headline,
         "test_mAP_bias": metrics.jackknife_bias(scores, targets, undefined=undefined),
-        "test_within_category_mAP": _within(scores, targets, categories),
-        "test_micro_mAP": float(metrics.average_precision(scores.reshape(-1, 1), targets.reshape(-1, 1))[0]),
+        "test_within_category_mAP": _mean(scores, targets, categories=categories),
+        "test_micro_mAP": _mean(scores.reshape(-1, 1), targets.reshape(-1, 1)),
         "val_mAP": probe.val_mAP,
         "best_epoch": probe.best_epoch,
         "train_tiles": len(store.rows("train")),
@@ -70,12 +72,11 @@ def run(run: Run, _log: Log) -> None:
         **_decisions(logits, scores, targets, yes, probe.temperature),
         **others,
         "references": {  # the same for every arm
-            name: {"mAP": _mean(s, targets, "exclude"), "within_category_mAP": _within(s, targets, categories)}
+            name: {"mAP": _mean(s, targets), "within_category_mAP": _mean(s, targets, categories=categories)}
             for name, s in references.without_images(whole).items()
         },
     }
     files.write_csv(run.results / "per_class_ap.csv", PER_CLASS, _per_class(scores, targets, samples, probe, yes))
-    arrays: dict[str, Any] = {f"test_{name}_scores": s.astype(np.float32) for name, s in other_scores.items()}
     with files.replacing(run.results / "scores.npz") as part, part.open("wb") as file:
         np.savez(
             file,
@@ -87,7 +88,7 @@ def run(run: Run, _log: Log) -> None:
             test_scores=scores,
             test_targets=targets,
             thresholds=probe.thresholds,
-            **arrays,
+            **{f"test_{name}_scores": s.astype(np.float32) for name, s in other_scores.items()},
         )
     files.write_json(run.results / "details.json", _without_nan(result))
     low, high = headline["test_mAP_ci95"]
@@ -110,12 +111,11 @@ def _mean_ap(name: str, scores: Scores, targets: Targets, undefined: str) -> tup
     return {name: mean, f"{name}_ci95": list(interval)}, samples
 
 
-def _mean(scores: Scores, targets: Targets, undefined: str) -> float:
-    return metrics.mean_average_precision(metrics.average_precision(scores, targets), undefined=undefined)
-
-
-def _within(scores: Scores, targets: Targets, categories: Sequence[str]) -> float:
-    return metrics.mean_average_precision(metrics.within_category_average_precision(scores, targets, categories))
+def _mean(
+    scores: Scores, targets: Targets, undefined: str = "exclude", categories: Sequence[str] | None = None
+) -> float:
+    ap = metrics.average_precision(scores, targets, categories)
+    return metrics.mean_average_precision(ap, undefined=undefined)
 
 
 def _decisions(logits: Floats, scores: Scores, targets: Targets, yes: Bools, temperature: float) -> dict[str, Any]:
@@ -124,8 +124,7 @@ def _decisions(logits: Floats, scores: Scores, targets: Targets, yes: Bools, tem
     micro = decisions.precision_recall_f1(yes.reshape(-1, 1), targets.reshape(-1, 1))
     result: dict[str, Any] = {}
     for i, name in ((2, "F1"), (0, "precision"), (1, "recall")):
-        result[f"test_macro_{name}"] = float(metrics.nan_mean(macro[i]))
-        result[f"test_micro_{name}"] = float(micro[i][0])
+        result |= {f"test_macro_{name}": float(metrics.nan_mean(macro[i])), f"test_micro_{name}": float(micro[i][0])}
     return result | {
         "test_ECE": decisions.expected_calibration_error(decisions.sigmoid(logits), targets),
         "test_ECE_scaled": decisions.expected_calibration_error(decisions.sigmoid(logits / temperature), targets),
@@ -143,7 +142,7 @@ def _other_taggers(
     undefined = run.settings.evaluate.undefined_ap
     x = {split: np.asarray(features[store.rows(split)]) for split in tiles.SPLITS}
     y = {split: store.targets[store.rows(split)] for split in tiles.SPLITS}
-    near = knn.scores(x["test"], x["train"], y["train"], k=knn.NEIGHBOURS, temperature=knn.TEMPERATURE)
+    near = knn(x["test"], x["train"], y["train"], k=NEIGHBOURS, temperature=TEMPERATURE)
     x = dict(zip(x, logistic.standardize(*x.values()), strict=True))  # train comes first
     chosen = logistic.best((x["train"], y["train"]), (x["val"], y["val"]))
     scores: dict[str, Scores] = {"knn": near, "converged": chosen.scores(x["test"])}
@@ -166,6 +165,25 @@ def _other_taggers(
     rows.append({"fraction": 1.0, "tiles": count, "test_mAP": whole, "sd": None, "subsets": [whole]})
     own = _own_heads(run, store) if run.settings.pretrain.objective == "mulcon" else {}
     return result | own, scores
+
+
+def knn(queries: Scores, features: Scores, targets: Targets, *, k: int, temperature: float) -> npt.NDArray[np.float32]:
+    """The share of its k nearest neighbours that have a label, each weighted exp(cosine / temperature): (M,K).
+
+    queries (M,D); features (N,D) with targets (N,K) of 0 and 1. With fewer than k training tiles all of them vote; of
+    equally near tiles the first. Source: Wu et al. 2018, arXiv:1805.01978, section 3.4.
+    """
+    queries, known = (x.astype(np.float32) for x in (queries, features))
+    queries, known = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (queries, known))
+    labels, k = targets.astype(np.float32), min(k, len(features))
+    result = np.empty((len(queries), labels.shape[1]), np.float32)
+    for start in range(0, len(queries), BLOCK):
+        for i, row in enumerate(queries[start : start + BLOCK] @ known.T, start):
+            near = np.flatnonzero(row >= np.partition(row, -k)[-k])  # the k nearest, and ties with the last of them
+            near = near[np.argsort(-row[near], kind="stable")[:k]]
+            weight = np.exp((row[near] - row[near[0]]) / temperature)
+            result[i] = weight @ labels[near] / weight.sum()
+    return result
 
 
 def _own_heads(run: Run, store: tiles.TileStore) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import platform
 import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
@@ -78,14 +79,6 @@ class Results:
         path = self.run.results / name
         return read_json(path) if path.is_file() else None
 
-    def weights_changed(self) -> bool:
-        """Whether the file that the encoder started from has other content by now."""
-        path = self.run.root / self.run.settings.pretrain.weights
-        if not (path.is_file() and self.run.encoder.is_file()):
-            return False
-        recorded = files.load_facts(self.run.encoder).get("weights_sha256", "null").strip('"')
-        return recorded not in ("null", files.sha256(path))
-
     @cached_property
     def digest(self) -> str:
         """Stands for every file that the registry and MLflow keep of the run."""
@@ -96,6 +89,9 @@ class Results:
 
     def _file(self, name: str) -> Path:
         return existing(self.run.results / name, self.run.root)
+
+
+Arms = Mapping[str, Sequence[Results]]  # arm → its seeds
 
 
 def scores(arrays: files.Arrays, split: str) -> Scores:

@@ -19,11 +19,9 @@ from PIL import Image
 
 from satclr import files
 from satclr.data import tiles
-from satclr.evaluation.metrics import Floats
 from satclr.project import Project
 from satclr.study import compare, figures
-from satclr.study.contrasts import Arms
-from satclr.study.results import Results, existing, git_state, read_json, versions
+from satclr.study.results import Arms, Results, existing, git_state, read_json, versions
 
 TILE_PX, MAP_PX = 128, 44  # sides of shown tiles
 HARDEST, EXAMPLES = 6, 4  # labels; tiles of each kind for each
@@ -43,7 +41,8 @@ def run(project: Project) -> Path:
         )
     html, drawn = _render(project, report, arms)
     for name, figure in drawn.items():
-        figures.save(figure, project.reports / "figures" / f"{name}.png")
+        with files.replacing(project.reports / "figures" / f"{name}.png") as part:  # equal numbers give equal bytes
+            figure.savefig(part, dpi=figures.DPI, metadata={"Software": None}, format="png")
     path = project.reports / "report.html"
     files.write_text(path, html)
     print(f"{path.relative_to(project.root)}: {path.stat().st_size / 1e6:.1f} MB")
@@ -68,14 +67,14 @@ def _render(project: Project, report: dict[str, Any], arms: Arms) -> tuple[str, 
     labels = per_label(rows, first[best].per_class, arm=verdict.get("arm", best))
     robust = all("robustness" in entry for entry in entries.values())
     tested = entries[best]["robustness"]["corruptions"] if robust else {}
-    palette = figures.Palette(list(arms))
+    palette = figures.make_palette(arms)
     flat = [results.run.flat() for results in first.values()]
     commit, dirty = git_state(project.root)
     drawn = _charts(arms, report, labels, palette) | {"prevalence": figures.prevalence(audit["label_counts"])}
     html = environment.get_template("template.html").render(
         report,
         plotly=get_plotlyjs(),
-        colours={name: figures.PAGE_COLOURS.get(colour := palette.colour(name), colour) for name in arms},
+        colours={name: figures.PAGE_COLOURS.get(colour, colour) for name, (colour, _) in palette.items()},
         answer=verdict,
         best=best,
         seeds=project.params.seeds,
@@ -145,7 +144,7 @@ def per_label(
     return sorted(table, key=lambda row: -float(row["arms"][arm][by]))
 
 
-def intervals(labels: Sequence[Mapping[str, Any]], key: str) -> dict[str, Floats]:
+def intervals(labels: Sequence[Mapping[str, Any]], key: str) -> dict[str, figures.Floats]:
     """Value, low and high of each label, (K,3), of every arm that has them; labels: of `per_label`."""
     keys = (key, f"{key}_lo", f"{key}_hi")
     arms = [arm for arm in (labels[0]["arms"] if labels else ()) if labels[0]["arms"][arm][key]]
