@@ -94,8 +94,7 @@ def test_an_index_in_another_order_moves_batch_statistics_no_more_than_another_s
         train, test = (store.rows(split) for split in ("train", "test"))
         x, tested = logistic.standardize(features[train], features[test])
         ((_, weight, bias),) = logistic.fit(x, store.targets[train], strengths=[0.01])
-        ap = metrics.average_precision(tested @ weight.T + bias, store.targets[test])
-        return metrics.mean_average_precision(ap)
+        return metrics.mean_average_precision(tested @ weight.T + bias, store.targets[test])
 
     before, after = ([mean_ap(store, seed) for seed in range(6)] for store in (by_category, shuffled))
     spread = max(before) - min(before)

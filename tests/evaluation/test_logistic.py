@@ -52,8 +52,7 @@ def test_the_best_on_validation_is_chosen_and_scores_as_it_validated() -> None:
     while tried < len(each) and tried - 1 - int(np.argmax(each[:tried])) < logistic.PATIENCE:
         tried += 1
     assert chosen.val_mAP == pytest.approx(max(each[:tried]), abs=1e-6)
-    ap = metrics.average_precision(chosen.scores(val[0]), val[1])
-    assert metrics.mean_average_precision(ap) == pytest.approx(chosen.val_mAP, abs=1e-6)
+    assert metrics.mean_average_precision(chosen.scores(val[0]), val[1]) == pytest.approx(chosen.val_mAP, abs=1e-6)
 
 
 def test_one_tile_and_labels_of_one_kind_train() -> None:

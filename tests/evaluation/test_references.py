@@ -18,7 +18,7 @@ def prior_map(folder: Path, split_of: dict[str, str] | None = None) -> float:
     split = np.array([split_of[name] for name in table.tiles] if split_of else drawn)
     train, test = (np.flatnonzero(split == name) for name in ("train", "test"))
     scores = references.category_prior(table.categories, table.targets, train=train, rows=test)
-    return metrics.mean_average_precision(metrics.average_precision(scores, table.targets[test]))
+    return metrics.mean_average_precision(scores, table.targets[test])
 
 
 def test_category_prior_equals_a_double_loop_and_is_chance_within_categories(store: tiles.TileStore) -> None:

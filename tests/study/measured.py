@@ -71,7 +71,7 @@ def write_results(run: Run, skill: float, *, tiles: int = TILES["test"]) -> None
     arrays["test_converged_scores"] = converged
     np.savez(run.results / "scores.npz", **arrays)
     ap = metrics.average_precision(arrays["test_scores"], arrays["test_targets"])
-    test_mAP = metrics.mean_average_precision(ap)
+    test_mAP = metrics.mean_average_precision(arrays["test_scores"], arrays["test_targets"])
     few = [{"fraction": f, "tiles": int(40 * f), "subsets": [test_mAP * f, test_mAP]} for f in (0.1, 1.0)]
     values = {"test_mAP": test_mAP, "val_mAP": skill / 2, "test_knn_mAP": skill / 3, "label_efficiency": few}
     values |= {"test_mAP_bias": 0.01, "converged_strength": 0.1, "train_tiles": 40 - 4 * run.arm.endswith("by_group")}

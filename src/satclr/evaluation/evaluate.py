@@ -10,7 +10,6 @@ neighbours, and probes on few labels. Thresholds, temperature and regularisation
 """
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from satclr.data import tiles
 from satclr.evaluation import logistic, metrics, references
 from satclr.evaluation.linear import LinearProbe
 from satclr.evaluation.metrics import Bools, Floats, decisions
+from satclr.evaluation.metrics import mean_average_precision as mean_ap
 from satclr.progress import Log
 from satclr.project import Run
 
@@ -61,8 +61,8 @@ def run(run: Run, _log: Log) -> None:
         "seed": run.seed,
         **headline,
         "test_mAP_bias": metrics.jackknife_bias(scores, targets, undefined=undefined),
-        "test_within_category_mAP": _mean(scores, targets, categories=categories),
-        "test_micro_mAP": _mean(scores.reshape(-1, 1), targets.reshape(-1, 1)),
+        "test_within_category_mAP": mean_ap(scores, targets, categories=categories),
+        "test_micro_mAP": mean_ap(scores.reshape(-1, 1), targets.reshape(-1, 1)),
         "val_mAP": probe.val_mAP,
         "best_epoch": probe.best_epoch,
         "train_tiles": len(store.rows("train")),
@@ -72,11 +72,12 @@ def run(run: Run, _log: Log) -> None:
         **_decisions(logits, scores, targets, yes, probe.temperature),
         **others,
         "references": {  # the same for every arm
-            name: {"mAP": _mean(s, targets), "within_category_mAP": _mean(s, targets, categories=categories)}
+            name: {"mAP": mean_ap(s, targets), "within_category_mAP": mean_ap(s, targets, categories=categories)}
             for name, s in references.without_images(whole).items()
         },
     }
     files.write_csv(run.results / "per_class_ap.csv", PER_CLASS, _per_class(scores, targets, samples, probe, yes))
+    arrays: dict[str, Any] = {f"test_{name}_scores": s.astype(np.float32) for name, s in other_scores.items()}
     with files.replacing(run.results / "scores.npz") as part, part.open("wb") as file:
         np.savez(
             file,
@@ -88,7 +89,7 @@ def run(run: Run, _log: Log) -> None:
             test_scores=scores,
             test_targets=targets,
             thresholds=probe.thresholds,
-            **{f"test_{name}_scores": s.astype(np.float32) for name, s in other_scores.items()},
+            **arrays,
         )
     files.write_json(run.results / "details.json", _without_nan(result))
     low, high = headline["test_mAP_ci95"]
@@ -106,16 +107,9 @@ def _mean_ap(name: str, scores: Scores, targets: Targets, undefined: str) -> tup
     )[:, 0]
     # `zero` is for the means only: the label's own AP stays undefined
     counted = np.where(np.isnan(ap), 0, samples) if undefined == "zero" else samples
-    mean = metrics.mean_average_precision(ap, undefined=undefined)
+    mean = mean_ap(scores, targets, undefined=undefined)
     interval = metrics.standard_interval(mean, metrics.nan_mean(counted), tiles=len(targets))
     return {name: mean, f"{name}_ci95": list(interval)}, samples
-
-
-def _mean(
-    scores: Scores, targets: Targets, undefined: str = "exclude", categories: Sequence[str] | None = None
-) -> float:
-    ap = metrics.average_precision(scores, targets, categories)
-    return metrics.mean_average_precision(ap, undefined=undefined)
 
 
 def _decisions(logits: Floats, scores: Scores, targets: Targets, yes: Bools, temperature: float) -> dict[str, Any]:
@@ -157,7 +151,7 @@ def _other_taggers(
         for subset in range(run.settings.evaluate.labels.subsets):
             drawn = randomness.rng(run.seed, "few labels", subset).permutation(count)[:size]
             few = logistic.best((x["train"][drawn], y["train"][drawn]), (x["val"], y["val"]))
-            values.append(_mean(few.scores(x["test"]), y["test"], undefined))
+            values.append(mean_ap(few.scores(x["test"]), y["test"], undefined=undefined))
         mean, sd = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
         rows.append({"fraction": fraction, "tiles": size, "test_mAP": mean, "sd": sd, "subsets": values})
         result |= {_at(fraction): mean, f"{_at(fraction)}_sd": sd}
@@ -194,7 +188,7 @@ def _own_heads(run: Run, store: tiles.TileStore) -> dict[str, Any]:
     undefined = run.settings.evaluate.undefined_ap
     val, test = (logits[f"heads.{split}_logits"] for split in ("val", "test"))
     headline, _ = _mean_ap("test_own_heads_mAP", test, store.targets[store.rows("test")], undefined)
-    return headline | {"val_own_heads_mAP": _mean(val, store.targets[store.rows("val")], undefined)}
+    return headline | {"val_own_heads_mAP": mean_ap(val, store.targets[store.rows("val")], undefined=undefined)}
 
 
 def _at(fraction: float) -> str:
@@ -203,15 +197,11 @@ def _at(fraction: float) -> str:
 
 def _per_class(scores: Scores, targets: Targets, samples: Floats, probe: LinearProbe, yes: Bools) -> list[list[Any]]:
     """The rows of per_class_ap.csv; what is undefined without a positive in the test split is empty."""
-    rows = []
-    ap = metrics.average_precision(scores, targets)
-    at_threshold = np.transpose([probe.thresholds, *decisions.precision_recall_f1(yes, targets)])
-    for k, label in enumerate(probe.labels):
-        count = int(targets[:, k].sum())
-        ends = metrics.standard_interval(ap[k], samples[:, k], tiles=len(targets))
-        numbers = [float(value) for value in (ap[k], *ends, *at_threshold[k])]
-        rows.append([label, count, count / len(targets), *("" if np.isnan(value) else value for value in numbers)])
-    return rows
+    ap, count = metrics.average_precision(scores, targets), targets.sum(0)
+    ends = [metrics.standard_interval(a, column, tiles=len(targets)) for a, column in zip(ap, samples.T, strict=True)]
+    numbers = [ap, *np.transpose(ends), probe.thresholds, *decisions.precision_recall_f1(yes, targets)]
+    rows = zip(probe.labels, count.tolist(), np.transpose([count / len(targets), *numbers]).tolist(), strict=True)
+    return [[label, n, *("" if np.isnan(value) else value for value in row)] for label, n, row in rows]
 
 
 def _without_nan(tree: Any) -> Any:

@@ -20,6 +20,8 @@ from satclr.evaluation.metrics import Floats
 from satclr.params import Settings
 from satclr.study.results import Arms, Results, Scores
 
+Table = npt.NDArray[np.floating[Any]]  # scores (N,K)
+
 RESAMPLES, SEED = 1000, randomness.derive(0, "bootstrap") % 2**32
 LEVEL = 0.05  # of adjusted p-values
 IDENTITY = ("profile", "arm", "seed")
@@ -64,7 +66,7 @@ def measure(arms: Arms, categories: Sequence[str]) -> dict[str, Measure]:
 
 
 def _measured(
-    scores: Mapping[str, Sequence[npt.ArrayLike]], targets: npt.ArrayLike, categories: Sequence[str] | None = None,
+    scores: Mapping[str, Sequence[Table]], targets: npt.ArrayLike, categories: Sequence[str] | None = None,
     *, zero: Collection[str] = (), seed: int = SEED,
 ) -> Measure:  # fmt: skip
     """A measure of each arm's scores (N,K), one array per seed; with the tiles' categories, AP is within them."""
@@ -124,7 +126,7 @@ def gap(candidate: Sequence[Scores], champion: Sequence[Scores]) -> tuple[float,
 
 
 def references(
-    scores: Mapping[str, npt.ArrayLike], targets: npt.NDArray[np.uint8], categories: Sequence[str]
+    scores: Mapping[str, Table], targets: npt.NDArray[np.uint8], categories: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
     """Test mAP of each reference, over all test tiles and within categories, with intervals over test tiles.
 

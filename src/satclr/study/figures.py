@@ -25,7 +25,7 @@ PAGE_COLOURS = {INK: "var(--ink)", GRID: "var(--line)"}  # in SVG, for light and
 
 Floats = npt.NDArray[np.float64]
 Entries = Mapping[str, Mapping[str, Any]]  # of compare.json, by name
-Palette = Mapping[str, tuple[str, str]]  # colour and line style of each arm
+Palette = Mapping[str, tuple[str, Any]]  # colour and line style of each arm
 
 
 def make_palette(arms: Iterable[str]) -> Palette:

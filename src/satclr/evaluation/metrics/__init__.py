@@ -54,13 +54,15 @@ def average_precision(scores: ArrayLike, targets: ArrayLike, categories: Sequenc
     return np.where(count > 0, (precision * hit).sum(1) / np.maximum(count, 1), np.nan)
 
 
-def mean_average_precision(ap: ArrayLike, *, undefined: str = "exclude") -> float:
-    """Macro mAP: the mean of ap (K,) over the labels that have one; nan when none has.
+def mean_average_precision(
+    scores: ArrayLike, targets: ArrayLike, *, undefined: str = "exclude", categories: Sequence[str] | None = None
+) -> float:
+    """Macro mAP: the mean AP of the labels that have one; nan when none has.
 
     undefined: `exclude`, or `zero` to count a label without positives as 0, as the paper's notebook does.
     """
-    values = np.asarray(ap, dtype=np.float64)
-    return float(nan_mean(np.nan_to_num(values) if undefined == "zero" else values))
+    ap = average_precision(scores, targets, categories)
+    return float(nan_mean(np.nan_to_num(ap) if undefined == "zero" else ap))
 
 
 def nan_mean(values: Floats) -> Floats:
@@ -82,36 +84,34 @@ def checked(scores: ArrayLike, targets: ArrayLike) -> tuple[Floats, Bools]:
 
 
 def paired_bootstrap_average_precision(
-    scores_by_arm: Sequence[ArrayLike], targets: ArrayLike, *, resamples: int, seed: int,
-    categories: Sequence[str] | None = None,
-) -> Floats:  # fmt: skip
+    arms: Sequence[ArrayLike], targets: ArrayLike, *, resamples: int, seed: int, categories: Sequence[str] | None = None
+) -> Floats:
     """AP of every arm and label on the same `resamples` draws of N tiles with replacement: (R, arms, K).
 
-    scores_by_arm: arrays (N,K). With the tiles' `categories`, it is AP within categories. nan where a label loses its
+    arms: scores (N,K) of each. With the tiles' `categories`, it is AP within categories. nan where a label loses its
     positives. The same seed draws the same tiles.
     """
-    pairs = [checked(scores, targets) for scores in scores_by_arm]
+    pairs = [checked(scores, targets) for scores in arms]
     counts = draw_counts(len(pairs[0][0]), resamples=resamples, seed=seed)
     resampled = _resampled if categories is None else partial(_resampled_within, categories=categories)
     return np.stack([resampled(s, t, counts) for s, t in pairs], axis=1)
 
 
 def paired_bootstrap_over_seeds(
-    scores_by_arm: Sequence[ArrayLike], targets: ArrayLike, *, resamples: int, seed: int,
-    categories: Sequence[str] | None = None,
-) -> tuple[Floats, Floats]:  # fmt: skip
+    arms: Sequence[ArrayLike], targets: ArrayLike, *, resamples: int, seed: int, categories: Sequence[str] | None = None
+) -> tuple[Floats, Floats]:
     """AP of every arm and label, averaged over seeds, when tiles are redrawn, and when tiles and seeds are.
 
-    scores_by_arm: arrays (S,N,K), each with its own number of seeds S. Returns two arrays (R, arms, K): over tiles
+    arms: scores (S,N,K) of each, with its own number of seeds S. Returns two arrays (R, arms, K): over tiles
     alone, for `standard_interval`; and with S of each arm's seeds drawn with replacement too, for paired differences.
     Drawing from S seeds understates their variance by (S-1)/S, which matters for three; crossing the draws errs on the
     other side. Source: the pigeonhole bootstrap, Owen 2007, Annals of Applied Statistics 1(2).
     """
-    arms = [np.asarray(scores) for scores in scores_by_arm]
-    runs = [scores for arm in arms for scores in arm]
-    values = paired_bootstrap_average_precision(runs, targets, resamples=resamples, seed=seed, categories=categories)
+    runs = [np.asarray(scores) for scores in arms]
+    each = [scores for seeds in runs for scores in seeds]
+    values = paired_bootstrap_average_precision(each, targets, resamples=resamples, seed=seed, categories=categories)
     fixed, redrawn = [], []
-    for arm, own in enumerate(np.split(values, np.cumsum([len(arm) for arm in arms])[:-1], axis=1)):  # (R,S,K)
+    for arm, own in enumerate(np.split(values, np.cumsum([len(seeds) for seeds in runs])[:-1], axis=1)):  # (R,S,K)
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(arm,)))
         drawn = rng.integers(own.shape[1], size=own.shape[:2])
         fixed.append(own.mean(1))
@@ -196,9 +196,9 @@ def jackknife_bias(scores: ArrayLike, targets: ArrayLike, *, undefined: str = "e
     groups = min(JACKKNIFE_GROUPS, len(s))
     left_out = np.random.default_rng(seed).permutation(len(s)) % groups
     counts = (left_out[:, None] != np.arange(groups)).astype(np.int32)
-    rest = [mean_average_precision(ap, undefined=undefined) for ap in _resampled(s, t, counts)]
-    whole = mean_average_precision(average_precision(s, t), undefined=undefined)
-    return float((groups - 1) * (nan_mean(np.array(rest)) - whole))
+    rest = _resampled(s, t, counts)
+    rest = nan_mean(np.nan_to_num(rest) if undefined == "zero" else rest)
+    return float((groups - 1) * (nan_mean(rest) - mean_average_precision(s, t, undefined=undefined)))
 
 
 def draw_counts(tiles: int, *, resamples: int, seed: int) -> Counts:

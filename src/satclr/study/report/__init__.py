@@ -122,8 +122,7 @@ def _training_curves(arms: Arms, palette: figures.Palette) -> dict[str, Any]:
         tables = {name: [r.curve(stage) for r in seeds] for name, seeds in arms.items()}
         values = {name: [[row[key] for row in rows] for rows in t] for name, t in tables.items() if t[0]}
         if values:
-            name = "pretrain_loss" if stage == "pretrain" else key
-            drawn[name] = figures.curves(values, palette, ylabel=ylabel)
+            drawn["pretrain_loss" if stage == "pretrain" else key] = figures.curves(values, palette, ylabel=ylabel)
     return drawn
 
 
@@ -153,9 +152,8 @@ def intervals(labels: Sequence[Mapping[str, Any]], key: str) -> dict[str, figure
 
 def few_labels(entry: Mapping[str, Any]) -> dict[str, tuple[float, float, float]]:
     """Test mAP by share of training labels, one standard deviation below, above; of one arm in compare.json."""
-    points = [(p["test_mAP"], p["sd"] or 0) for p in entry["label_efficiency"]]
-    names = [f"{100 * p['fraction']:g}%, {p['tiles']:,} tiles" for p in entry["label_efficiency"]]
-    return {name: (y, y - sd, y + sd) for name, (y, sd) in zip(names, points, strict=True)}
+    points = [(p["fraction"], p["tiles"], p["test_mAP"], p["sd"] or 0) for p in entry["label_efficiency"]]
+    return {f"{100 * share:g}%, {count:,} tiles": (y, y - sd, y + sd) for share, count, y, sd in points}
 
 
 def strengths(entry: Mapping[str, Any]) -> dict[str, tuple[float, float, float]]:
