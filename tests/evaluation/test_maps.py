@@ -3,7 +3,6 @@ import json
 import numpy as np
 import numpy.typing as npt
 import pytest
-from scipy.spatial import procrustes
 from scipy.stats import spearmanr
 from sklearn.metrics import jaccard_score
 
@@ -31,13 +30,6 @@ def test_groups_stay_apart_and_a_repeated_map_is_the_same(name: str) -> None:
     gaps = np.linalg.norm(plane[:, None] - plane, axis=-1)
     np.fill_diagonal(gaps, np.inf)
     assert (group[gaps.argmin(1)] == group).all()
-
-
-def test_pca_is_the_leading_singular_vectors() -> None:
-    x = np.random.default_rng().normal(size=(50, 7)).astype(np.float32)
-    u, s, _ = np.linalg.svd(x - x.mean(0), full_matrices=False)
-    _, _, disparity = procrustes(u[:, :2] * s[:2], maps.project(x, "pca", neighbours=5))
-    assert disparity < 1e-9
 
 
 def test_label_overlap_is_the_mean_jaccard_of_neighbours() -> None:

@@ -71,7 +71,7 @@ def test_average_precision_of_perfect_constant_and_random_scores() -> None:
     np.testing.assert_allclose(metrics.average_precision(scores, targets), prevalence, atol=0.05)
 
 
-@law(cases, cases, seeds)
+@law(cases, cases, seeds, examples=40)
 def test_resamples_equal_repeated_rows_also_within_categories(case: Case, other: Case, seed: int) -> None:
     targets, arms = case[1], [case[0], np.resize(other[0], case[0].shape)]
     names = np.random.default_rng(seed).choice(["quay", "road", "wood"], len(targets))
