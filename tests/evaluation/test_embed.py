@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
@@ -58,3 +59,24 @@ def test_batches_are_in_index_order_unless_their_tiles_share_statistics(store: t
     assert all(np.array_equal(np.sort(order), long.rows("train")) for order in orders)
     assert not np.array_equal(orders[0], orders[2])
     assert np.abs(np.corrcoef(orders[0], np.arange(600))[0, 1]) < 0.2  # not sorted, not even mostly
+
+
+def test_an_index_in_another_order_moves_batch_statistics_no_more_than_another_seed(store: tiles.TileStore) -> None:
+    long = replace(store, splits=np.resize(["train"], 600))
+    by_category = np.repeat(np.arange(3.0), 200) + np.random.default_rng(4).normal(size=600)
+    shuffled = np.random.default_rng(5).permutation(by_category)
+
+    def kept(x: npt.NDArray[np.float64], batches: list[embed.Rows]) -> float:
+        """How much values still tell of themselves when the mean and the deviation of each batch are taken away."""
+        z = x.copy()
+        for rows in batches:
+            z[rows] = (x[rows] - x[rows].mean()) / x[rows].std()
+        return float(np.corrcoef(x, z)[0, 1])
+
+    runs = [make_run(seed=seed, probe=BATCH) for seed in range(6)]
+    before, after = ([kept(x, embed.split_batches(long, "train", r)) for r in runs] for x in (by_category, shuffled))
+    spread = max(before) - min(before)
+    assert min(before) - spread < min(after) <= max(after) < max(before) + spread
+    assert (
+        kept(by_category, tiles.split_batches(long.rows("train"), 16)) < min(before) - 3 * spread
+    )  # one category each
