@@ -21,7 +21,6 @@ from satclr.evaluation import logistic, metrics, references
 from satclr.evaluation.linear import LinearProbe
 from satclr.evaluation.metrics import Bools, Floats, decisions
 from satclr.evaluation.metrics import mean_average_precision as mean_ap
-from satclr.progress import Log
 from satclr.project import Run
 
 BOOTSTRAP_RESAMPLES = 1000
@@ -38,7 +37,7 @@ Scores = npt.NDArray[np.floating[Any]]  # (N,K)
 Targets = npt.NDArray[np.uint8]  # (N,K)
 
 
-def run(run: Run, _log: Log) -> None:
+def run(run: Run, _log: object) -> None:
     """Score validation and test tiles, write the results and print the test mAP.
 
     Raises `tiles.TileError` or `files.FileError` when features or probe are not those of the run's tile store.

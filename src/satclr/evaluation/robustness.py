@@ -13,11 +13,10 @@ from satclr import files, progress
 from satclr.data import tiles
 from satclr.evaluation import corruptions, embed, metrics
 from satclr.evaluation.linear import LinearProbe
-from satclr.progress import Log
 from satclr.project import Run
 
 
-def run(run: Run, _log: Log) -> None:
+def run(run: Run, _log: object) -> None:
     """Score the test tiles untouched and under every corruption and strength, and write the mAPs.
 
     `relative_drop` is a fraction of the clean mAP. Raises `files.FileError` when the probe is not this store's.
