@@ -165,7 +165,7 @@ def _label_efficiency(each: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
     for same in zip(*(m.get("label_efficiency", []) for m in each), strict=True):
         values = [value for row in same for value in row["subsets"]]
         size = {key: same[0][key] for key in ("fraction", "tiles")}
-        rows.append({**size, "test_mAP": float(np.mean(values)), "sd": _deviation(values)})
+        rows.append(size | {"test_mAP": float(np.mean(values)), "sd": _deviation(values)})
     return rows
 
 

@@ -97,32 +97,25 @@ def _charts(
     arms: Arms, report: Mapping[str, Any], labels: Sequence[Mapping[str, Any]], palette: figures.Palette
 ) -> dict[str, Any]:
     """The figures of the arms, by name."""
-    entries, names = report["arms"], [row["label"] for row in labels]
-    drawn = _training_curves(arms, palette)
+    entries, names, drawn = report["arms"], [row["label"] for row in labels], dict[str, Any]()
+    curves = [("pretrain", "loss", "contrastive loss"), *(("probe", *c) for c in compare.CURVES.items())]
+    for stage, key, ylabel in curves:
+        tables = {name: [r.curve(stage) for r in seeds] for name, seeds in arms.items()}
+        values = {name: [[row[key] for row in rows] for rows in t] for name, t in tables.items() if t[0]}
+        if values:  # no arm may have been pretrained
+            drawn["pretrain_loss" if stage == "pretrain" else key] = figures.curves(values, palette, ylabel=ylabel)
     drawn["arms"] = figures.arms(entries, palette, references=report["references"])
     drawn["labels"] = figures.dots(names, intervals(labels, "AP"), palette, xlabel="test AP")
     if len(entries) > 1:
-        values, xlabel = intervals(labels, "delta_AP"), f"difference in test AP to {next(iter(entries))}"
-        drawn["differences"] = figures.dots(names, values, palette, xlabel=xlabel, lanes=len(entries))
+        gains, xlabel = intervals(labels, "delta_AP"), f"difference in test AP to {next(iter(entries))}"
+        drawn["differences"] = figures.dots(names, gains, palette, xlabel=xlabel, lanes=len(entries))
     if report["ladder"]:
         drawn["ladder"] = figures.ladder(report["ladder"], palette, paper=report["paper"])
     for name, rows in (("label_efficiency", few_labels), ("robustness", strengths)):
         named = {arm: rows(entry) for arm, entry in entries.items()}
         if all(named.values()):
-            tables = {arm: np.array(list(table.values())) for arm, table in named.items()}
-            drawn[name] = figures.dots(list(next(iter(named.values()))), tables, palette, xlabel="test mAP")
-    return drawn
-
-
-def _training_curves(arms: Arms, palette: figures.Palette) -> dict[str, Any]:
-    """The curves of the probe, and of pretraining where an arm was pretrained."""
-    drawn = {}
-    curves = [("pretrain", "loss", "contrastive loss"), *(("probe", *c) for c in compare.CURVES.items())]
-    for stage, key, ylabel in curves:
-        tables = {name: [r.curve(stage) for r in seeds] for name, seeds in arms.items()}
-        values = {name: [[row[key] for row in rows] for rows in t] for name, t in tables.items() if t[0]}
-        if values:
-            drawn["pretrain_loss" if stage == "pretrain" else key] = figures.curves(values, palette, ylabel=ylabel)
+            each = {arm: np.array(list(table.values())) for arm, table in named.items()}
+            drawn[name] = figures.dots(list(next(iter(named.values()))), each, palette, xlabel="test mAP")
     return drawn
 
 
