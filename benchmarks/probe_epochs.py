@@ -61,8 +61,7 @@ def test_curve(store: tiles.TileStore, features: npt.NDArray[np.float32], run: R
     found = []
     for _ in probe.train(layer, store, features, run=run):
         with torch.inference_mode():
-            ap = metrics.average_precision(layer(test).numpy(), targets)
-        found.append(metrics.mean_average_precision(ap))
+            found.append(metrics.mean_average_precision(layer(test).numpy(), targets))
     return found
 
 

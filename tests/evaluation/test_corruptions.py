@@ -20,7 +20,7 @@ def corrupt(x: Tensor, name: str, strength: int, first: int = 0) -> Tensor:
     return corruptions.corrupt(x, name, strength=strength, keys=[str(first + i) for i in range(len(x))])
 
 
-@pytest.mark.parametrize("strength", corruptions.STRENGTHS)
+@pytest.mark.parametrize("strength", [1, 2, 3])
 @pytest.mark.parametrize("name", corruptions.CORRUPTIONS)
 def test_a_tile_is_corrupted_alike_in_any_batch(name: str, strength: int) -> None:
     x = tiles()
@@ -69,10 +69,10 @@ def test_season_touches_vegetation_and_nothing_else() -> None:
     assert (found[0, ..., 0] > found[0, ..., 1]).all()  # red above green: brown
 
 
-@pytest.mark.parametrize(("strength", "cover"), [(1, 0.15), (2, 0.3), (3, 0.5)])
-def test_clouds_cover_their_share(strength: int, cover: float) -> None:
-    found = corrupt(torch.zeros(5, 64, 64, 3, dtype=torch.uint8), "cloud", strength)
-    assert (found.float().mean(-1) > 110).float().mean().item() == pytest.approx(cover, abs=0.03)
+def test_clouds_cover_their_share() -> None:
+    for strength, cover in ((1, 0.15), (2, 0.3), (3, 0.5)):
+        found = corrupt(torch.zeros(5, 64, 64, 3, dtype=torch.uint8), "cloud", strength)
+        assert (found.float().mean(-1) > 110).float().mean().item() == pytest.approx(cover, abs=0.03)
 
 
 @pytest.mark.parametrize(("strength", "most"), [(1, 15), (2, 45), (3, 180)])

@@ -1,44 +1,42 @@
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from sklearn import metrics as reference
+from sklearn.neighbors import NearestNeighbors
 
 from satclr import files
 from satclr.data import tiles
-from satclr.evaluation import evaluate, knn, logistic, probe
+from satclr.evaluation import evaluate, logistic, probe
 from satclr.evaluation.linear import LinearProbe
 from satclr.evaluation.metrics import decisions
 from satclr.project import Run
 
-from .conftest import MakeRun
+from .conftest import MakeRun, log
 
-AVERAGES = ("macro", "micro")
 METRICS = """
-profile arm seed test_mAP test_mAP_ci95 test_mAP_bias test_within_category_mAP test_micro_mAP
-val_mAP best_epoch train_tiles test_tiles labels
-labels_without_positives test_macro_F1 test_micro_F1 test_macro_precision test_micro_precision
-test_macro_recall test_micro_recall test_ECE test_ECE_scaled temperature test_LRAP test_one_error test_coverage
-test_knn_mAP test_knn_mAP_ci95 test_converged_mAP test_converged_mAP_ci95 val_converged_mAP converged_strength
-label_efficiency
-test_mAP_at_20_percent test_mAP_at_20_percent_sd test_mAP_at_50_percent test_mAP_at_50_percent_sd
-references
+profile arm seed test_mAP test_mAP_ci95 test_mAP_bias test_within_category_mAP test_micro_mAP val_mAP best_epoch
+train_tiles test_tiles labels labels_without_positives test_macro_F1 test_micro_F1 test_macro_precision
+test_micro_precision test_macro_recall test_micro_recall test_ECE test_ECE_scaled temperature test_LRAP test_one_error
+test_coverage test_knn_mAP test_knn_mAP_ci95 test_converged_mAP test_converged_mAP_ci95 val_converged_mAP
+converged_strength label_efficiency test_mAP_at_20_percent test_mAP_at_20_percent_sd test_mAP_at_50_percent
+test_mAP_at_50_percent_sd references
 """
+rng = np.random.default_rng()
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "BOOTSTRAP_RESAMPLES", 100)
     monkeypatch.setattr(evaluate, "LABEL_FRACTIONS", (0.2, 0.5))
-    monkeypatch.setattr(knn, "NEIGHBOURS", 5)
+    monkeypatch.setattr(evaluate, "NEIGHBOURS", 5)
 
 
 def measure(run: Run) -> dict[str, Any]:
-    probe.run(run, lambda *_: None)
-    evaluate.run(run, lambda *_: None)
+    probe.run(run, log)
+    evaluate.run(run, log)
     text = (run.results / "details.json").read_text()
     found: dict[str, Any] = json.loads(text, parse_constant=lambda c: pytest.fail(f"{c} is not JSON"))
     return found
@@ -52,21 +50,18 @@ def test_the_numbers_are_scikit_learns(
     assert list(found) == METRICS.split()
     saved = files.load_npz(run.results / "scores.npz")
     scores, targets, thresholds = (saved[k] for k in ("test_scores", "test_targets", "thresholds"))
-    said, macro = scores >= thresholds, {"average": "macro"}
+    said = scores >= thresholds
     expected = {
-        "test_mAP": reference.average_precision_score(targets, scores, **macro),
+        "test_mAP": reference.average_precision_score(targets, scores),
         "test_micro_mAP": reference.average_precision_score(targets, scores, average="micro"),
-        "test_knn_mAP": reference.average_precision_score(targets, saved["test_knn_scores"], **macro),
-        "test_converged_mAP": reference.average_precision_score(targets, saved["test_converged_scores"], **macro),
+        "test_knn_mAP": reference.average_precision_score(targets, saved["test_knn_scores"]),
+        "test_converged_mAP": reference.average_precision_score(targets, saved["test_converged_scores"]),
         "test_LRAP": reference.label_ranking_average_precision_score(targets, scores),
         "test_coverage": reference.coverage_error(targets, scores),
-        **{f"test_{a}_F1": reference.f1_score(targets, said, average=a, zero_division=0) for a in AVERAGES},
-        **{
-            f"test_{a}_{name}": score(targets, said, average=a, zero_division=0)
-            for a in AVERAGES
-            for name, score in (("precision", reference.precision_score), ("recall", reference.recall_score))
-        },
     }
+    for average in ("macro", "micro"):
+        values = reference.precision_recall_fscore_support(targets, said, average=average, zero_division=0)
+        expected |= {f"test_{average}_{n}": v for n, v in zip(("precision", "recall", "F1"), values, strict=False)}
     assert {key: found[key] for key in expected} == pytest.approx(expected, abs=1e-6)
     low, high = found["test_mAP_ci95"]
     assert 0 <= low < found["test_mAP"] < high <= 1
@@ -84,7 +79,7 @@ def test_the_numbers_are_scikit_learns(
 
 def test_overconfident_scores_are_scaled_by_the_temperature(run_of: MakeRun, store: tiles.TileStore) -> None:
     run = run_of(probe={"epochs": 40, "learning_rate": 0.5})
-    np.save(run.features, np.random.default_rng().normal(size=(48, 8)).astype(np.float32))  # the probe learns by heart
+    np.save(run.features, rng.normal(size=(48, 8)).astype(np.float32))  # the probe learns by heart
     found = measure(run)
     assert found["temperature"] > 1
     test = store.rows("test")
@@ -108,9 +103,9 @@ def test_few_labels_are_seeded_subsets_and_end_at_the_converged_probe(
 ) -> None:
     real, drawn = logistic.best, []
 
-    def best(train: Any, *rest: Any, **options: Any) -> logistic.Best:
+    def best(train: Any, val: Any) -> logistic.Best:
         drawn.append(train[0].tobytes())
-        return real(train, *rest, **options)
+        return real(train, val)
 
     monkeypatch.setattr(logistic, "best", best)
     found = measure(run_of(evaluate={"labels": {"subsets": 3}}))
@@ -125,7 +120,7 @@ def test_few_labels_are_seeded_subsets_and_end_at_the_converged_probe(
 
 
 def test_a_label_without_test_positives_is_reported_and_left_out_or_zero(
-    run_of: MakeRun, store: tiles.TileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_of: MakeRun, store: tiles.TileStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     targets = store.targets.copy()
     targets[store.rows("test"), 1] = 0
@@ -141,3 +136,21 @@ def test_a_label_without_test_positives_is_reported_and_left_out_or_zero(
     assert zero["test_mAP"] == pytest.approx(sum(defined) / 3)
     assert zero["references"] == excluded["references"]
     assert sum(zero["test_mAP_ci95"]) == pytest.approx(2 * zero["test_mAP"])  # about the estimate, also with zeros
+
+
+def test_knn_scores_are_scikit_learns_neighbours_weighted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "BLOCK", 7)
+    features, queries = rng.normal(size=(70, 9)), rng.normal(size=(30, 9))
+    targets = rng.integers(0, 2, (70, 5), np.uint8)
+    distance, nearest = NearestNeighbors(n_neighbors=8, metric="cosine").fit(features).kneighbors(queries)
+    weight = np.exp((1 - distance) / 0.1)
+    expected = (weight[..., None] * targets[nearest]).sum(1) / weight.sum(1, keepdims=True)
+    np.testing.assert_allclose(evaluate.knn(queries, features, targets, k=8, temperature=0.1), expected, atol=1e-5)
+
+
+def test_of_equally_near_tiles_the_first_vote_and_at_most_all_of_them() -> None:
+    features, targets = np.eye(4)[[0, 1, 1, 1, 1, 2]], np.eye(6, dtype=np.uint8)
+    found = evaluate.knn(np.eye(4)[1:2], features, targets, k=2, temperature=1.0)
+    np.testing.assert_allclose(found, [[0, 0.5, 0.5, 0, 0, 0]])
+    found = evaluate.knn(np.ones((3, 2)), np.ones((3, 2)), targets[:3, :1], k=20, temperature=0.07)
+    np.testing.assert_allclose(found, 1 / 3, rtol=1e-6)

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import ROOT
 
 HEAVY = ("torch", "torchvision", "torch._dynamo", "sympy", "sklearn", "umap", "matplotlib", "plotly", "mlflow")
@@ -19,22 +21,16 @@ assert len(measured) == 1
 """
 
 
-def imported(code: str) -> set[str]:
-    """The heavy modules that a new Python has loaded after `code`."""
-    code += f"\nimport sys\nprint(*[name for name in {HEAVY} if name in sys.modules])"
+STAGES = ("evaluation.evaluate", "evaluation.maps", "study.compare", "data.audit", "data.importing")
+ARMS = f"import os; os.chdir({str(ROOT)!r}); from satclr import cli; cli.app(['arms'], standalone_mode=False)"
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [("".join(f"import satclr.{name}\n" for name in STAGES), set()), (ARMS, set()), (STEP, {"torch"})],
+    ids=["stages on numbers", "satclr arms", "probe"],
+)
+def test_heavy_modules_are_imported_only_where_needed(code: str, expected: set[str]) -> None:
+    code += f"\nimport sys\nprint('\\n', *[name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
-    return set(done.stdout.splitlines()[-1].split())
-
-
-def test_what_works_on_numbers_imports_no_torch() -> None:
-    stages = ("evaluation.evaluate", "evaluation.maps", "study.compare", "data.audit", "data.importing")
-    assert imported("".join(f"import satclr.{name}\n" for name in stages)) == set()
-
-
-def test_the_arms_are_shown_without_torch() -> None:
-    code = f"import os; os.chdir({str(ROOT)!r}); from satclr import cli; cli.app(['arms'], standalone_mode=False)"
-    assert imported(f"{code}\nprint()") == set()
-
-
-def test_a_probe_trains_without_torchvision_and_torchs_compiler() -> None:
-    assert imported(STEP) == {"torch"}
+    assert set(done.stdout.splitlines()[-1].split()) == expected

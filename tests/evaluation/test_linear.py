@@ -22,8 +22,9 @@ def test_a_saved_probe_is_read_back(tmp_path: Path) -> None:
     loaded = LinearProbe.load(path, labels=["sea", "sandy shore"])
     np.testing.assert_equal(vars(loaded), vars(saved))
     x = np.random.default_rng().normal(size=(7, 5))
-    expected = [[sum(a * float(b) for a, b in zip(row, w, strict=True)) for w in saved.weight] for row in x]
-    np.testing.assert_allclose(loaded.logits(x), np.array(expected) + saved.bias.astype(float))
+    for i, k in np.ndindex(7, 2):
+        expected = sum(x[i] * saved.weight[k].astype(float)) + float(saved.bias[k])
+        assert loaded.logits(x)[i, k] == pytest.approx(expected)
     before = path.read_bytes()
     loaded.save(path)
     assert path.read_bytes() == before
@@ -46,14 +47,15 @@ def test_a_probe_whose_parts_do_not_fit_is_refused(tmp_path: Path, change: dict[
 
 def test_what_is_no_probe_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "probe.safetensors"
-    with pytest.raises(FileError, match="run `satclr probe` first"):
-        LinearProbe.load(path)
+
+    def refused(message: str, labels: list[str] | None = None) -> None:
+        with pytest.raises(FileError, match=message):
+            LinearProbe.load(path, labels=labels)
+
+    refused("run `satclr probe` first")
     probe().save(path)
-    with pytest.raises(FileError, match="2 labels that are not the tile store's"):
-        LinearProbe.load(path, labels=["sandy shore", "sea"])
+    refused("2 labels that are not the tile store's", labels=["sandy shore", "sea"])
     save_tensors(path, load_tensors(path)[0], labels=["sea", "sandy shore"])
-    with pytest.raises(FileError, match=r"not a linear probe \(KeyError\('thresholds'\)\)"):
-        LinearProbe.load(path)
+    refused(r"not a linear probe \(KeyError\('thresholds'\)\)")
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(FileError, match="not a complete safetensors file"):
-        LinearProbe.load(path)
+    refused("not a complete safetensors file")

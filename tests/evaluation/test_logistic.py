@@ -9,9 +9,10 @@ from satclr.evaluation import logistic, metrics
 Floats = npt.NDArray[np.float32]
 Targets = npt.NDArray[np.uint8]
 EPSILON = float(np.finfo(np.float32).eps)
+rng = np.random.default_rng()
 
 
-def data(rng: np.random.Generator, tiles: int = 90, width: int = 12, labels: int = 4) -> tuple[Floats, Targets]:
+def data(tiles: int = 90, width: int = 12, labels: int = 4) -> tuple[Floats, Targets]:
     """Features whose axes differ a hundredfold in spread, and labels of different frequency."""
     axes = np.linalg.qr(rng.normal(size=(width, width)))[0]
     x = rng.normal(size=(tiles, width)) * np.geomspace(3, 0.03, width) @ axes
@@ -28,15 +29,10 @@ def loss(x: Floats, y: Targets, weight: npt.ArrayLike, bias: float, strength: fl
     return float(np.mean(np.logaddexp(0, z) - y * z) + strength / 2 * w @ w)
 
 
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng()
-
-
 @pytest.mark.parametrize(("tiles", "width"), [(90, 12), (20, 40)])
-def test_every_strength_is_scikit_learns_minimum(rng: np.random.Generator, tiles: int, width: int) -> None:
+def test_every_strength_is_scikit_learns_minimum(tiles: int, width: int) -> None:
     """Also with more features than tiles, and although each strength starts where the one before ended."""
-    x, y = data(rng, tiles, width)
+    x, y = data(tiles, width)
     for strength, weight, bias in logistic.fit(x, y, strengths=(1.0, 0.1, 0.01)):
         for k in range(y.shape[1]):
             theirs = LogisticRegression(C=1 / (strength * tiles), tol=1e-10, max_iter=10_000)
@@ -46,8 +42,8 @@ def test_every_strength_is_scikit_learns_minimum(rng: np.random.Generator, tiles
             assert loss(x, y[:, k], weight[k], bias[k], strength) == pytest.approx(least, rel=16 * EPSILON)
 
 
-def test_the_best_on_validation_is_chosen_and_scores_as_it_validated(rng: np.random.Generator) -> None:
-    x, y = data(rng, tiles=200)
+def test_the_best_on_validation_is_chosen_and_scores_as_it_validated() -> None:
+    x, y = data(tiles=200)
     train, val = (x[:120], y[:120]), (x[120:], y[120:])
     chosen = logistic.best(train, val)
     fits = logistic.fit(*train, strengths=logistic.STRENGTHS)
@@ -56,12 +52,11 @@ def test_the_best_on_validation_is_chosen_and_scores_as_it_validated(rng: np.ran
     while tried < len(each) and tried - 1 - int(np.argmax(each[:tried])) < logistic.PATIENCE:
         tried += 1
     assert chosen.val_mAP == pytest.approx(max(each[:tried]), abs=1e-6)
-    ap = metrics.average_precision(chosen.scores(val[0]), val[1])
-    assert metrics.mean_average_precision(ap) == pytest.approx(chosen.val_mAP, abs=1e-6)
+    assert metrics.mean_average_precision(chosen.scores(val[0]), val[1]) == pytest.approx(chosen.val_mAP, abs=1e-6)
 
 
-def test_one_tile_and_labels_of_one_kind_train(rng: np.random.Generator) -> None:
-    x, y = data(rng, tiles=20)
+def test_one_tile_and_labels_of_one_kind_train() -> None:
+    x, y = data(tiles=20)
     y[:, 1], y[:, 2] = 0, 1
     for count in (1, 19):
         found = logistic.best((1e4 * x[:count], y[:count]), (1e4 * x, y))
@@ -71,7 +66,7 @@ def test_one_tile_and_labels_of_one_kind_train(rng: np.random.Generator) -> None
     np.testing.assert_allclose(constant.scores(x).std(0), 0, atol=1e-5)
 
 
-def test_standardize_is_scikit_learns_fitted_on_train_only(rng: np.random.Generator) -> None:
+def test_standardize_is_scikit_learns_fitted_on_train_only() -> None:
     x = rng.normal(3, rng.uniform(0.1, 9, size=7), size=(60, 7))
     x[:, 2] = 5.0
     scaler = StandardScaler().fit(x[:40])

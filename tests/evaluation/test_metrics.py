@@ -1,5 +1,8 @@
 """Every metric against scikit-learn or a loop over rows, and against laws it must keep."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import sklearn.metrics as sk
@@ -24,36 +27,33 @@ seeds, shapes = st.integers(0, 2**20), st.tuples(st.integers(1, 40), st.integers
 cases = st.builds(draw, seeds, shapes, st.sampled_from([2, 5, 10**6]))  # distinct scores: few make ties
 
 
-def slow_ap(scores: Floats, targets: Bools) -> Floats:
-    """AP of each label by scikit-learn; nan where a label has no positive."""
-    pairs = zip(targets.T, scores.T, strict=True)
-    return np.array([sk.average_precision_score(t, s) if t.any() else np.nan for t, s in pairs])
+def law(*drawn: st.SearchStrategy[Any], examples: int = 50) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A property of drawn cases."""
+    return lambda test: settings(deadline=None, max_examples=examples)(given(*drawn)(test))
 
 
-def slow_within(scores: Floats, targets: Bools, categories: NDArray[np.str_]) -> Floats:
-    """AP within categories by a double loop and scikit-learn."""
+def slow_ap(scores: Floats, targets: Bools, categories: NDArray[np.str_] | None = None) -> Floats:
+    """AP of each label by a loop and scikit-learn, also within categories; nan where it is undefined."""
     result = np.full(targets.shape[1], np.nan)
-    for k in range(len(result)):
-        parts = [categories == name for name in set(categories) if 0 < targets[categories == name, k].mean() < 1]
+    for k, (s, t) in enumerate(zip(scores.T, targets.T, strict=True)):
+        if categories is None:
+            parts = [t >= 0] if t.any() else []
+        else:
+            parts = [categories == name for name in set(categories) if 0 < t[categories == name].mean() < 1]
         if parts:
-            result[k] = np.mean([sk.average_precision_score(targets[rows, k], scores[rows, k]) for rows in parts])
+            result[k] = np.mean([sk.average_precision_score(t[rows], s[rows]) for rows in parts])
     return result
 
 
-@given(cases)
-@settings(deadline=None)
+@law(cases, examples=100)
 def test_average_precision_is_scikit_learns(case: Case) -> None:
     ours, theirs = metrics.average_precision(*case), slow_ap(*case)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
-    mean = theirs[~np.isnan(theirs)].sum() / max(1, (~np.isnan(theirs)).sum())
-    if case[1].any():
-        assert metrics.mean_average_precision(ours) == pytest.approx(mean, abs=1e-12)
-    else:
-        assert np.isnan(metrics.mean_average_precision(ours))
+    mean = np.mean(theirs[~np.isnan(theirs)]) if case[1].any() else np.nan
+    assert metrics.mean_average_precision(*case) == pytest.approx(mean, abs=1e-12, nan_ok=True)
 
 
-@given(cases, seeds)
-@settings(deadline=None)
+@law(cases, seeds, examples=100)
 def test_average_precision_sees_only_the_ranking(case: Case, seed: int) -> None:
     scores, targets = case
     ap = metrics.average_precision(scores, targets)
@@ -71,15 +71,22 @@ def test_average_precision_of_perfect_constant_and_random_scores() -> None:
     np.testing.assert_allclose(metrics.average_precision(scores, targets), prevalence, atol=0.05)
 
 
-@given(cases, cases, seeds)
-@settings(deadline=None, max_examples=40)
-def test_bootstrap_equals_resample_and_recompute(case: Case, other: Case, seed: int) -> None:
-    scores, targets = case
-    second = np.resize(other[0], scores.shape)
-    ours = metrics.paired_bootstrap_average_precision([scores, second], targets, resamples=5, seed=seed)
-    rows = [np.repeat(np.arange(len(scores)), c) for c in metrics.draw_counts(len(scores), resamples=5, seed=seed).T]
-    expected = [[slow_ap(s[drawn], targets[drawn]) for s in (scores, second)] for drawn in rows]
-    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
+@law(cases, cases, seeds, examples=40)
+def test_resamples_equal_repeated_rows_also_within_categories(case: Case, other: Case, seed: int) -> None:
+    targets, arms = case[1], [case[0], np.resize(other[0], case[0].shape)]
+    names = np.random.default_rng(seed).choice(["quay", "road", "wood"], len(targets))
+    ours = metrics.average_precision(arms[0], targets, names.tolist())
+    np.testing.assert_allclose(ours, slow_ap(arms[0], targets, names), rtol=0, atol=1e-12)
+    each = metrics.paired_bootstrap_average_precision(arms, targets, resamples=5, seed=seed)
+    within = metrics.paired_bootstrap_average_precision(
+        arms, targets, resamples=5, seed=seed, categories=names.tolist()
+    )
+    for r, counts in enumerate(metrics.draw_counts(len(targets), resamples=5, seed=seed).T):
+        rows = np.repeat(np.arange(len(targets)), counts)
+        expected = [slow_ap(s[rows], targets[rows]) for s in arms]
+        np.testing.assert_allclose(each[r], expected, rtol=0, atol=1e-12)
+        expected = [slow_ap(s[rows], targets[rows], names[rows]) for s in arms]
+        np.testing.assert_allclose(within[r], expected, rtol=0, atol=1e-12)
 
 
 def test_counts_are_draws_with_replacement() -> None:
@@ -90,15 +97,8 @@ def test_counts_are_draws_with_replacement() -> None:
     assert (counts != metrics.draw_counts(50, resamples=4000, seed=4)).any()
 
 
-def test_many_resamples_cross_their_blocks_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
-    scores, targets = draw(1, (60, 3), levels=7)
-    whole = metrics.paired_bootstrap_average_precision([scores], targets, resamples=150, seed=0)
-    monkeypatch.setattr(metrics, "BLOCK", 1000)
-    cut = metrics.paired_bootstrap_average_precision([scores], targets, resamples=150, seed=0)
-    np.testing.assert_array_equal(cut, whole)
-
-
-def test_redrawn_seeds_equal_a_loop_over_drawn_seeds_and_repeated_tiles() -> None:
+def test_redrawn_seeds_equal_a_loop_over_drawn_seeds_and_repeated_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "BLOCK", 7)
     arms = [np.stack([draw(10 * a + s, (25, 4), levels=9)[0] for s in range(n)]) for a, n in enumerate((3, 2))]
     _, targets = draw(4, (25, 4))
     fixed, redrawn = metrics.paired_bootstrap_over_seeds(arms, targets, resamples=30, seed=5)
@@ -112,42 +112,22 @@ def test_redrawn_seeds_equal_a_loop_over_drawn_seeds_and_repeated_tiles() -> Non
             np.testing.assert_allclose(redrawn[r, a], np.mean([each[s] for s in picked[r]], 0), atol=1e-12)
 
 
-@given(cases, seeds)
-@settings(deadline=None, max_examples=40)
-def test_within_categories_equals_a_double_loop_and_so_do_its_resamples(case: Case, seed: int) -> None:
-    scores, targets = case
-    categories = np.random.default_rng(seed).choice(["quay", "road", "wood"], len(scores))
-    ours = metrics.within_category_average_precision(scores, targets, categories.tolist())
-    np.testing.assert_allclose(ours, slow_within(scores, targets, categories), rtol=0, atol=1e-12)
-    sampled = metrics.paired_bootstrap_average_precision(
-        [scores], targets, resamples=3, seed=1, categories=categories.tolist()
-    )
-    for r, counts in enumerate(metrics.draw_counts(len(scores), resamples=3, seed=1).T):
-        rows = np.repeat(np.arange(len(scores)), counts)
-        expected = slow_within(scores[rows], targets[rows], categories[rows])
-        np.testing.assert_allclose(sampled[r, 0], expected, rtol=0, atol=1e-12)
-
-
 def test_standard_interval_is_t_and_adds_the_spread_of_seeds() -> None:
     samples = np.random.default_rng(0).normal(0.5, 0.02, 100_000)
-    reach = stats.t.ppf(0.975, 119) * 0.02
-    assert metrics.standard_interval(0.5, samples, tiles=120) == pytest.approx((0.5 - reach, 0.5 + reach), abs=5e-4)
-    values = [0.46, 0.5, 0.54]  # s²/S = 0.04²/3
-    variance = 0.02**2 + 0.04**2 / 3
-    free = variance**2 / (0.02**4 / 119 + (0.04**2 / 3) ** 2 / 2)
-    reach = stats.t.ppf(0.975, free) * np.sqrt(variance)
-    found = metrics.standard_interval(0.5, samples, tiles=120, seeds=values)
-    assert found == pytest.approx((0.5 - reach, 0.5 + reach), abs=5e-4)
+    several = 0.02**2 + 0.04**2 / 3  # the seeds below have s² = 0.04²
+    free = several**2 / (0.02**4 / 119 + (0.04**2 / 3) ** 2 / 2)
+    for seeds, variance, freedom in (((), 0.02**2, 119), ((0.46, 0.5, 0.54), several, free)):
+        reach = stats.t.ppf(0.975, freedom) * np.sqrt(variance)
+        found = metrics.standard_interval(0.5, samples, tiles=120, seeds=seeds)
+        assert found == pytest.approx((0.5 - reach, 0.5 + reach), abs=5e-4)
     assert metrics.standard_interval(0.99, samples, tiles=120)[1] == 1
     assert metrics.standard_interval(1.0, np.full(9, np.nan), tiles=9) == (1, 1)
     few = np.append(samples[:50], np.nan)
     assert metrics.standard_interval(0.5, few, tiles=9) == metrics.standard_interval(0.5, samples[:50], tiles=9)
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
-@settings(deadline=None)
-def test_adjusted_p_values_are_scipys_and_holms_step_down(p: list[float]) -> None:
-    np.testing.assert_allclose(metrics.benjamini_hochberg(p), stats.false_discovery_control(p), atol=1e-12)
+@law(st.lists(st.floats(0, 1), min_size=1, max_size=20), examples=100)
+def test_adjusted_p_values_are_holms_step_down(p: list[float]) -> None:
     level, rejected = 0.05, set()
     for step, i in enumerate(sorted(range(len(p)), key=p.__getitem__)):
         if p[i] * (len(p) - step) > level:
@@ -185,55 +165,42 @@ def test_interval_cuts_off_equal_tails() -> None:
 
 
 def test_p_value_counts_the_tail_twice_and_is_never_zero() -> None:
-    for sign in (1, -1):
-        assert metrics.p_value(sign * np.arange(1, 1000)) == pytest.approx(2 / 1000)
-    assert metrics.p_value([-1, 2, 3, 4]) == pytest.approx(2 * 2 / 5)
-    assert metrics.p_value(np.zeros(10)) == 1
-    assert metrics.p_value([np.nan, -1, 2, 3, 4]) == metrics.p_value([-1, 2, 3, 4]), "a resample without positives"
+    for values, expected in ((np.arange(1, 1000), 2 / 1000), ([-1, 2, 3, 4, np.nan], 2 * 2 / 5), (np.zeros(10), 1)):
+        for sign in (1, -1):
+            assert metrics.p_value(sign * np.array(values)) == pytest.approx(expected)
 
 
-@given(cases)
-@settings(deadline=None, max_examples=50)
+@law(cases)
 def test_tuned_thresholds_reach_the_best_f1_there_is(case: Case) -> None:
-    scores, targets = case
-    for k, threshold in enumerate(decisions.tune_thresholds(scores, targets)):
-        if not targets[:, k].any():
-            assert threshold == decisions.NEVER > 1
-            continue
-        f1 = {c: sk.f1_score(targets[:, k], scores[:, k] >= c) for c in np.unique(scores[:, k])[::-1].tolist()}
-        best = max(f1.values())
-        assert threshold == next(c for c, value in f1.items() if value > best - 1e-12)
+    assert decisions.NEVER > 1
+    for threshold, s, t in zip(decisions.tune_thresholds(*case), case[0].T, case[1].T, strict=True):
+        f1 = {c: sk.f1_score(t, s >= c) for c in np.unique(s)[::-1].tolist()} if t.any() else {decisions.NEVER: 0}
+        assert threshold == next(c for c, value in f1.items() if value > max(f1.values()) - 1e-12)
 
 
-@given(cases, seeds)
-@settings(deadline=None, max_examples=30)
+@law(cases, seeds)
 def test_precision_recall_and_f1_are_scikit_learns(case: Case, seed: int) -> None:
     scores, targets = case
     yes = scores >= np.random.default_rng(seed).choice([-0.2, 0.0, 0.3, np.inf], targets.shape[1])
     some = targets.any(0)
     ours = decisions.precision_recall_f1(yes, targets)
-    for values, theirs in zip(ours, (sk.precision_score, sk.recall_score, sk.f1_score), strict=True):
-        for k in np.flatnonzero(some):
-            assert values[k] == pytest.approx(theirs(targets[:, k], yes[:, k], zero_division=0), abs=1e-12)
+    for k in np.flatnonzero(some):
+        theirs = sk.precision_recall_fscore_support(targets[:, k], yes[:, k], average="binary", zero_division=0)[:3]
+        np.testing.assert_allclose([values[k] for values in ours], theirs, atol=1e-12)
     assert np.isnan(np.array(ours[1:])[:, ~some]).all()
 
 
-@given(cases.filter(lambda case: case[0].shape[1] > 1))
-@settings(deadline=None, max_examples=50)
+@law(cases.filter(lambda case: case[0].shape[1] > 1))
 def test_rankings_of_labels_are_scikit_learns(case: Case) -> None:
     scores, targets = case
     lrap = sk.label_ranking_average_precision_score(targets, scores)
     assert decisions.label_ranking_average_precision(scores, targets) == pytest.approx(lrap, abs=1e-12)
     assert decisions.coverage_error(scores, targets) == pytest.approx(sk.coverage_error(targets, scores), abs=1e-12)
-    wrong = []
-    for row, labels in zip(scores, targets, strict=True):
-        top = [k for k, value in enumerate(row) if value == max(row)]
-        wrong.append(sum(not labels[k] for k in top) / len(top))
+    wrong = [np.mean(~labels[row == max(row)]) for row, labels in zip(scores, targets, strict=True)]
     assert decisions.one_error(scores, targets) == pytest.approx(np.mean(wrong), abs=1e-12)
 
 
-@given(cases)
-@settings(deadline=None, max_examples=50)
+@law(cases)
 def test_calibration_error_equals_a_loop_over_bins(case: Case) -> None:
     p, targets, bins = case[0] + 0.5, case[1], decisions.BINS
     p[0, 0] = 1
@@ -245,28 +212,25 @@ def test_calibration_error_equals_a_loop_over_bins(case: Case) -> None:
     assert decisions.expected_calibration_error(p, targets) == pytest.approx(expected, abs=1e-12)
 
 
-@given(seeds, st.floats(0.2, 5))
-@settings(deadline=None, max_examples=30)
+@law(seeds, st.floats(0.2, 5))
 def test_temperature_minimises_cross_entropy_and_undoes_sharpening(seed: int, sharpness: float) -> None:
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 2, (200, 3))
     targets = rng.random(logits.shape) < decisions.sigmoid(logits)
     fitted = decisions.fit_temperature(logits * sharpness, targets)
 
-    def cross_entropy(temperature: float) -> float:
-        return float(sk.log_loss(targets.ravel(), decisions.sigmoid(logits.ravel() * sharpness / temperature)))
-
-    best = cross_entropy(fitted)
-    assert all(best < cross_entropy(fitted * factor) for factor in (0.2, 0.9, 0.999, 1.001, 1.1, 5.0))
+    best, *others = (
+        sk.log_loss(targets.ravel(), decisions.sigmoid(logits.ravel() * sharpness / (fitted * factor)))
+        for factor in (1, 0.2, 0.9, 0.999, 1.001, 1.1, 5.0)
+    )
+    assert best < min(others)
     assert fitted == pytest.approx(decisions.fit_temperature(logits, targets) * sharpness, rel=1e-9)
 
 
 def test_temperature_stays_in_range() -> None:
     targets = draw(0, (60, 3))[1]
-    low, high = decisions.TEMPERATURE_RANGE
-    assert decisions.fit_temperature(np.where(targets, 5, -5), targets) == pytest.approx(low)
-    assert decisions.fit_temperature(np.where(targets, -5, 5), targets) == pytest.approx(high)
-    assert decisions.fit_temperature(np.zeros((60, 3)), targets) == 1
+    for logit, expected in zip((5, -5, 0), (*decisions.TEMPERATURE_RANGE, 1), strict=True):
+        assert decisions.fit_temperature(np.where(targets, logit, -logit), targets) == pytest.approx(expected)
 
 
 def test_wrong_input_is_refused() -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from satclr import files, randomness
 from satclr.data import prepare, tiles
-from satclr.evaluation import knn, metrics
+from satclr.evaluation import evaluate, metrics
 from satclr.pretrain import diagnostics, distributed
 from satclr.pretrain.encoder import Frozen
 from tests.conftest import make_run
@@ -46,7 +46,7 @@ def test_the_numbers_are_those_of_their_definitions() -> None:
     )
 
 
-vote = partial(knn.scores, k=knn.NEIGHBOURS, temperature=knn.TEMPERATURE)
+vote = partial(evaluate.knn, k=evaluate.NEIGHBOURS, temperature=evaluate.TEMPERATURE)
 
 
 @pytest.mark.parametrize("rank", [1, 3])
@@ -59,7 +59,7 @@ def test_neighbours_vote_as_in_evaluation() -> None:
     torch.manual_seed(0)
     queries, known, targets = torch.randn(9, 6), torch.randn(50, 6), (torch.rand(50, 4) < 0.3).float()
     expected = vote(queries.numpy(), known.numpy(), targets.int().numpy())
-    assert (diagnostics.NEIGHBOURS, diagnostics.TEMPERATURE) == (knn.NEIGHBOURS, knn.TEMPERATURE)
+    assert (diagnostics.NEIGHBOURS, diagnostics.TEMPERATURE) == (evaluate.NEIGHBOURS, evaluate.TEMPERATURE)
     np.testing.assert_allclose(diagnostics.knn_scores(queries, known, targets), expected, atol=1e-6)
 
 
@@ -91,10 +91,10 @@ def test_the_knn_map_is_that_of_the_finished_encoder_without_unlabelled_tiles(
     features = Frozen(run.encoder)(torch.from_numpy(np.array(store.pixels)))
     train_rows, val = store.rows("train"), store.rows("val")
     scores = vote(features[val], features[train_rows], store.targets[train_rows])
-    ap = metrics.average_precision(scores, store.targets[val])
+    expected = metrics.mean_average_precision(scores, store.targets[val])
     first, last = files.read_csv(run.results / "pretrain.csv")
     assert first["knn_val_mAP"] == ""
-    assert float(last["knn_val_mAP"]) == pytest.approx(metrics.mean_average_precision(ap), abs=1e-4)
+    assert float(last["knn_val_mAP"]) == pytest.approx(expected, abs=1e-4)
 
 
 def test_one_process_measures_by_the_batch_without_the_others() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from satclr.data import tiles
 from satclr.evaluation import embed, evaluate, probe
+from satclr.evaluation.metrics import mean_average_precision
 from satclr.params import OWN_OUTPUTS, WITHOUT_LABELS, Objective
 from satclr.pretrain import encoder, objectives
 from satclr.pretrain import loss as losses
@@ -145,8 +146,8 @@ def test_mulcon_is_scored_by_its_own_heads_beside_the_probe(root: Path, store: t
     for split in ("val", "test"):
         rows, logits = store.rows(split), tensors[f"heads.{split}_logits"]
         assert logits.shape == (len(rows), len(store.labels))
-        assert details[f"{split}_own_heads_mAP"] == evaluate._mean(logits, store.targets[rows], "exclude")
-    trained = evaluate._mean(tensors["heads.val_logits"], store.targets[store.rows("val")], "exclude")
+        assert details[f"{split}_own_heads_mAP"] == mean_average_precision(logits, store.targets[rows])
+    trained = mean_average_precision(tensors["heads.val_logits"], store.targets[store.rows("val")])
     assert trained > store.targets[store.rows("val")].mean() + 0.1
     earlier = make_run(root, "mulcon", pretrain=changes | {"select": 3}, views={"crop_px": 64})
     pretrained(earlier)

@@ -18,9 +18,6 @@ from torchvision.transforms.v2 import functional as transforms
 
 from satclr import randomness
 
-STRENGTHS = (1, 2, 3)
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
-
 
 def corrupt(tiles: Tensor, name: str, *, strength: int, keys: Sequence[str]) -> Tensor:
     """Corrupt tiles (B,H,H,3) uint8 with strength 1, 2 or 3; `keys` are their B names."""
@@ -34,7 +31,7 @@ def _illumination(x: Tensor, level: int, draws: list[torch.Generator]) -> Tensor
     """Evening, dark and warm, or noon, bright and washed out; half of the tiles each."""
     amount = (0.35, 0.65, 1.0)[level]
     evening = (_uniform(draws, 1, x) < 0.5).view(-1, 1, 1, 1)
-    warm = torch.tensor((1.0, 1 - 0.12 * amount, 1 - 0.35 * amount), device=x.device).view(1, 3, 1, 1)
+    warm = _colour(x, 1.0, 1 - 0.12 * amount, 1 - 0.35 * amount)
     return torch.where(evening, x * math.exp(-1.3 * amount) * warm, 1 - (1 - x) ** (1 + 1.5 * amount))
 
 
@@ -137,7 +134,7 @@ def _quantile(field: Tensor, share: float) -> Tensor:
 
 
 def _grey(x: Tensor) -> Tensor:
-    return (x * torch.tensor(_LUMA, device=x.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    return (x * _colour(x, 0.299, 0.587, 0.114)).sum(1, keepdim=True)  # ITU-R BT.601
 
 
 def _colour(like: Tensor, *rgb: float) -> Tensor:

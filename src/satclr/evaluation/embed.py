@@ -16,7 +16,6 @@ from satclr import files, machine, progress, randomness
 from satclr.data import tiles
 from satclr.pretrain import distributed
 from satclr.pretrain.encoder import EncoderError, Frozen
-from satclr.progress import Log
 from satclr.project import Run
 
 BATCH_SIZE = 256
@@ -24,7 +23,7 @@ BATCH_SIZE = 256
 Rows = npt.NDArray[np.int64]
 
 
-def run(run: Run, _log: Log) -> None:
+def run(run: Run, _log: object) -> None:
     """Write the features of all N labelled tiles.
 
     With `probe.batch_norm: frozen` a tile's features depend on that tile alone, with `batch` also on the others of

@@ -1,7 +1,7 @@
 """The test: features and probe → scores, metrics with intervals, AP of each label.
 
-Out, in results/<profile>/<arm>-s<seed>/: details.json, per_class_ap.csv, scores.npz, and metrics.json, the few numbers
-of details.json that `dvc metrics show` and `dvc exp show` print.
+Out, in results/<profile>/<arm>-s<seed>/: details.json, per_class_ap.csv, scores.npz, and metrics.json, the numbers that
+`dvc metrics show` and `dvc exp show` print.
 
     satclr evaluate --profile sample --arm simclr --seed 0
 
@@ -10,7 +10,6 @@ neighbours, and probes on few labels. Thresholds, temperature and regularisation
 """
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,14 +17,16 @@ import numpy.typing as npt
 
 from satclr import files, randomness
 from satclr.data import tiles
-from satclr.evaluation import knn, logistic, metrics, references
+from satclr.evaluation import logistic, metrics, references
 from satclr.evaluation.linear import LinearProbe
 from satclr.evaluation.metrics import Bools, Floats, decisions
-from satclr.progress import Log
+from satclr.evaluation.metrics import mean_average_precision as mean_ap
 from satclr.project import Run
 
 BOOTSTRAP_RESAMPLES = 1000
 LABEL_FRACTIONS = (0.01, 0.1)  # of the training tiles, for probes on few labels
+NEIGHBOURS, TEMPERATURE = 20, 0.07  # of k-NN, as DINO sets them, arXiv:2104.14294
+BLOCK = 256  # k-NN queries at a time
 SHOWN = (
     "test_mAP", "test_mAP_lo", "test_mAP_hi", "val_mAP", "best_epoch", "test_micro_mAP", "test_within_category_mAP",
     "test_converged_mAP", "test_knn_mAP",
@@ -36,7 +37,7 @@ Scores = npt.NDArray[np.floating[Any]]  # (N,K)
 Targets = npt.NDArray[np.uint8]  # (N,K)
 
 
-def run(run: Run, _log: Log) -> None:
+def run(run: Run, _log: object) -> None:
     """Score validation and test tiles, write the results and print the test mAP.
 
     Raises `tiles.TileError` or `files.FileError` when features or probe are not those of the run's tile store.
@@ -50,8 +51,8 @@ def run(run: Run, _log: Log) -> None:
     logits, targets = probe.logits(features[test]), store.targets[test]
     scores = decisions.sigmoid(logits).astype(np.float32)
     categories = [store.categories[row] for row in test]
-    headline, samples = _mean_ap("test_mAP", scores, targets, undefined)
     yes = scores >= probe.thresholds
+    headline, samples = _mean_ap("test_mAP", scores, targets, undefined)
     others, other_scores = _other_taggers(run, store, features)
     result = {
         "profile": run.profile,
@@ -59,8 +60,8 @@ def run(run: Run, _log: Log) -> None:
         "seed": run.seed,
         **headline,
         "test_mAP_bias": metrics.jackknife_bias(scores, targets, undefined=undefined),
-        "test_within_category_mAP": _within(scores, targets, categories),
-        "test_micro_mAP": float(metrics.average_precision(scores.reshape(-1, 1), targets.reshape(-1, 1))[0]),
+        "test_within_category_mAP": mean_ap(scores, targets, categories=categories),
+        "test_micro_mAP": mean_ap(scores.reshape(-1, 1), targets.reshape(-1, 1)),
         "val_mAP": probe.val_mAP,
         "best_epoch": probe.best_epoch,
         "train_tiles": len(store.rows("train")),
@@ -70,7 +71,7 @@ def run(run: Run, _log: Log) -> None:
         **_decisions(logits, scores, targets, yes, probe.temperature),
         **others,
         "references": {  # the same for every arm
-            name: {"mAP": _mean(s, targets, "exclude"), "within_category_mAP": _within(s, targets, categories)}
+            name: {"mAP": mean_ap(s, targets), "within_category_mAP": mean_ap(s, targets, categories=categories)}
             for name, s in references.without_images(whole).items()
         },
     }
@@ -105,17 +106,9 @@ def _mean_ap(name: str, scores: Scores, targets: Targets, undefined: str) -> tup
     )[:, 0]
     # `zero` is for the means only: the label's own AP stays undefined
     counted = np.where(np.isnan(ap), 0, samples) if undefined == "zero" else samples
-    mean = metrics.mean_average_precision(ap, undefined=undefined)
+    mean = mean_ap(scores, targets, undefined=undefined)
     interval = metrics.standard_interval(mean, metrics.nan_mean(counted), tiles=len(targets))
     return {name: mean, f"{name}_ci95": list(interval)}, samples
-
-
-def _mean(scores: Scores, targets: Targets, undefined: str) -> float:
-    return metrics.mean_average_precision(metrics.average_precision(scores, targets), undefined=undefined)
-
-
-def _within(scores: Scores, targets: Targets, categories: Sequence[str]) -> float:
-    return metrics.mean_average_precision(metrics.within_category_average_precision(scores, targets, categories))
 
 
 def _decisions(logits: Floats, scores: Scores, targets: Targets, yes: Bools, temperature: float) -> dict[str, Any]:
@@ -124,8 +117,7 @@ def _decisions(logits: Floats, scores: Scores, targets: Targets, yes: Bools, tem
     micro = decisions.precision_recall_f1(yes.reshape(-1, 1), targets.reshape(-1, 1))
     result: dict[str, Any] = {}
     for i, name in ((2, "F1"), (0, "precision"), (1, "recall")):
-        result[f"test_macro_{name}"] = float(metrics.nan_mean(macro[i]))
-        result[f"test_micro_{name}"] = float(micro[i][0])
+        result |= {f"test_macro_{name}": float(metrics.nan_mean(macro[i])), f"test_micro_{name}": float(micro[i][0])}
     return result | {
         "test_ECE": decisions.expected_calibration_error(decisions.sigmoid(logits), targets),
         "test_ECE_scaled": decisions.expected_calibration_error(decisions.sigmoid(logits / temperature), targets),
@@ -143,7 +135,7 @@ def _other_taggers(
     undefined = run.settings.evaluate.undefined_ap
     x = {split: np.asarray(features[store.rows(split)]) for split in tiles.SPLITS}
     y = {split: store.targets[store.rows(split)] for split in tiles.SPLITS}
-    near = knn.scores(x["test"], x["train"], y["train"], k=knn.NEIGHBOURS, temperature=knn.TEMPERATURE)
+    near = knn(x["test"], x["train"], y["train"], k=NEIGHBOURS, temperature=TEMPERATURE)
     x = dict(zip(x, logistic.standardize(*x.values()), strict=True))  # train comes first
     chosen = logistic.best((x["train"], y["train"]), (x["val"], y["val"]))
     scores: dict[str, Scores] = {"knn": near, "converged": chosen.scores(x["test"])}
@@ -158,7 +150,7 @@ def _other_taggers(
         for subset in range(run.settings.evaluate.labels.subsets):
             drawn = randomness.rng(run.seed, "few labels", subset).permutation(count)[:size]
             few = logistic.best((x["train"][drawn], y["train"][drawn]), (x["val"], y["val"]))
-            values.append(_mean(few.scores(x["test"]), y["test"], undefined))
+            values.append(mean_ap(few.scores(x["test"]), y["test"], undefined=undefined))
         mean, sd = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
         rows.append({"fraction": fraction, "tiles": size, "test_mAP": mean, "sd": sd, "subsets": values})
         result |= {_at(fraction): mean, f"{_at(fraction)}_sd": sd}
@@ -166,6 +158,25 @@ def _other_taggers(
     rows.append({"fraction": 1.0, "tiles": count, "test_mAP": whole, "sd": None, "subsets": [whole]})
     own = _own_heads(run, store) if run.settings.pretrain.objective == "mulcon" else {}
     return result | own, scores
+
+
+def knn(queries: Scores, features: Scores, targets: Targets, *, k: int, temperature: float) -> npt.NDArray[np.float32]:
+    """The share of its k nearest neighbours that have a label, each weighted exp(cosine / temperature): (M,K).
+
+    queries (M,D); features (N,D) with targets (N,K) of 0 and 1. With fewer than k training tiles all of them vote; of
+    equally near tiles the first. Source: Wu et al. 2018, arXiv:1805.01978, section 3.4.
+    """
+    queries, known = (x.astype(np.float32) for x in (queries, features))
+    queries, known = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (queries, known))
+    labels, k = targets.astype(np.float32), min(k, len(features))
+    result = np.empty((len(queries), labels.shape[1]), np.float32)
+    for start in range(0, len(queries), BLOCK):
+        for i, row in enumerate(queries[start : start + BLOCK] @ known.T, start):
+            near = np.flatnonzero(row >= np.partition(row, -k)[-k])  # the k nearest, and ties with the last of them
+            near = near[np.argsort(-row[near], kind="stable")[:k]]
+            weight = np.exp((row[near] - row[near[0]]) / temperature)
+            result[i] = weight @ labels[near] / weight.sum()
+    return result
 
 
 def _own_heads(run: Run, store: tiles.TileStore) -> dict[str, Any]:
@@ -176,7 +187,7 @@ def _own_heads(run: Run, store: tiles.TileStore) -> dict[str, Any]:
     undefined = run.settings.evaluate.undefined_ap
     val, test = (logits[f"heads.{split}_logits"] for split in ("val", "test"))
     headline, _ = _mean_ap("test_own_heads_mAP", test, store.targets[store.rows("test")], undefined)
-    return headline | {"val_own_heads_mAP": _mean(val, store.targets[store.rows("val")], undefined)}
+    return headline | {"val_own_heads_mAP": mean_ap(val, store.targets[store.rows("val")], undefined=undefined)}
 
 
 def _at(fraction: float) -> str:
@@ -185,15 +196,11 @@ def _at(fraction: float) -> str:
 
 def _per_class(scores: Scores, targets: Targets, samples: Floats, probe: LinearProbe, yes: Bools) -> list[list[Any]]:
     """The rows of per_class_ap.csv; what is undefined without a positive in the test split is empty."""
-    rows = []
-    ap = metrics.average_precision(scores, targets)
-    at_threshold = np.transpose([probe.thresholds, *decisions.precision_recall_f1(yes, targets)])
-    for k, label in enumerate(probe.labels):
-        count = int(targets[:, k].sum())
-        ends = metrics.standard_interval(ap[k], samples[:, k], tiles=len(targets))
-        numbers = [float(value) for value in (ap[k], *ends, *at_threshold[k])]
-        rows.append([label, count, count / len(targets), *("" if np.isnan(value) else value for value in numbers)])
-    return rows
+    ap, count = metrics.average_precision(scores, targets), targets.sum(0)
+    ends = [metrics.standard_interval(a, column, tiles=len(targets)) for a, column in zip(ap, samples.T, strict=True)]
+    numbers = [ap, *np.transpose(ends), probe.thresholds, *decisions.precision_recall_f1(yes, targets)]
+    rows = zip(probe.labels, count.tolist(), np.transpose([count / len(targets), *numbers]).tolist(), strict=True)
+    return [[label, n, *("" if np.isnan(value) else value for value in row)] for label, n, row in rows]
 
 
 def _without_nan(tree: Any) -> Any:

@@ -69,6 +69,5 @@ class LinearProbe:
 
     def logits(self, features: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
         """Logits (N,K) of features (N,D), in double precision."""
-        weight, bias = self.weight.astype(float), self.bias.astype(float)
-        z: npt.NDArray[np.float64] = features.astype(float) @ weight.T + bias
+        z: npt.NDArray[np.float64] = features.astype(float) @ self.weight.astype(float).T + self.bias.astype(float)
         return z

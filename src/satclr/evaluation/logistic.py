@@ -55,8 +55,7 @@ def best(train: Split, val: Split) -> Best:
     """Fit `train` from strong to weak until validation mAP falls, and keep the best on `val`, the stronger on a tie."""
     chosen, since = Best(np.nan, -np.inf, *(np.zeros(0),) * 2), 0
     for strength, weight, bias in fit(*train, strengths=STRENGTHS):
-        ap = metrics.average_precision(val[0] @ weight.T + bias, val[1])
-        found = Best(strength, metrics.mean_average_precision(ap), weight, bias)
+        found = Best(strength, metrics.mean_average_precision(val[0] @ weight.T + bias, val[1]), weight, bias)
         if not chosen.weight.size or found.val_mAP > chosen.val_mAP:
             chosen, since = found, 0
         elif (since := since + 1) == PATIENCE:

@@ -15,18 +15,17 @@ import numpy.typing as npt
 
 from satclr import files, progress, randomness
 from satclr.data import tiles
-from satclr.evaluation.metrics import Floats
-from satclr.progress import Log
 from satclr.project import Run
 
 TILES = 2000  # of the test split, at most
 NEIGHBOURS = 10
 DECIMALS = 4  # of coordinates, scaled to a spread of 1
 
-Features = npt.NDArray[np.float32]  # (N,D), at unit length: neighbours are by cosine, as in `knn`
+Floats = npt.NDArray[np.float64]
+Features = npt.NDArray[np.float32]  # (N,D), at unit length: neighbours are by cosine, as in `evaluate.knn`
 
 
-def run(run: Run, _log: Log) -> None:
+def run(run: Run, _log: object) -> None:
     """Project at most TILES test tiles, the same for every arm and seed, and write maps.json.
 
     `knn_label_overlap` tells of the features' local structure; `trustworthiness` (how far neighbours on the map are

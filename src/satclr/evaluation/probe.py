@@ -96,11 +96,10 @@ def train(
         with torch.inference_mode():
             logits = layer(val_features)
             val_loss = F.binary_cross_entropy_with_logits(logits, val_targets).item()
-        ap = metrics.average_precision(logits.numpy(), val_targets.numpy())
         yield {
             "train_loss": math.fsum(losses) / len(order),
             "val_loss": val_loss,
-            "val_mAP": metrics.mean_average_precision(ap, undefined=undefined),
+            "val_mAP": metrics.mean_average_precision(logits, val_targets, undefined=undefined),
         }
 
 

@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from satclr.data import tiles
 from satclr.evaluation import logistic
-from satclr.evaluation.metrics import Floats
 
 BLOCK = 256  # tiles at a time
 
+Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 
 

@@ -13,11 +13,10 @@ from satclr import files, progress
 from satclr.data import tiles
 from satclr.evaluation import corruptions, embed, metrics
 from satclr.evaluation.linear import LinearProbe
-from satclr.progress import Log
 from satclr.project import Run
 
 
-def run(run: Run, _log: Log) -> None:
+def run(run: Run, _log: object) -> None:
     """Score the test tiles untouched and under every corruption and strength, and write the mAPs.
 
     `relative_drop` is a fraction of the clean mAP. Raises `files.FileError` when the probe is not this store's.
@@ -37,8 +36,9 @@ def run(run: Run, _log: Log) -> None:
                     names = [store.names[row] for row in rows]
                     pixels = corruptions.corrupt(batch, corruption, strength=strength, keys=names)
                 logits.append(probe.logits(encoder(pixels)))
-            ap = metrics.average_precision(np.concatenate(logits), store.targets[np.concatenate(batches)])
-            return metrics.mean_average_precision(ap, undefined=run.settings.evaluate.undefined_ap)
+            scores, targets = np.concatenate(logits), store.targets[np.concatenate(batches)]
+            undefined = run.settings.evaluate.undefined_ap
+            return metrics.mean_average_precision(scores, targets, undefined=undefined)
 
         rounds = [(name, strength) for name in settings.corruptions for strength in settings.strengths]
         with progress.bar("robustness", len(rounds) + 1, "rounds") as advance:

@@ -92,7 +92,7 @@ def effective_rank(x: Tensor) -> Tensor:
 
 
 def knn_scores(queries: Tensor, features: Tensor, targets: Tensor) -> Tensor:
-    """The share of each query's nearest neighbours that have a label, weighted as `evaluation.knn` does: (M,K)."""
+    """The share of each query's nearest neighbours that have a label, weighted as `evaluate.knn` does: (M,K)."""
     cosine = F.normalize(queries) @ F.normalize(features).T
     near, rows = cosine.topk(min(NEIGHBOURS, len(features)))
     return torch.einsum("mk,mkl->ml", (near / TEMPERATURE).softmax(1), targets[rows])

@@ -5,8 +5,8 @@ In: results/<profile>/<arm>-s<seed>/ of each arm and seed that params.yaml runs.
     satclr compare --profile sample
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, permutations
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,7 @@ from satclr.data import tiles
 from satclr.evaluation import references
 from satclr.project import Project
 from satclr.study import contrasts
-from satclr.study.contrasts import Arms
-from satclr.study.results import Results
+from satclr.study.results import Arms, Results
 
 # Briody & Aygen's own test mAP: a frozen ImageNet ResNet-50, and after SimCLR. For the profile of their data set.
 PAPER = {"mlrsnet": {"baseline": 0.6361, "simclr": 0.9133}}
@@ -34,18 +33,16 @@ def run(project: Project) -> dict[str, Any]:
     """
     arms = {seeds[0].arm: [Results(run) for run in seeds] for seeds in project.arms()}
     everything = [r for seeds in arms.values() for r in seeds]
-    first = everything[0]
+    first, test = everything[0].run.key, everything[0].scores("test")
     for other in everything[1:]:
-        if not other.scores("test").same_tiles(first.scores("test")):
-            raise files.FileError(
-                f"test tiles or labels of {other.run.key} and {first.run.key} differ; run `dvc repro`"
-            )
-    warn_of_changed_weights(arms)
-    store, test = tiles.open_store(project.store), first.scores("test")
-    if tuple(store.names[row] for row in store.rows("test")) != test.tiles:
-        where = f"build/{project.profile}"
-        raise files.FileError(f"test tiles of {first.run.key} are not those of {where}; run `dvc repro`")
-    categories = [store.categories[row] for row in store.rows("test")]
+        if not other.scores("test").same_tiles(test):
+            raise files.FileError(f"test tiles or labels of {other.run.key} and {first} differ; run `dvc repro`")
+    warn_of_changed_weights(everything)
+    store = tiles.open_store(project.store)
+    tested = store.rows("test")
+    if tuple(store.names[row] for row in tested) != test.tiles:
+        raise files.FileError(f"test tiles of {first} are not those of build/{project.profile}; run `dvc repro`")
+    categories = [store.categories[row] for row in tested]
     measures = contrasts.measure(arms, categories)
     report = {"profile": project.profile, **contrasts.numbers(arms, measures)}
     report["references"] = contrasts.references(references.scores(store), test.targets, categories)
@@ -63,18 +60,20 @@ def run(project: Project) -> dict[str, Any]:
     cells = [(n, *row) for n, table in by_label.items() for row in zip(test.labels, table.tolist(), strict=True)]
     rows = [[name, label, *("" if np.isnan(v) else v for v in values)] for name, label, values in cells]
     files.write_csv(out / "per_class_ap.csv", LABEL_COLUMNS, rows)
-    tables = (arm_table(report), reference_table(report), ladder_table(report))
-    _print(*tables, *factorial_tables(report), leakage_table(report))
+    _print(arm_table(report), *other_tables(report))
     for note in probe_notes(report):
         print(note)
     return report
 
 
-def warn_of_changed_weights(arms: Arms) -> None:
+def warn_of_changed_weights(everything: Iterable[Results]) -> None:
     """Print one line for each encoder that started from a file whose content has changed since."""
-    for results in chain.from_iterable(arms.values()):
-        if results.weights_changed():
-            run = results.run
+    for run in (results.run for results in everything):
+        start = run.root / run.settings.pretrain.weights
+        if not (start.is_file() and run.encoder.is_file()):
+            continue
+        recorded = files.load_facts(run.encoder).get("weights_sha256", "null").strip('"')
+        if recorded not in ("null", files.sha256(start)):
             stage = f"pretrain@{run.profile}-{run.arm}-{run.seed}"
             progress.say(
                 f"warning: {run.key} was pretrained from {run.settings.pretrain.weights}, which has changed since; "
@@ -174,47 +173,32 @@ def arm_table(report: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
-def reference_table(report: Mapping[str, Any]) -> list[Row]:
-    """What predictors that see no image, or its colours alone, reach on the same test tiles."""
+def other_tables(report: Mapping[str, Any]) -> Iterator[list[Row]]:
+    """References on the same test tiles; the ladder, the paper's own numbers last; each factorial, its sum; leakage."""
     rows: list[Row] = [("reference", "test mAP", "95% interval\nover test tiles only", "within\ncategory")]
     for name, r in report["references"].items():
-        within = f"{r['test_within_category_mAP']:.4f}"
-        rows.append((name, f"{r['test_mAP']:.4f}", _span(r["test_mAP_ci95"]), within))
-    return rows
-
-
-def ladder_table(report: Mapping[str, Any]) -> list[Row]:
-    """The ladder, the paper's own numbers last; empty without a ladder."""
-    rows: list[Row] = [("rung", "test mAP", "95% interval", "change", "95% interval")]
+        rows.append((name, f"{r['test_mAP']:.4f}", _span(r["test_mAP_ci95"]), f"{r['test_within_category_mAP']:.4f}"))
+    yield rows
+    rows = [("rung", "test mAP", "95% interval", "change", "95% interval")]
     for step in report["ladder"]:
-        row: Row = (step["arm"], f"{step['test_mAP']:.4f}", _span(step["ci95"]))
-        if "against" in step:
-            row += (f"{step['delta_mAP']:+.4f}", _span(step["delta_ci95"], "+"))
-        rows.append(row)
-    rows += [(f"paper, {name} (MLRSNet)", f"{value:.4f}") for name, value in report["paper"].items()]
-    return rows if report["ladder"] else []
-
-
-def factorial_tables(report: Mapping[str, Any]) -> Iterator[list[Row]]:
-    """What each departure of a factorial contributes, and their sum, the difference of its two ends."""
+        change = (f"{step['delta_mAP']:+.4f}", _span(step["delta_ci95"], "+")) if "against" in step else ()
+        rows.append((step["arm"], f"{step['test_mAP']:.4f}", _span(step["ci95"]), *change))
+    if report["ladder"]:
+        yield rows + [(f"paper, {name} (MLRSNet)", f"{value:.4f}") for name, value in report["paper"].items()]
     for f in report["factorial"]:
-        rows: list[Row] = [("departure", "alone", "after the others", "Shapley value", "95% interval")]
+        rows = [("departure", "alone", "after the others", "Shapley value", "95% interval")]
         for d in f["departures"]:
             effects = (f"{d[key]:+.4f}" for key in ("alone", "last", "shapley"))
             rows.append((d["departure"], *effects, _span(d["ci95"], "+")))
         total = f"{f['delta_mAP']:+.4f}"
         yield [*rows, (f"{f['arm']} - {f['against']}", "", "", total, _span(f["ci95"], "+"))]
-
-
-def leakage_table(report: Mapping[str, Any]) -> list[Row]:
-    """Test mAP with near-duplicates across splits, without, and the difference; empty without any."""
-    header = ("leakage of", "split by tile", "by group", "lifted by", "95% interval", "training tiles left out")
-    rows: list[Row] = [header]
+    rows = [("leakage of", "split by tile", "by group", "lifted by", "95% interval", "training tiles left out")]
     for row in report["leakage"]:
         (by_tile, by_group), (whole, rest) = row["test_mAP"], row["train_tiles"]
         numbers = (f"{by_tile:.4f}", f"{by_group:.4f}", f"{row['delta_mAP']:+.4f}", _span(row["ci95"], "+"))
         rows.append((row["by_tile"], *numbers, f"{whole - rest:,} of {whole:,} ({(whole - rest) / whole:.1%})"))
-    return rows if report["leakage"] else []
+    if report["leakage"]:
+        yield rows
 
 
 def probe_notes(report: Mapping[str, Any]) -> Iterator[str]:
@@ -238,7 +222,7 @@ def _print(*tables: Sequence[Row]) -> None:
     from rich.table import Table
 
     console = Console(markup=False, highlight=False, width=120)
-    for i, (header, *rows) in enumerate(filter(None, tables)):
+    for i, (header, *rows) in enumerate(tables):
         if i:
             console.print()
         shown = Table(*header, box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")

@@ -18,13 +18,11 @@ from satclr import randomness
 from satclr.evaluation import metrics
 from satclr.evaluation.metrics import Floats
 from satclr.params import Settings
-from satclr.study.results import Results
-from satclr.study.results import Scores as SplitScores
+from satclr.study.results import Arms, Results, Scores
 
-Arms = Mapping[str, Sequence[Results]]  # arm → its seeds
-Scores = npt.NDArray[np.floating[Any]]
+Table = npt.NDArray[np.floating[Any]]  # scores (N,K)
 
-RESAMPLES = 1000
+RESAMPLES, SEED = 1000, randomness.derive(0, "bootstrap") % 2**32
 LEVEL = 0.05  # of adjusted p-values
 IDENTITY = ("profile", "arm", "seed")
 MEASURES = {"mAP": "test", "converged_mAP": "test_converged", "within_category_mAP": "test"}  # → whose scores
@@ -48,17 +46,10 @@ class Measure:
     tiles_and_seeds: Mapping[str, Floats]  # arm → (R,K), seeds redrawn too
     zero: Collection[str] = ()  # arms in whose means a label without AP counts as zero
 
-    def seeds(self, arm: str) -> Floats:
-        """The mean over labels of each seed, (S,)."""
-        return self._mean(self.ap[arm], arm)
-
-    def resampled(self, arm: str, *, seeds: bool) -> Floats:
-        """The mean over labels on each resample, (R,)."""
-        return self._mean((self.tiles_and_seeds if seeds else self.tiles)[arm], arm)
-
-    def _mean(self, ap: Floats, arm: str) -> Floats:
+    def mean(self, of: Mapping[str, Floats], arm: str) -> Floats:
+        """The mean over labels `of` one of the above: of each seed (S,), or on each resample (R,)."""
         undefined = np.isnan(self.ap[arm]).all(0) & (arm in self.zero)
-        return metrics.nan_mean(np.where(undefined, 0, ap))
+        return metrics.nan_mean(np.where(undefined, 0, of[arm]))
 
 
 def measure(arms: Arms, categories: Sequence[str]) -> dict[str, Measure]:
@@ -68,30 +59,23 @@ def measure(arms: Arms, categories: Sequence[str]) -> dict[str, Measure]:
     found = {}
     for name, which in MEASURES.items():
         if all(f"{which}_scores" in r.arrays for r in runs):
-            scores = {arm: np.stack([r.arrays[f"{which}_scores"] for r in seeds]) for arm, seeds in arms.items()}
+            scores = {arm: [r.arrays[f"{which}_scores"] for r in seeds] for arm, seeds in arms.items()}
             within = categories if name.startswith("within") else None
             found[name] = _measured(scores, runs[0].scores("test").targets, within, zero=[] if within else zero)
     return found
 
 
 def _measured(
-    scores: Mapping[str, Scores], targets: npt.NDArray[np.uint8], categories: Sequence[str] | None,
-    *, zero: Collection[str] = (),
+    scores: Mapping[str, Sequence[Table]], targets: npt.ArrayLike, categories: Sequence[str] | None = None,
+    *, zero: Collection[str] = (), seed: int = SEED,
 ) -> Measure:  # fmt: skip
-    """A measure of scores, arm → (S,N,K), on targets (N,K); with the tiles' categories, AP is within them."""
-    seed = randomness.derive(0, "bootstrap") % 2**32
+    """A measure of each arm's scores (N,K), one array per seed; with the tiles' categories, AP is within them."""
     samples = metrics.paired_bootstrap_over_seeds(
         list(scores.values()), targets, resamples=RESAMPLES, seed=seed, categories=categories
     )
-
-    def ap(one: Scores) -> Floats:
-        if categories is None:
-            return metrics.average_precision(one, targets)
-        return metrics.within_category_average_precision(one, targets, categories)
-
-    each = {arm: np.stack([ap(one) for one in seeds]) for arm, seeds in scores.items()}
+    each = {arm: [metrics.average_precision(s, targets, categories) for s in seeds] for arm, seeds in scores.items()}
     tiles, tiles_and_seeds = ({arm: part[:, i] for i, arm in enumerate(scores)} for part in samples)
-    return Measure(each, tiles, tiles_and_seeds, zero)
+    return Measure({arm: np.stack(ap) for arm, ap in each.items()}, tiles, tiles_and_seeds, zero)
 
 
 def numbers(arms: Arms, measures: Mapping[str, Measure]) -> dict[str, Any]:
@@ -108,11 +92,13 @@ def numbers(arms: Arms, measures: Mapping[str, Measure]) -> dict[str, Any]:
 
 def _sure_labels(m: Measure, arm: str, against: str) -> Floats:
     """The differences in AP that are significant with 5% false ones expected among them (Benjamini & Hochberg)."""
+    from scipy.stats import false_discovery_control
+
     samples = m.tiles_and_seeds[arm] - m.tiles_and_seeds[against]
     delta = m.ap[arm].mean(0) - m.ap[against].mean(0)
     known = ~np.isnan(delta)
     p = [metrics.wald_p_value(d, column) for d, column in zip(delta[known], samples[:, known].T, strict=True)]
-    sure: Floats = delta[known][metrics.benjamini_hochberg(p) < LEVEL]
+    sure: Floats = delta[known][false_discovery_control(p) < LEVEL]
     return sure
 
 
@@ -121,8 +107,8 @@ def contrast(measures: Mapping[str, Measure], arm: str, against: str) -> dict[st
     result: dict[str, Any] = {"arm": arm, "against": against}
     samples = {}
     for name, m in measures.items():
-        result[f"delta_{name}"] = float(m.seeds(arm).mean() - m.seeds(against).mean())
-        samples[name] = m.resampled(arm, seeds=True) - m.resampled(against, seeds=True)
+        result[f"delta_{name}"] = float(m.mean(m.ap, arm).mean() - m.mean(m.ap, against).mean())
+        samples[name] = m.mean(m.tiles_and_seeds, arm) - m.mean(m.tiles_and_seeds, against)
         result["ci95" if name == "mAP" else f"delta_{name}_ci95"] = list(metrics.interval(samples[name]))
     result["p_value"] = metrics.p_value(samples["mAP"])
     result["p_wald"] = metrics.wald_p_value(result["delta_mAP"], samples["mAP"])  # `numbers` adjusts it
@@ -132,32 +118,29 @@ def contrast(measures: Mapping[str, Measure], arm: str, against: str) -> dict[st
     return result
 
 
-def gap(candidate: Sequence[SplitScores], champion: Sequence[SplitScores]) -> tuple[float, float, float]:
+def gap(candidate: Sequence[Scores], champion: Sequence[Scores]) -> tuple[float, float, float]:
     """Difference in mAP on the same tiles, means over seeds, and its 95% interval by paired bootstrap over both."""
-    targets = candidate[0].targets
-    arms = [np.stack([one.scores for one in seeds]) for seeds in (candidate, champion)]
-    ours, theirs = ([metrics.nan_mean(metrics.average_precision(s, targets)) for s in seeds] for seeds in arms)
-    _, samples = metrics.paired_bootstrap_over_seeds(arms, targets, resamples=RESAMPLES, seed=0)
-    mean = metrics.nan_mean(samples)
-    return float(np.mean(ours) - np.mean(theirs)), *metrics.interval(mean[:, 0] - mean[:, 1])
+    scores = {"ours": [one.scores for one in candidate], "theirs": [one.scores for one in champion]}
+    result = contrast({"mAP": _measured(scores, candidate[0].targets, seed=0)}, "ours", "theirs")
+    return result["delta_mAP"], *result["ci95"]
 
 
 def references(
-    scores: Mapping[str, Scores], targets: npt.NDArray[np.uint8], categories: Sequence[str]
+    scores: Mapping[str, Table], targets: npt.NDArray[np.uint8], categories: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
     """Test mAP of each reference, over all test tiles and within categories, with intervals over test tiles.
 
     scores: of `evaluation.references.scores`, name → (N,K). A label without positives is left out.
     """
-    each, count = {name: s[None] for name, s in scores.items()}, len(targets)
-    measures = {"mAP": _measured(each, targets, None), "within_category_mAP": _measured(each, targets, categories)}
-    return {name: _estimates(measures, name, tiles=count) for name in each}
+    each = {name: [one] for name, one in scores.items()}
+    measures = {"mAP": _measured(each, targets), "within_category_mAP": _measured(each, targets, categories)}
+    return {name: _estimates(measures, name, tiles=len(targets)) for name in each}
 
 
 def _arm(seeds: Sequence[Results], measures: Mapping[str, Measure]) -> dict[str, Any]:
     arm, each = seeds[0].run.arm, [r.metrics for r in seeds]
     return _estimates(measures, arm, tiles=len(seeds[0].scores("test").tiles)) | {
-        "test_mAP_sd": _deviation(measures["mAP"].seeds(arm).tolist()),
+        "test_mAP_sd": _deviation(measures["mAP"].mean(measures["mAP"].ap, arm)),
         "test_mAP_bias": float(np.mean([m["test_mAP_bias"] for m in each])),
         "val_mAP": float(np.mean([m["val_mAP"] for m in each])),
         "label_efficiency": _label_efficiency(each),
@@ -169,9 +152,9 @@ def _estimates(measures: Mapping[str, Measure], arm: str, *, tiles: int) -> dict
     """One arm's mean over seeds by every measure, and its interval over test tiles and seeds."""
     found: dict[str, Any] = {}
     for name, m in measures.items():
-        each = m.seeds(arm)
-        mean, samples = float(each.mean()), m.resampled(arm, seeds=False)
-        ends = metrics.standard_interval(mean, samples, tiles=tiles, seeds=each)
+        each = m.mean(m.ap, arm)
+        mean = float(each.mean())
+        ends = metrics.standard_interval(mean, m.mean(m.tiles, arm), tiles=tiles, seeds=each)
         found |= {f"test_{name}": mean, f"test_{name}_ci95": list(ends)}
     return found
 
@@ -182,11 +165,11 @@ def _label_efficiency(each: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
     for same in zip(*(m.get("label_efficiency", []) for m in each), strict=True):
         values = [value for row in same for value in row["subsets"]]
         size = {key: same[0][key] for key in ("fraction", "tiles")}
-        rows.append({**size, "test_mAP": float(np.mean(values)), "sd": _deviation(values)})
+        rows.append(size | {"test_mAP": float(np.mean(values)), "sd": _deviation(values)})
     return rows
 
 
-def _deviation(values: Sequence[float]) -> float | None:
+def _deviation(values: Sequence[float] | Floats) -> float | None:
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
@@ -221,10 +204,8 @@ def by_label(measure: Measure, *, tiles: int) -> dict[str, Floats]:
             own = measure.tiles[name][:, k]
             table[k, 1:3] = metrics.standard_interval(table[k, 0], own, tiles=tiles, seeds=each[:, k])
             if name != first:
-                table[k, 3] = table[k, 0] - tables[first][k, 0]
-                table[k, 4:] = metrics.interval(
-                    measure.tiles_and_seeds[name][:, k] - measure.tiles_and_seeds[first][:, k]
-                )
+                apart = measure.tiles_and_seeds[name][:, k] - measure.tiles_and_seeds[first][:, k]
+                table[k, 3:] = table[k, 0] - tables[first][k, 0], *metrics.interval(apart)
         tables[name] = table
     return tables
 
@@ -241,7 +222,7 @@ def factorials(report: Mapping[str, Any], arms: Arms, measure: Measure) -> Itera
         cells = _cells(start, arms)
         if not cells:
             continue
-        means = {s: measure.resampled(arm, seeds=True) for s, arm in cells.items()}
+        means = {s: measure.mean(measure.tiles_and_seeds, arm) for s, arm in cells.items()}
         values = {s: float(report["arms"][arm]["test_mAP"]) for s, arm in cells.items()}
         none, full = frozenset[str](), frozenset(DEPARTURES)
         spreads = shapley(means)

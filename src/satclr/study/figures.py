@@ -8,13 +8,11 @@ import io
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from itertools import cycle
 from typing import Any
 
 import numpy as np
-
-from satclr import files
-from satclr.evaluation.metrics import Floats
+import numpy.typing as npt
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#1b1f24", "#B8A800")
 STYLES = ("-", "--", "-.", ":")
@@ -25,20 +23,15 @@ SMALLEST_SPAN = 0.01  # of an axis, so that tick labels stay short
 INK, GRID = "#1b1f24", "#d9dde2"
 PAGE_COLOURS = {INK: "var(--ink)", GRID: "var(--line)"}  # in SVG, for light and dark
 
+Floats = npt.NDArray[np.float64]
 Entries = Mapping[str, Mapping[str, Any]]  # of compare.json, by name
+Palette = Mapping[str, tuple[str, Any]]  # colour and line style of each arm
 
 
-class Palette:
-    """An arm's colour and line style, by its place among the compared arms, the same in every figure."""
-
-    def __init__(self, arms: Sequence[str]) -> None:
-        self._place = {arm: i for i, arm in enumerate(arms)}
-
-    def colour(self, arm: str) -> str:
-        return COLOURS[self._place[arm] % len(COLOURS)] if arm in self._place else INK  # a reference
-
-    def style(self, arm: str) -> Any:
-        return STYLES[self._place[arm] // len(COLOURS) % len(STYLES)]
+def make_palette(arms: Iterable[str]) -> Palette:
+    """Each arm's colour and line style, by its place among the compared arms, the same in every figure."""
+    looks = ((colour, style) for style in cycle(STYLES) for colour in COLOURS)
+    return dict(zip(arms, looks, strict=False))
 
 
 def curves(values: Mapping[str, Sequence[Sequence[float]]], palette: Palette, *, ylabel: str) -> Any:
@@ -47,9 +40,9 @@ def curves(values: Mapping[str, Sequence[Sequence[float]]], palette: Palette, *,
     for arm, seeds in values.items():
         table = np.array(seeds, float)  # (seeds, epochs)
         epochs = np.arange(1, table.shape[1] + 1)
-        line = {"color": palette.colour(arm), "marker": "o" if len(epochs) == 1 else ""}
-        ax.plot(epochs, table.mean(0), palette.style(arm), **line)
-        ax.fill_between(epochs, table.min(0), table.max(0), color=palette.colour(arm), alpha=0.2, linewidth=0)
+        colour, style = palette[arm]
+        ax.plot(epochs, table.mean(0), style, color=colour, marker="o" if len(epochs) == 1 else "")
+        ax.fill_between(epochs, table.min(0), table.max(0), color=colour, alpha=0.2, linewidth=0)
     _ticks(ax.xaxis, integer=True)
     _range(ax, "y", [value for seeds in values.values() for line in seeds for value in line])
     ax.set(xlabel="epoch", ylabel=ylabel)
@@ -111,12 +104,6 @@ def prevalence(counts: Mapping[str, int]) -> Any:
     return fig
 
 
-def save(fig: Any, path: Path) -> None:
-    """Write a figure as PNG; the same numbers give the same bytes."""
-    with files.replacing(path) as part:
-        fig.savefig(part, dpi=DPI, metadata={"Software": None}, format="png")
-
-
 def svg(fig: Any) -> str:
     """A figure as an SVG element whose text and grid take the page's colours and font."""
     import matplotlib as mpl
@@ -150,7 +137,6 @@ def _rows(ax: Any, names: Sequence[str], xlabel: str) -> None:
     ax.set_yticks(range(len(names)), [_short(name.replace("_", " ")) for name in names])
     ax.set(xlabel=xlabel, ylim=(len(names) - 0.4, -0.6))
     ax.tick_params("y", length=0)
-    _ticks(ax.xaxis)
 
 
 def _panel(
@@ -167,8 +153,9 @@ def _dots(ax: Any, points: Mapping[str, Any], palette: Palette, size: float, inc
     """Dots with intervals; points: for each arm (row, value, low, high)."""
     for arm, rows in points.items():
         y, x, low, high = np.array(rows, float).T
-        ax.hlines(y, low, high, color=palette.colour(arm), linewidth=1.6)
-        ax.plot(x, y, "o", color=palette.colour(arm), markersize=size)
+        colour, _ = palette.get(arm, (INK, ""))  # a reference has no place among the arms
+        ax.hlines(y, low, high, color=colour, linewidth=1.6)
+        ax.plot(x, y, "o", color=colour, markersize=size)
     _range(ax, "x", [x for rows in points.values() for row in rows for x in row[1:]] + list(include))
 
 
@@ -193,7 +180,7 @@ def _legend(fig: Any, names: Sequence[str], palette: Palette) -> None:
     """The arms above the axes, in as many columns as their names leave room for."""
     from matplotlib.lines import Line2D
 
-    lines = [Line2D([], [], color=palette.colour(n), linestyle=palette.style(n), linewidth=2) for n in names]
+    lines = [Line2D([], [], color=palette[n][0], linestyle=palette[n][1], linewidth=2) for n in names]
     shown = [_short(name) for name in names]
     width_pt = 45 + 0.62 * FONT_PT * max(map(len, shown))
     columns = max(1, min(len(names), int(72 * WIDTH_IN // width_pt)))

@@ -6,7 +6,9 @@ compare, report, tracking and the registry use it; nobody else parses those file
 import hashlib
 import json
 import platform
+import re
 import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
@@ -78,14 +80,6 @@ class Results:
         path = self.run.results / name
         return read_json(path) if path.is_file() else None
 
-    def weights_changed(self) -> bool:
-        """Whether the file that the encoder started from has other content by now."""
-        path = self.run.root / self.run.settings.pretrain.weights
-        if not (path.is_file() and self.run.encoder.is_file()):
-            return False
-        recorded = files.load_facts(self.run.encoder).get("weights_sha256", "null").strip('"')
-        return recorded not in ("null", files.sha256(path))
-
     @cached_property
     def digest(self) -> str:
         """Stands for every file that the registry and MLflow keep of the run."""
@@ -96,6 +90,9 @@ class Results:
 
     def _file(self, name: str) -> Path:
         return existing(self.run.results / name, self.run.root)
+
+
+Arms = Mapping[str, Sequence[Results]]  # arm → its seeds
 
 
 def scores(arrays: files.Arrays, split: str) -> Scores:
@@ -128,20 +125,16 @@ def git_state(root: Path) -> tuple[str | None, bool]:
 
     dvc.lock is ignored: it changes while DVC runs.
     """
-    head = _git(root, "rev-parse", "HEAD")
-    changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock")
-    return head or None, bool(changes)
+    command = ["git", "status", "--porcelain=v2", "--branch", "--untracked-files=no", "--", ".", ":!dvc.lock"]
+    try:
+        text = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False).stdout
+    except OSError:  # git is not installed
+        return None, False
+    head = re.search(r"^# branch\.oid ([0-9a-f]+)$", text, re.MULTILINE)
+    return head and head[1], bool(re.search(r"^[^#]", text, re.MULTILINE))
 
 
 def versions() -> dict[str, str]:
     """The versions of Python and of the installed packages that numbers depend on."""
     installed = {package.name: package.version for package in metadata.distributions()}
     return {"python": platform.python_version()} | {n: installed[n] for n in PACKAGES if n in installed}
-
-
-def _git(root: Path, *arguments: str) -> str:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
-    except OSError:  # git is not installed
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""

@@ -11,6 +11,7 @@ measures how often the intervals hold what they should.
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,13 +24,20 @@ JACKKNIFE_GROUPS = 20
 BLOCK = 64  # resamples at a time: the counts of 10,000 tiles then stay in a cache
 
 
-def average_precision(scores: ArrayLike, targets: ArrayLike) -> Floats:
+def average_precision(scores: ArrayLike, targets: ArrayLike, categories: Sequence[str] | None = None) -> Floats:
     """AP of each label: Σ over distinct thresholds of (recall gained there) x (precision there).
 
     scores, targets: (N,K). Returns (K,) in [0, 1]. Equal scores share one threshold, so the order of tiles does not
     matter. scikit-learn's `average_precision_score` agrees to 1e-12; importing it takes longer than a whole evaluation.
+
+    With the tiles' scene `categories`: AP among tiles of one category, averaged over those where the label varies; nan
+    where it varies in none. Scores that are constant in each category have the AP of chance, the label's share there.
     """
     s, t = checked(scores, targets)
+    if categories is not None:
+        names = np.asarray(categories)
+        parts = [(s[names == name], t[names == name]) for name in np.unique(names)]
+        return nan_mean(np.transpose([np.where(y.all(0), np.nan, average_precision(x, y)) for x, y in parts]))
     s, t = np.ascontiguousarray(s.T), np.ascontiguousarray(t.T)
     tiles = s.shape[1]
     order = np.argsort(-s, axis=1, kind="stable")
@@ -46,28 +54,15 @@ def average_precision(scores: ArrayLike, targets: ArrayLike) -> Floats:
     return np.where(count > 0, (precision * hit).sum(1) / np.maximum(count, 1), np.nan)
 
 
-def mean_average_precision(ap: ArrayLike, *, undefined: str = "exclude") -> float:
-    """Macro mAP: the mean of ap (K,) over the labels that have one; nan when none has.
+def mean_average_precision(
+    scores: ArrayLike, targets: ArrayLike, *, undefined: str = "exclude", categories: Sequence[str] | None = None
+) -> float:
+    """Macro mAP: the mean AP of the labels that have one; nan when none has.
 
     undefined: `exclude`, or `zero` to count a label without positives as 0, as the paper's notebook does.
     """
-    values = np.asarray(ap, dtype=np.float64)
-    return float(nan_mean(np.nan_to_num(values) if undefined == "zero" else values))
-
-
-def within_category_average_precision(scores: ArrayLike, targets: ArrayLike, categories: Sequence[str]) -> Floats:
-    """AP of each label among tiles of one scene category, averaged over the categories where the label varies: (K,).
-
-    categories: of the N tiles. nan where a label varies in none. Knowing a tile's category is of no use: scores that
-    are constant in each category have the AP of chance, the label's share there.
-    """
-    s, t = checked(scores, targets)
-    names = np.asarray(categories)
-    each = []
-    for name in np.unique(names):
-        rows = names == name
-        each.append(np.where(t[rows].all(0), np.nan, average_precision(s[rows], t[rows])))
-    return nan_mean(np.transpose(each))
+    ap = average_precision(scores, targets, categories)
+    return float(nan_mean(np.nan_to_num(ap) if undefined == "zero" else ap))
 
 
 def nan_mean(values: Floats) -> Floats:
@@ -89,37 +84,34 @@ def checked(scores: ArrayLike, targets: ArrayLike) -> tuple[Floats, Bools]:
 
 
 def paired_bootstrap_average_precision(
-    scores_by_arm: Sequence[ArrayLike], targets: ArrayLike, *, resamples: int, seed: int,
-    categories: Sequence[str] | None = None,
-) -> Floats:  # fmt: skip
+    arms: Sequence[ArrayLike], targets: ArrayLike, *, resamples: int, seed: int, categories: Sequence[str] | None = None
+) -> Floats:
     """AP of every arm and label on the same `resamples` draws of N tiles with replacement: (R, arms, K).
 
-    scores_by_arm: arrays (N,K). With the tiles' `categories`, it is AP within categories. nan where a label loses its
+    arms: scores (N,K) of each. With the tiles' `categories`, it is AP within categories. nan where a label loses its
     positives. The same seed draws the same tiles.
     """
-    pairs = [checked(scores, targets) for scores in scores_by_arm]
+    pairs = [checked(scores, targets) for scores in arms]
     counts = draw_counts(len(pairs[0][0]), resamples=resamples, seed=seed)
-    if categories is None:
-        return np.stack([_resampled(s, t, counts) for s, t in pairs], axis=1)
-    return np.stack([_resampled_within(s, t, counts, categories) for s, t in pairs], axis=1)
+    resampled = _resampled if categories is None else partial(_resampled_within, categories=categories)
+    return np.stack([resampled(s, t, counts) for s, t in pairs], axis=1)
 
 
 def paired_bootstrap_over_seeds(
-    scores_by_arm: Sequence[ArrayLike], targets: ArrayLike, *, resamples: int, seed: int,
-    categories: Sequence[str] | None = None,
-) -> tuple[Floats, Floats]:  # fmt: skip
+    arms: Sequence[ArrayLike], targets: ArrayLike, *, resamples: int, seed: int, categories: Sequence[str] | None = None
+) -> tuple[Floats, Floats]:
     """AP of every arm and label, averaged over seeds, when tiles are redrawn, and when tiles and seeds are.
 
-    scores_by_arm: arrays (S,N,K), each with its own number of seeds S. Returns two arrays (R, arms, K): over tiles
+    arms: scores (S,N,K) of each, with its own number of seeds S. Returns two arrays (R, arms, K): over tiles
     alone, for `standard_interval`; and with S of each arm's seeds drawn with replacement too, for paired differences.
     Drawing from S seeds understates their variance by (S-1)/S, which matters for three; crossing the draws errs on the
     other side. Source: the pigeonhole bootstrap, Owen 2007, Annals of Applied Statistics 1(2).
     """
-    arms = [np.asarray(scores) for scores in scores_by_arm]
-    runs = [scores for arm in arms for scores in arm]
-    values = paired_bootstrap_average_precision(runs, targets, resamples=resamples, seed=seed, categories=categories)
+    runs = [np.asarray(scores) for scores in arms]
+    each = [scores for seeds in runs for scores in seeds]
+    values = paired_bootstrap_average_precision(each, targets, resamples=resamples, seed=seed, categories=categories)
     fixed, redrawn = [], []
-    for arm, own in enumerate(np.split(values, np.cumsum([len(arm) for arm in arms])[:-1], axis=1)):  # (R,S,K)
+    for arm, own in enumerate(np.split(values, np.cumsum([len(seeds) for seeds in runs])[:-1], axis=1)):  # (R,S,K)
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(arm,)))
         drawn = rng.integers(own.shape[1], size=own.shape[:2])
         fixed.append(own.mean(1))
@@ -153,25 +145,23 @@ def interval(samples: ArrayLike) -> tuple[float, float]:
 
     Source: Efron & Tibshirani 1993, "An Introduction to the Bootstrap", section 13.3.
     """
-    values = _known(samples)
-    if not len(values):
-        return np.nan, np.nan
-    low, high = np.quantile(values, [(1 - 0.95) / 2, (1 + 0.95) / 2])
+    values = np.asarray(samples, float)
+    known = values[~np.isnan(values)]
+    low, high = np.quantile(known, [(1 - 0.95) / 2, (1 + 0.95) / 2]) if len(known) else (np.nan, np.nan)
     return float(low), float(high)
 
 
 def p_value(deltas: ArrayLike) -> float:
     """Two-sided bootstrap p-value of "no difference" from resampled paired differences (R,); in (0, 1].
 
-    Twice the smaller share of resamples on either side of zero, zero itself counted on both: p < 0.05 where
-    the 95% percentile interval excludes zero, up to the +1. The resamples and the observed sample count
-    together, (1 + #)/(1 + R): p is never 0, and at 1000 resamples never below 0.002. nan is left out.
-    Source: inverted percentile interval, Efron & Tibshirani 1993, section 15.4; the +1, Davison & Hinkley
-    1997, "Bootstrap Methods and their Application", section 4.2.
+    Twice the smaller share of resamples on either side of zero, zero itself counted on both: p < 0.05 where the 95%
+    percentile interval excludes zero, up to the +1. The observed sample counts as one more resample: p is never below
+    2/(1 + R). nan is left out. Source: inverted percentile interval, Efron & Tibshirani 1993, section 15.4; the +1,
+    Davison & Hinkley 1997, "Bootstrap Methods and their Application", section 4.2.
     """
-    values = _known(deltas)
+    values = np.asarray(deltas, float)
     tail = min((values <= 0).sum(), (values >= 0).sum())
-    return float(min(1, 2 * (1 + tail) / (1 + len(values))))
+    return float(min(1, 2 * (1 + tail) / (1 + (~np.isnan(values)).sum())))
 
 
 def wald_p_value(delta: float, samples: ArrayLike) -> float:
@@ -196,41 +186,26 @@ def holm(p_values: ArrayLike) -> Floats:
     return result
 
 
-def benjamini_hochberg(p_values: ArrayLike) -> Floats:
-    """P-values (M,) adjusted so that the expected share of false ones among those taken is kept.
-
-    Source: Benjamini & Hochberg 1995, JRSS B 57(1).
-    """
-    p = np.asarray(p_values, float)
-    order = np.argsort(-p)
-    result = np.empty_like(p)
-    result[order] = np.minimum.accumulate(p[order] * len(p) / np.arange(len(p), 0, -1)).clip(max=1)
-    return result
-
-
 def jackknife_bias(scores: ArrayLike, targets: ArrayLike, *, undefined: str = "exclude", seed: int = 0) -> float:
     """How far the mAP of so few tiles lies above that of endlessly many: the jackknife's estimate over groups of tiles.
 
     AP of few positives is biased upwards. The bootstrap's own estimate is lower and further off (docs/evaluation.md).
     Source: Efron & Tibshirani 1993, section 10.5, with groups left out instead of tiles.
-
     """
     s, t = checked(scores, targets)
     groups = min(JACKKNIFE_GROUPS, len(s))
     left_out = np.random.default_rng(seed).permutation(len(s)) % groups
     counts = (left_out[:, None] != np.arange(groups)).astype(np.int32)
-    rest = [mean_average_precision(ap, undefined=undefined) for ap in _resampled(s, t, counts)]
-    whole = mean_average_precision(average_precision(s, t), undefined=undefined)
-    return float((groups - 1) * (nan_mean(np.array(rest)) - whole))
+    rest = _resampled(s, t, counts)
+    rest = nan_mean(np.nan_to_num(rest) if undefined == "zero" else rest)
+    return float((groups - 1) * (nan_mean(rest) - mean_average_precision(s, t, undefined=undefined)))
 
 
 def draw_counts(tiles: int, *, resamples: int, seed: int) -> Counts:
     """How often each resample of `tiles` tiles, drawn with replacement, has each: (tiles, resamples)."""
     rng = np.random.default_rng(seed)
-    rows = np.empty((resamples, tiles), np.int32)
-    for row in rows:
-        row[:] = np.bincount(rng.integers(tiles, size=tiles), minlength=tiles)
-    return np.ascontiguousarray(rows.T)
+    drawn = (rng.integers(tiles, size=tiles) for _ in range(resamples))
+    return np.stack([np.bincount(rows, minlength=tiles).astype(np.int32) for rows in drawn], axis=1)
 
 
 def _resampled(scores: Floats, positive: Bools, counts: Counts) -> Floats:
@@ -274,8 +249,3 @@ def _resampled_label(scores: Floats, positive: Bools, blocks: list[Counts]) -> F
         total = (gained * (hits / np.maximum(seen, 1))).sum(0)
         parts.append(np.where(hits[-1] > 0, total / np.maximum(hits[-1], 1), np.nan))
     return np.concatenate(parts)
-
-
-def _known(samples: ArrayLike) -> Floats:
-    values = np.asarray(samples, dtype=np.float64)
-    return values[~np.isnan(values)]

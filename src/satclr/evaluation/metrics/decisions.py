@@ -1,7 +1,7 @@
 """Which labels a tile has: thresholds, calibration, and the ranking of each tile's labels.
 
-Scores (N,K), finite, and targets (N,K) of 0 and 1 in, numbers out; ValueError otherwise. Thresholds and the temperature
-are fitted on validation tiles; F1 and calibration are measured on test tiles.
+Scores (N,K), finite, and targets (N,K) of 0 and 1 in; ValueError otherwise. Thresholds and temperature are fitted on
+validation tiles.
 """
 
 import numpy as np
@@ -17,8 +17,7 @@ BINS = 15  # of the calibration error
 def tune_thresholds(probabilities: ArrayLike, targets: ArrayLike) -> Floats:
     """The threshold of each label with the best F1 when `probability >= threshold` means yes: (K,).
 
-    Every distinct probability is tried; of equally good thresholds the highest is taken. A label without positives
-    gets NEVER.
+    Every distinct probability is tried, the highest first. A label without positives gets NEVER.
     """
     p, t = checked(probabilities, targets)
     order = np.argsort(-p, axis=0, kind="stable")
@@ -37,10 +36,8 @@ def precision_recall_f1(yes: Bools, targets: ArrayLike) -> tuple[Floats, Floats,
     A label without positives has no recall and no F1 (nan); without predictions, precision is 0.
     """
     t = np.asarray(targets, dtype=bool)
-    hits, predicted, positives = (yes & t).sum(0), yes.sum(0), t.sum(0)
-    recall, f1 = hits / np.maximum(positives, 1), 2 * hits / np.maximum(predicted + positives, 1)
-    known = positives > 0
-    return hits / np.maximum(predicted, 1), np.where(known, recall, np.nan), np.where(known, f1, np.nan)
+    hits, predicted, positives = (yes & t).sum(0), yes.sum(0), np.where(t.any(0), t.sum(0), np.nan)
+    return hits / np.maximum(predicted, 1), hits / positives, 2 * hits / (predicted + positives)
 
 
 def expected_calibration_error(probabilities: ArrayLike, targets: ArrayLike) -> float:
@@ -81,8 +78,7 @@ def sigmoid(logits: ArrayLike) -> Floats:
 def label_ranking_average_precision(scores: ArrayLike, targets: ArrayLike) -> float:
     """LRAP: AP of each tile's ranking of the labels, averaged over tiles; in (0, 1].
 
-    A tile without labels counts as 1, as in scikit-learn.
-    Source: Tsoumakas, Katakis & Vlahavas 2010, "Mining Multi-label Data".
+    A tile without labels counts as 1, as in scikit-learn. Source: Tsoumakas et al. 2010, "Mining Multi-label Data".
     """
     s, t = checked(scores, targets)
     return float(np.where(t.any(1), average_precision(s.T, t.T), 1).mean())
@@ -101,9 +97,7 @@ def one_error(scores: ArrayLike, targets: ArrayLike) -> float:
 def coverage_error(scores: ArrayLike, targets: ArrayLike) -> float:
     """How many labels, from the top, include all of a tile's own; averaged over tiles, in [0, K].
 
-    Ties count in full, a tile without labels as 0, as in scikit-learn.
-    Source: Tsoumakas, Katakis & Vlahavas 2010, "Mining Multi-label Data" (there less 1).
-
+    Ties count in full, a tile without labels as 0, as in scikit-learn. Source: Tsoumakas et al. 2010 (there less 1).
     """
     s, t = checked(scores, targets)
     lowest = np.where(t, s, np.inf).min(1, keepdims=True)

@@ -19,11 +19,9 @@ from PIL import Image
 
 from satclr import files
 from satclr.data import tiles
-from satclr.evaluation.metrics import Floats
 from satclr.project import Project
 from satclr.study import compare, figures
-from satclr.study.contrasts import Arms
-from satclr.study.results import Results, existing, git_state, read_json, versions
+from satclr.study.results import Arms, Results, existing, git_state, read_json, versions
 
 TILE_PX, MAP_PX = 128, 44  # sides of shown tiles
 HARDEST, EXAMPLES = 6, 4  # labels; tiles of each kind for each
@@ -43,7 +41,8 @@ def run(project: Project) -> Path:
         )
     html, drawn = _render(project, report, arms)
     for name, figure in drawn.items():
-        figures.save(figure, project.reports / "figures" / f"{name}.png")
+        with files.replacing(project.reports / "figures" / f"{name}.png") as part:  # equal numbers give equal bytes
+            figure.savefig(part, dpi=figures.DPI, metadata={"Software": None}, format="png")
     path = project.reports / "report.html"
     files.write_text(path, html)
     print(f"{path.relative_to(project.root)}: {path.stat().st_size / 1e6:.1f} MB")
@@ -68,14 +67,14 @@ def _render(project: Project, report: dict[str, Any], arms: Arms) -> tuple[str, 
     labels = per_label(rows, first[best].per_class, arm=verdict.get("arm", best))
     robust = all("robustness" in entry for entry in entries.values())
     tested = entries[best]["robustness"]["corruptions"] if robust else {}
-    palette = figures.Palette(list(arms))
+    palette = figures.make_palette(arms)
     flat = [results.run.flat() for results in first.values()]
     commit, dirty = git_state(project.root)
     drawn = _charts(arms, report, labels, palette) | {"prevalence": figures.prevalence(audit["label_counts"])}
     html = environment.get_template("template.html").render(
         report,
         plotly=get_plotlyjs(),
-        colours={name: figures.PAGE_COLOURS.get(colour := palette.colour(name), colour) for name in arms},
+        colours={name: figures.PAGE_COLOURS.get(colour, colour) for name, (colour, _) in palette.items()},
         answer=verdict,
         best=best,
         seeds=project.params.seeds,
@@ -98,33 +97,25 @@ def _charts(
     arms: Arms, report: Mapping[str, Any], labels: Sequence[Mapping[str, Any]], palette: figures.Palette
 ) -> dict[str, Any]:
     """The figures of the arms, by name."""
-    entries, names = report["arms"], [row["label"] for row in labels]
-    drawn = _training_curves(arms, palette)
+    entries, names, drawn = report["arms"], [row["label"] for row in labels], dict[str, Any]()
+    curves = [("pretrain", "loss", "contrastive loss"), *(("probe", *c) for c in compare.CURVES.items())]
+    for stage, key, ylabel in curves:
+        tables = {name: [r.curve(stage) for r in seeds] for name, seeds in arms.items()}
+        values = {name: [[row[key] for row in rows] for rows in t] for name, t in tables.items() if t[0]}
+        if values:  # no arm may have been pretrained
+            drawn["pretrain_loss" if stage == "pretrain" else key] = figures.curves(values, palette, ylabel=ylabel)
     drawn["arms"] = figures.arms(entries, palette, references=report["references"])
     drawn["labels"] = figures.dots(names, intervals(labels, "AP"), palette, xlabel="test AP")
     if len(entries) > 1:
-        values, xlabel = intervals(labels, "delta_AP"), f"difference in test AP to {next(iter(entries))}"
-        drawn["differences"] = figures.dots(names, values, palette, xlabel=xlabel, lanes=len(entries))
+        gains, xlabel = intervals(labels, "delta_AP"), f"difference in test AP to {next(iter(entries))}"
+        drawn["differences"] = figures.dots(names, gains, palette, xlabel=xlabel, lanes=len(entries))
     if report["ladder"]:
         drawn["ladder"] = figures.ladder(report["ladder"], palette, paper=report["paper"])
     for name, rows in (("label_efficiency", few_labels), ("robustness", strengths)):
         named = {arm: rows(entry) for arm, entry in entries.items()}
         if all(named.values()):
-            tables = {arm: np.array(list(table.values())) for arm, table in named.items()}
-            drawn[name] = figures.dots(list(next(iter(named.values()))), tables, palette, xlabel="test mAP")
-    return drawn
-
-
-def _training_curves(arms: Arms, palette: figures.Palette) -> dict[str, Any]:
-    """The curves of the probe, and of pretraining where an arm was pretrained."""
-    drawn = {}
-    curves = [("pretrain", "loss", "contrastive loss"), *(("probe", *c) for c in compare.CURVES.items())]
-    for stage, key, ylabel in curves:
-        tables = {name: [r.curve(stage) for r in seeds] for name, seeds in arms.items()}
-        values = {name: [[row[key] for row in rows] for rows in t] for name, t in tables.items() if t[0]}
-        if values:
-            name = "pretrain_loss" if stage == "pretrain" else key
-            drawn[name] = figures.curves(values, palette, ylabel=ylabel)
+            each = {arm: np.array(list(table.values())) for arm, table in named.items()}
+            drawn[name] = figures.dots(list(next(iter(named.values()))), each, palette, xlabel="test mAP")
     return drawn
 
 
@@ -145,7 +136,7 @@ def per_label(
     return sorted(table, key=lambda row: -float(row["arms"][arm][by]))
 
 
-def intervals(labels: Sequence[Mapping[str, Any]], key: str) -> dict[str, Floats]:
+def intervals(labels: Sequence[Mapping[str, Any]], key: str) -> dict[str, figures.Floats]:
     """Value, low and high of each label, (K,3), of every arm that has them; labels: of `per_label`."""
     keys = (key, f"{key}_lo", f"{key}_hi")
     arms = [arm for arm in (labels[0]["arms"] if labels else ()) if labels[0]["arms"][arm][key]]
@@ -154,9 +145,8 @@ def intervals(labels: Sequence[Mapping[str, Any]], key: str) -> dict[str, Floats
 
 def few_labels(entry: Mapping[str, Any]) -> dict[str, tuple[float, float, float]]:
     """Test mAP by share of training labels, one standard deviation below, above; of one arm in compare.json."""
-    points = [(p["test_mAP"], p["sd"] or 0) for p in entry["label_efficiency"]]
-    names = [f"{100 * p['fraction']:g}%, {p['tiles']:,} tiles" for p in entry["label_efficiency"]]
-    return {name: (y, y - sd, y + sd) for name, (y, sd) in zip(names, points, strict=True)}
+    points = [(p["fraction"], p["tiles"], p["test_mAP"], p["sd"] or 0) for p in entry["label_efficiency"]]
+    return {f"{100 * share:g}%, {count:,} tiles": (y, y - sd, y + sd) for share, count, y, sd in points}
 
 
 def strengths(entry: Mapping[str, Any]) -> dict[str, tuple[float, float, float]]:
