@@ -10,7 +10,7 @@ import openpyxl
 import pytest
 from rich.console import Console
 
-from satclr.data.audit import Audit, audit, flagged_rows, render
+from satclr.data.audit import Audit, audit, render
 from satclr.data.checks import Finding, longest_runs, namesake
 from satclr.data.labels import Labels, read
 
@@ -34,7 +34,7 @@ def test_the_2021_release_is_recognised_and_its_damage_found(external_data: Path
     labels, report = timed_audit(external_data / SECOND)
     assert labels.tiles == first.tiles
     flagged = np.zeros(len(labels.tiles), dtype=bool)
-    flagged[flagged_rows(report)] = True
+    flagged[list(report.flagged)] = True
     corrupt = (labels.targets != first.targets).any(1)
     over = labels.targets.sum(1) > 13
     assert corrupt.sum() == 10_300
@@ -57,7 +57,7 @@ def test_the_damage_shows_without_knowing_the_data_set(external_data: Path, tmp_
     labels = read(tmp_path)
     report = audit(labels, tmp_path)
     assert report.known is None
-    flagged = np.isin(np.arange(len(labels.tiles)), flagged_rows(report))
+    flagged = np.isin(np.arange(len(labels.tiles)), list(report.flagged))
     over = labels.targets.sum(1) > 13
     assert flagged[over].mean() >= 0.99
     told = [line for finding in of_kind(report, "lost-label") for line in finding.details]
@@ -68,11 +68,11 @@ def test_the_damage_shows_without_knowing_the_data_set(external_data: Path, tmp_
 
 def test_the_first_release_is_left_alone(external_data: Path) -> None:
     labels, report = timed_audit(external_data / FIRST)
-    flagged = flagged_rows(report)
+    flagged = report.flagged
     assert len(flagged) <= 0.01 * len(labels.tiles)
     empty = set(np.flatnonzero(labels.targets.sum(1) == 0))
     assert len(empty) == 10
-    assert empty <= set(flagged)
+    assert empty <= flagged.keys()
     assert not [finding for finding in report.findings if finding.level == "error"]
     (release,) = of_kind(report, "known-release")
     assert "2020-06-30" in release.title
@@ -97,7 +97,7 @@ def test_ucmerced_has_nothing_to_drop(external_data: Path) -> None:
     labels = read(folder / "Labels")
     report = audit(labels, folder / "Labels", images=folder / "Images")
     assert report.known is not None
-    assert len(flagged_rows(report)) == 0
+    assert not report.flagged
     assert {finding.level for finding in report.findings} <= {"notice"}
 
 
@@ -179,7 +179,7 @@ def test_faults_of_every_kind_planted_together_are_all_found(sound: Path) -> Non
     assert details["identical-labels"] == ("f1 = f2",)
     assert details["repaired-header"] == ("car_kiosk.csv: the nameless column is read as 'f0'",)
     assert of_kind(report, "image-without-row")[0].examples == ("pier/pier_1000.jpg",)
-    flagged = {labels.tiles[row] for row in flagged_rows(report)}
+    flagged = {labels.tiles[row] for row in report.flagged}
     assert len(flagged) <= len(set.union(*planted.values())) + 0.02 * len(labels.tiles)
 
 

@@ -1,7 +1,7 @@
 """What is wrong with a data set's labels, worst first, and which published data set it is.
 
 In: `Labels` and the folder they were read from. Out: an `Audit` to print (`render`), to store (`to_dict`) and to act on
-(`flagged_rows`). What is known about published data sets is in `published/<name>.json`, one file each: their documented
+(`flagged`). What is known about published data sets is in `published/<name>.json`, one file each: their documented
 labels, their releases and the damage in them; other data sets are audited without it.
 
     satclr audit LABELS_DIR [--images DIR] [--json FILE]
@@ -67,13 +67,18 @@ class Audit:
     known: str | None
     findings: tuple[Finding, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON types; `flagged` maps each flagged tile to the kinds of its findings."""
-        counts = self.labels.targets.sum(1, dtype=np.int64)
-        flagged: dict[str, list[str]] = {}
+    @property
+    def flagged(self) -> dict[int, list[str]]:
+        """The rows that `on_problem: drop` leaves out, each with the kinds of its findings."""
+        flagged: dict[int, list[str]] = {}
         for finding in self.findings:
             for row in finding.rows if finding.flagged else ():
-                flagged.setdefault(self.labels.tiles[row], []).append(finding.kind)
+                flagged.setdefault(row, []).append(finding.kind)
+        return flagged
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON types, the flagged tiles by name."""
+        counts = self.labels.targets.sum(1, dtype=np.int64)
         return {
             "data_set": self.known,
             "tiles": len(self.labels.tiles),
@@ -88,7 +93,7 @@ class Audit:
             },
             "label_counts": _label_counts(self.labels),
             "findings": [finding.to_dict() for finding in self.findings],
-            "flagged": dict(sorted(flagged.items())),
+            "flagged": dict(sorted((self.labels.tiles[row], kinds) for row, kinds in self.flagged.items())),
         }
 
 
@@ -129,20 +134,16 @@ def _published() -> list[Known]:
 
 def _releases(labels: Labels, known: Known) -> Iterator[Finding]:
     """Tell which published release the tables are, and what is known to be wrong with it."""
-    found = _digests(labels)
-
-    def matches(release: Release) -> set[str]:
-        return {category for category, digest in found.items() if release.tables.get(category) == digest}
-
-    nearest = max(known.releases, key=lambda release: len(matches(release)))
-    others = len(found) - len(matches(nearest))
+    digests = {category: _digest(labels, rows) for category, rows, _ in checks.tables(labels)}
+    equal = [{c for c, digest in digests.items() if release.tables.get(c) == digest} for release in known.releases]
+    nearest, same = max(zip(known.releases, equal, strict=True), key=lambda pair: len(pair[1]))
     title = f"{known.name}, release of {nearest.name}"
-    if others == len(found):
+    if not same:
         title = f"{known.name}'s labels, but no table equals a published one"
-    elif others:
-        title += f", but for {others} of {len(found)} tables"
+    elif others := len(digests) - len(same):
+        title += f", but for {others} of {len(digests)} tables"
     # A few damaged tables among sound ones are still damage.
-    damaged = {c: r for r in known.releases for c in matches(r) & set(r.corrupt_rows)}
+    damaged = {c: r for r, tables in zip(known.releases, equal, strict=True) for c in tables & set(r.corrupt_rows)}
     if damaged:
         wrong = {category: release.corrupt_rows[category] for category, release in damaged.items()}
         ranked = sorted(wrong, key=lambda category: (-wrong[category], category))
@@ -150,31 +151,23 @@ def _releases(labels: Labels, known: Known) -> Iterator[Finding]:
         details = tuple(f"{category}: {wrong[category]:,} corrupt rows" for category in ranked)
         yield Finding("known-release", "error", title, damaged[ranked[0]].advice, details=details)
     else:
-        advice = "Compare them with the release they were made from." if others else nearest.advice
+        advice = nearest.advice if same == set(digests) else "Compare them with the release they were made from."
         yield Finding("known-release", "notice", title, advice)
 
 
-def _digests(labels: Labels) -> dict[str, str]:
-    """Digest each category's table by content, independent of encoding, line ends, row and column order."""
-    result = {}
-    for category, rows, _ in checks.tables(labels):
-        ordered = sorted(rows.tolist(), key=labels.tiles.__getitem__)
-        digest = hashlib.sha256("\n".join([*labels.names, *(labels.tiles[i] for i in ordered)]).encode())
-        digest.update(np.packbits(labels.targets[ordered], axis=1).tobytes())
-        result[category] = digest.hexdigest()[:16]
-    return result
-
-
-def flagged_rows(report: Audit) -> Rows:
-    """The rows that `on_problem: drop` leaves out, ascending."""
-    return np.array(sorted({row for f in report.findings if f.flagged for row in f.rows}), dtype=np.intp)
+def _digest(labels: Labels, rows: Rows) -> str:
+    """Digest a category's table by content, independent of encoding, line ends, row and column order."""
+    ordered = sorted(rows.tolist(), key=labels.tiles.__getitem__)
+    digest = hashlib.sha256("\n".join([*labels.names, *(labels.tiles[i] for i in ordered)]).encode())
+    digest.update(np.packbits(labels.targets[ordered], axis=1).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def render(report: Audit) -> RenderableType:
     """The audit as text for the terminal."""
     labels = report.labels
     counts = labels.targets.sum(1, dtype=np.int64)
-    flagged = len(flagged_rows(report))
+    flagged = len(report.flagged)
     ranked = sorted((count, name) for name, count in _label_counts(labels).items())
     listed = [f"{name} {count:,}" for count, name in ranked]
     rarest, commonest = ", ".join(listed[:EXTREMES]), ", ".join(listed[: -EXTREMES - 1 : -1])
