@@ -49,14 +49,10 @@ class Raster:
     values: npt.NDArray[Any]
     valid: npt.NDArray[np.bool_]
 
-    @property
-    def deep(self) -> bool:
-        return self.values.dtype != np.uint8
-
     def rgb(self, scale: Scale | None) -> Tiles:
         """The pixels as 8 bits (H,W,3), black without data. Raises `TileError` for deep ones without scale."""
         values = self.values
-        if self.deep:
+        if values.dtype != np.uint8:
             if scale is None:
                 kind = f"{values.dtype} pixels, not 8 bits per channel"
                 raise TileError(f"{kind}: set data.scale, or prepare and train on tiles of this kind")
@@ -72,10 +68,8 @@ def _reasons() -> Iterator[None]:
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
-    except (TileError, FileNotFoundError):
-        raise
     except Exception as error:  # a decoder raises whatever its parsing raises
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, TileError) or (isinstance(error, OSError) and error.errno is not None):
             raise
         raise TileError(" ".join(str(error).split()) or type(error).__name__) from None
 
@@ -175,12 +169,10 @@ def measured(paths: Sequence[Path]) -> Scale | None:
     count, most = MEASURED
     parts = []
     for path in deep[:: -(-len(deep) // count) or 1]:
-        try:
+        with suppress(TileError, OSError):
             raster = read(path)
-        except (TileError, OSError):
-            continue
-        values = raster.values[raster.valid].astype(np.float64)
-        parts.append(values[:: -(-len(values) // most) or 1].ravel())
+            values = raster.values[raster.valid].astype(np.float64)
+            parts.append(values[:: -(-len(values) // most) or 1].ravel())
     values = np.concatenate([np.empty(0), *parts])
     if not values.size:
         return None
@@ -276,12 +268,11 @@ def _from_gdal(file: Path | IO[bytes], place: Window | None = None) -> Raster:
 
 def _bands(data: Any) -> list[int]:
     """The bands, from 1, of red, green and blue, or the one of grey."""
-    words = [set(re.findall(r"[a-z0-9]+", (text or "").lower())) for text in data.descriptions]
-    found = [next((i for i, own in enumerate(words, 1) if own & colour), 0) for colour in COLOURS]
-    if all(found):
-        return found
-    names = [colour.name for colour in data.colorinterp]
-    if {"red", "green", "blue"} <= set(names):
-        return [names.index(name) + 1 for name in ("red", "green", "blue")]
-    rest = [i for i, name in enumerate(names, 1) if name != "alpha"]
+    described = [set(re.findall(r"[a-z0-9]+", (text or "").lower())) for text in data.descriptions]
+    interpreted = [{colour.name} for colour in data.colorinterp]
+    for words in (described, interpreted):
+        found = [next((i for i, own in enumerate(words, 1) if own & colour), 0) for colour in COLOURS]
+        if all(found):
+            return found
+    rest = [i for i, own in enumerate(interpreted, 1) if own != {"alpha"}]
     return rest[:3] if len(rest) > 2 else rest[:1]

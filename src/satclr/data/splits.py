@@ -201,15 +201,10 @@ def summary(split: Sequence[str], targets: Targets, names: Sequence[str], *, unl
     order = np.argsort(-off, kind="stable")
     besides = f"; {unlabelled:,} unlabelled tiles besides" if unlabelled else ""
     headings = [*(f"{name} ({sizes[name]:,})" for name in shares), f"all ({len(split):,})", "off by"]
-    table = Table(
-        Column("label", no_wrap=True, max_width=SUMMARY_WIDTH),
-        *(Column(heading, justify="right") for heading in headings),
-        "",
-        title=f"Label prevalence by split, most uneven first{besides}",
-        title_justify="left",
-        caption_justify="left",
-        box=None,
-    )
+    title = f"Label prevalence by split, most uneven first{besides}"
+    columns = [Column(heading, justify="right") for heading in headings]
+    table = Table(Column("label", no_wrap=True, max_width=SUMMARY_WIDTH), *columns, "", title=title, box=None)
+    table.title_justify = table.caption_justify = "left"
     for k in order[:SUMMARY_LABELS]:
         cells = [f"{share[k]:.2%}" for share in (*shares.values(), whole)]
         missing = [name for name, share in shares.items() if share[k] == 0]
