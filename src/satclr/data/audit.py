@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from pydantic import Field
+from pydantic import BaseModel
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
@@ -25,14 +25,13 @@ from rich.text import Text
 from satclr.data import checks
 from satclr.data.checks import Finding, Rows
 from satclr.data.labels import LabelError, Labels
-from satclr.params import Model
 
 LEVELS: Final = {"error": "bold red", "suspect": "bold yellow", "notice": "bold cyan"}
 EXTREMES: Final = 5
 DETAILS: Final = 4
 
 
-class Release(Model):
+class Release(BaseModel, frozen=True, extra="forbid"):
     """A published state of the label tables: each category's digest, and how many rows of it are wrong."""
 
     name: str
@@ -41,21 +40,21 @@ class Release(Model):
     corrupt_rows: dict[str, int]
 
 
-class Known(Model):
-    """A published data set.
+class Known(BaseModel, frozen=True, extra="forbid"):
+    """A published data set; without values, one that nothing is known of.
 
     max_labels: the most labels that its authors document for a tile. documented: the labels that go with each category.
     undocumented: those that its sound release has besides. namesakes: the label that a category is named after.
     """
 
-    name: str
-    source: str
+    name: str | None = None
+    source: str = ""
     max_labels: int | None = None
-    labels: frozenset[str]
-    categories: frozenset[str]
-    documented: dict[str, frozenset[str]] = Field({})
-    undocumented: dict[str, frozenset[str]] = Field({})
-    namesakes: dict[str, str] = Field({})
+    labels: frozenset[str] = frozenset()
+    categories: frozenset[str] = frozenset()
+    documented: dict[str, frozenset[str]] = {}
+    undocumented: dict[str, frozenset[str]] = {}
+    namesakes: dict[str, str] = {}
     releases: tuple[Release, ...] = ()
 
 
@@ -106,16 +105,14 @@ def audit(labels: Labels, folder: Path, *, images: Path | None = None) -> Audit:
     if images is not None and not images.is_dir():
         raise LabelError(f"{images}: no such folder; it should hold one folder of images per category")
     same = (known for known in _published() if known.labels == set(labels.names))
-    known = next((known for known in same if known.categories >= set(labels.columns)), None)
-    documented = checks.documented(folder, labels)
-    if documented is None and known:
-        documented = f"{known.name}'s documentation", known.documented
+    known = next((known for known in same if known.categories >= set(labels.columns)), Known())
+    document = checks.documented(folder, labels) or (f"{known.name}'s documentation", known.documented)
     found = [
-        *(_releases(labels, known) if known and known.releases else ()),
-        *checks.lost(labels, known.namesakes if known else {}),
-        *checks.over_maximum(labels, known.max_labels if known else None),
+        *(_releases(labels, known) if known.releases else ()),
+        *checks.lost(labels, known.namesakes),
+        *checks.over_maximum(labels, known.max_labels),
         *checks.runs(labels),
-        *checks.undocumented(labels, documented, known.undocumented if known else {}),
+        *checks.undocumented(labels, *document, known.undocumented),
         *checks.unlabelled(labels),
         *checks.unusable(labels),
         *checks.repairs(labels),
@@ -123,7 +120,7 @@ def audit(labels: Labels, folder: Path, *, images: Path | None = None) -> Audit:
     ]
     order = list(LEVELS)
     found.sort(key=lambda f: (order.index(f.level), f.kind != "known-release", -len(f.rows)))
-    return Audit(labels, known.name if known else None, tuple(found))
+    return Audit(labels, known.name, tuple(found))
 
 
 @cache

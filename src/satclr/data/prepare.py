@@ -232,7 +232,7 @@ def _write_index(
     edges = duplicates.pairs(np.load(packed, mmap_mode="r", allow_pickle=False))
     group = duplicates.connected(edges, len(names))
     dropped = set(table.tiles) - set(names)
-    split = splits.decide(data, settings.split, names, [names[row] for row in group], targets, dropped, record)
+    split = splits.decide(data, settings.split, names, group.tolist(), targets, dropped, record)
     tested = np.flatnonzero(np.array(split) != "train")
     group = duplicates.follow(edges, group, len(names) + len(unlabelled), tested)
     sizes = dict(sorted(Counter(split).items()))

@@ -33,7 +33,7 @@ class SplitError(ValueError):
 
 
 def decide(
-    data: Path, settings: Split, names: Sequence[str], groups: Sequence[str], targets: Targets,
+    data: Path, settings: Split, names: Sequence[str], groups: Sequence[int], targets: Targets,
     left_out: Collection[str], record: dict[str, Any],
 ) -> list[str]:  # fmt: skip
     """The split that `settings` ask for of the N labelled tiles in the folder `data`, with near-duplicates `groups`.
@@ -43,7 +43,7 @@ def decide(
     given = column(data / GROUPS, "group", names, left_out=left_out) if (data / GROUPS).is_file() else None
     together = united(groups, given or groups) if settings.by == "group" else None
     drawn = draw(data, settings, names, targets, left_out, groups=together)
-    members = defaultdict[str, list[str]](list)
+    members = defaultdict[int, list[str]](list)
     for name, group in zip(names, groups, strict=True):
         members[group].append(name)
     several = [group for group in members.values() if len(group) > 1]
