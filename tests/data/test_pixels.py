@@ -28,10 +28,8 @@ BGR = ("blue", "green", "red", "undefined")
 def save(
     path: Path, values: Array, *, colours: tuple[str, ...] = (), names: tuple[str, ...] = (), **facts: Any
 ) -> None:
-    count, height, width = values.shape
-    with rasterio.open(
-        path, "w", driver="GTiff", width=width, height=height, count=count, dtype=values.dtype, **facts
-    ) as file:
+    facts |= dict(zip(("count", "height", "width"), values.shape, strict=True))
+    with rasterio.open(path, "w", driver="GTiff", dtype=values.dtype, **facts) as file:
         file.write(values)
         if colours:
             file.colorinterp = [rasterio.enums.ColorInterp[name] for name in colours]

@@ -172,5 +172,4 @@ def _prefetch(pixels: Tiles, rows: npt.NDArray[np.int64]) -> None:
 
 def split_batches(rows: npt.NDArray[np.int64], size: int, *, smallest: int = 1) -> list[npt.NDArray[np.int64]]:
     """Cut `rows` into batches of `size`; the last may be smaller, but one below `smallest` joins the one before."""
-    starts = [start for start in range(0, len(rows), size) if start == 0 or len(rows) - start >= smallest]
-    return [rows[a:b] for a, b in zip(starts, [*starts[1:], len(rows)], strict=True)]
+    return np.split(rows, range(size, len(rows) - smallest + 1, size))
