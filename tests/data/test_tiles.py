@@ -1,4 +1,3 @@
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,27 +39,23 @@ def test_a_store_says_what_is_missing_or_damaged(store: tiles.TileStore, tmp_pat
         tiles.load_features(tmp_path / "none.npy", store)
 
 
-def test_an_arm_may_leave_out_training_tiles_that_it_is_tested_on(store: tiles.TileStore) -> None:
-    np.testing.assert_array_equal(store.learning("keep").splits, store.splits)
+@pytest.mark.parametrize("which", tiles.LEARNED)
+def test_an_arm_learns_from_the_tiles_it_names_and_may_leave_out_those_it_is_tested_on(
+    store: tiles.TileStore, which: str
+) -> None:
     train, val, test = (store.rows(split) for split in tiles.SPLITS)
-    groups = np.arange(len(store.names))
-    groups[train[0]] = groups[test[0]]
+    splits, groups = store.splits.astype("<U10"), np.arange(len(store.names))
+    splits[train[6:9]] = tiles.UNLABELLED
+    groups[train[0]] = groups[train[6]] = groups[test[0]]
     groups[train[3]] = groups[val[1]]
     groups[train[5]] = groups[train[4]]
     groups[val[2]] = groups[test[2]]
-    apart = replace(store, groups=groups).learning("leave_out")
-    assert apart.rows("train").tolist() == [row for row in train if row not in (train[0], train[3])]
-    assert apart.rows("val").tolist() == val.tolist()
-    assert apart.rows("test").tolist() == test.tolist()
-    assert apart.digest == store.digest
-    with pytest.raises(tiles.TileError, match="no tile to learn from"):
-        replace(store, groups=np.zeros_like(groups)).learning("leave_out")
-
-
-def test_targets_and_statistics_come_from_the_files(store: tiles.TileStore) -> None:
-    stats = json.loads((store.folder / "stats.json").read_text())
-    assert store.labels == stats["labels"]
-    assert store.targets.shape == (len(store.names), len(store.labels))
-    for row, category in enumerate(store.categories):
-        assert store.targets[row, store.labels.index(category)] == 1
-    assert store.statistics("imagenet") == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    mixed = replace(store, splits=splits, groups=groups)
+    every = {"train": [*train[:6], *train[9:]], "unlabelled": [*train[6:9]], "both": [*train]}[which]
+    apart = [row for row in every if row not in train[[0, 3, 6]]]
+    for near, expected in (("keep", every), ("leave_out", apart)):
+        learned = mixed.learning(near, tiles=which)
+        assert [learned.rows(split).tolist() for split in tiles.SPLITS] == [expected, val.tolist(), test.tolist()]
+        assert learned.digest == store.digest
+    with pytest.raises(tiles.TileError, match=r"no tile to learn from .* put images into data/.*/Unlabelled"):
+        replace(mixed, groups=np.zeros_like(groups)).learning("leave_out", tiles=which)

@@ -9,7 +9,6 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -83,9 +82,19 @@ def hashes(pixels: Tiles) -> tuple[Hashes, Hashes]:
 
     The hash is the signs of the lowest 8×8 DCT coefficients of the gray tile about their median (imagehash.phash).
     """
+    from scipy.fft import dct
+
+    def chunk(start: int) -> tuple[Hashes, Hashes]:
+        tiles = pixels[start : start + CHUNK]
+        exact = b"".join(hashlib.blake2b(tile.tobytes(), digest_size=8).digest() for tile in tiles)
+        gray = _gray(tiles, Image.Resampling.LANCZOS)
+        low = dct(dct(gray, axis=1), axis=2)[:, :8, :8].reshape(len(gray), HASH_BITS)
+        bits = low > np.median(low, axis=1, keepdims=True)
+        return np.frombuffer(exact, np.uint64), np.packbits(bits, axis=1).view(np.uint64).ravel()
+
     parts = []
     with ThreadPoolExecutor(os.cpu_count()) as pool, progress.bar("hash tiles", len(pixels)) as advance:
-        for part in pool.map(partial(_hash_chunk, pixels), range(0, len(pixels), CHUNK)):
+        for part in pool.map(chunk, range(0, len(pixels), CHUNK)):
             parts.append(part)
             advance(len(part[0]))
     exact, perceptual = zip(*parts, strict=True)
@@ -109,17 +118,6 @@ def candidates(found: Hashes, distance_bits: int) -> Iterator[tuple[Rows, Rows]]
                 new &= (found[left] ^ found[right]) & earlier != 0
             if new.any():
                 yield left[new], right[new]
-
-
-def _hash_chunk(pixels: Tiles, start: int) -> tuple[Hashes, Hashes]:
-    from scipy.fft import dct
-
-    tiles = pixels[start : start + CHUNK]
-    exact = b"".join(hashlib.blake2b(tile.tobytes(), digest_size=8).digest() for tile in tiles)
-    gray = _gray(tiles, Image.Resampling.LANCZOS)
-    low = dct(dct(gray, axis=1), axis=2)[:, :8, :8].reshape(len(gray), HASH_BITS)
-    bits = low > np.median(low, axis=1, keepdims=True)
-    return np.frombuffer(exact, np.uint64), np.packbits(bits, axis=1).view(np.uint64).ravel()
 
 
 def _close(found: Hashes, mask: np.uint64, distance_bits: int) -> Iterator[tuple[Rows, Rows]]:
