@@ -93,17 +93,17 @@ def decode(
     return np.asarray(image)
 
 
-def picture(source: bytes | Path | IO[bytes], *, scale: Scale | None = None) -> Image.Image:
-    """Read one image file as Pillow's RGB, or RGBA where some pixels hold no data. Raises as `read` does."""
-    raster = read(source)
-    image = Image.fromarray(raster.rgb(scale))
+def picture(file: Path) -> Image.Image:
+    """Read an image of 8 bits as Pillow's RGB, or RGBA where some pixels hold no data. Raises as `read` does."""
+    raster = read(file)
+    image = Image.fromarray(raster.rgb(None))
     if not raster.valid.all():
         image.putalpha(Image.fromarray(raster.valid.astype(np.uint8) * 255))
     return image
 
 
 @_reasons()
-def read(source: bytes | Path | IO[bytes]) -> Raster:
+def read(source: bytes | Path) -> Raster:
     """Read one image file, turned as its EXIF data say.
 
     Raises `TileError` with the reason for anything but one complete image in one of FORMATS and of a tile's size,
