@@ -109,13 +109,12 @@ def read(source: bytes | Path) -> Raster:
     Raises `TileError` with the reason for anything but one complete image in one of FORMATS and of a tile's size,
     including whatever a damaged or hostile file provokes in its decoder.
     """
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
-    if image := _pillow(file):
+    if image := _pillow(source):
         with image:
             _check_size(image.width, image.height)
             if not _needs_gdal(image):
                 return _from_pillow(image)
-    return _from_gdal(file)
+    return _from_gdal(source)
 
 
 @_reasons()
@@ -148,12 +147,12 @@ def is_deep(file: Path) -> bool:
     return False
 
 
-def _pillow(file: Path | IO[bytes]) -> Image.Image | None:
+def _pillow(source: bytes | Path) -> Image.Image | None:
     """The opened image, or None for a TIFF that Pillow does not know. Raises `TileError` for what is no image."""
     try:
-        return Image.open(file, formats=FORMATS)
+        return Image.open(_file(source), formats=FORMATS)
     except Exception as error:
-        if _start(file).startswith(TIFF):
+        if _is_tiff(source):
             return None
         if isinstance(error, UnidentifiedImageError):
             raise TileError(f"not an image ({', '.join(FORMATS)})") from None
@@ -180,14 +179,15 @@ def measured(paths: Sequence[Path]) -> Scale | None:
     return (low, high) if low < high else (low, low + 1)
 
 
-def _start(file: Path | IO[bytes]) -> bytes:
-    if isinstance(file, Path):
-        with file.open("rb") as opened:
-            return opened.read(4)
-    file.seek(0)
-    start = file.read(4)
-    file.seek(0)
-    return start
+def _file(source: bytes | Path) -> Path | IO[bytes]:
+    return io.BytesIO(source) if isinstance(source, bytes) else source
+
+
+def _is_tiff(source: bytes | Path) -> bool:
+    if isinstance(source, bytes):
+        return source.startswith(TIFF)
+    with source.open("rb") as file:
+        return file.read(4) in TIFF
 
 
 def _check_size(width: int, height: int) -> None:  # from the header, before pixels take memory
@@ -224,7 +224,7 @@ def _from_pillow(image: Image.Image) -> Raster:
 
 
 @contextmanager
-def _opened(file: Path | IO[bytes]) -> Iterator[Any]:
+def _opened(source: bytes | Path) -> Iterator[Any]:
     """An open rasterio data set of one image. Raises `TileError` without rasterio."""
     try:
         import rasterio
@@ -232,15 +232,15 @@ def _opened(file: Path | IO[bytes]) -> Iterator[Any]:
         raise TileError(
             "more than 8 bits per channel, more bands or GDAL's tags: reading it requires rasterio, uv sync --group geo"
         ) from None
-    driver = "GTiff" if _start(file).startswith(TIFF) else "PNG"  # GDAL's others may name further files
-    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="TRUE"), rasterio.open(file, driver=driver) as data:
+    driver = "GTiff" if _is_tiff(source) else "PNG"  # GDAL's others may name further files
+    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="TRUE"), rasterio.open(_file(source), driver=driver) as data:
         if (frames := len(data.subdatasets)) > 1:
             raise TileError(f"{frames} frames: one image per file is needed")
         yield data
 
 
-def _from_gdal(file: Path | IO[bytes], place: Window | None = None) -> Raster:
-    with _opened(file) as data:
+def _from_gdal(source: bytes | Path, place: Window | None = None) -> Raster:
+    with _opened(source) as data:
         if place is None:
             place = (0, 0, data.width, data.height)
             _check_size(data.width, data.height)
