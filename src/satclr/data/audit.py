@@ -1,6 +1,6 @@
 """What is wrong with a data set's labels, worst first, and which published data set it is.
 
-In: `Labels` and the folder they were read from. Out: an `Audit` to print (`render`), to store (`to_dict`) and to act on
+In: a folder of label tables. Out: an `Audit` to print (`render`), to store (`to_dict`) and to act on
 (`flagged`). What is known about published data sets is in `published/<name>.json`, one file each: their documented
 labels, their releases and the damage in them; other data sets are audited without it.
 
@@ -24,7 +24,7 @@ from rich.text import Text
 
 from satclr.data import checks
 from satclr.data.checks import Finding, Rows
-from satclr.data.labels import LabelError, Labels
+from satclr.data.labels import LabelError, Labels, read
 
 LEVELS: Final = {"error": "bold red", "suspect": "bold yellow", "notice": "bold cyan"}
 EXTREMES: Final = 5
@@ -96,12 +96,13 @@ class Audit:
         }
 
 
-def audit(labels: Labels, folder: Path, *, images: Path | None = None) -> Audit:
-    """Check `labels`, read from `folder`, for every kind of fault.
+def audit(folder: Path, *, images: Path | None = None) -> Audit:
+    """Read the label tables in `folder` and check them for every kind of fault.
 
     images: the folder of `<category>/<tile>` images to compare with the rows. Raises `LabelError` when it is not a
-    folder or the data set's own document is unreadable.
+    folder, and when a table or the data set's own document is unreadable.
     """
+    labels = read(folder)
     if images is not None and not images.is_dir():
         raise LabelError(f"{images}: no such folder; it should hold one folder of images per category")
     same = (known for known in _published() if known.labels == set(labels.names))

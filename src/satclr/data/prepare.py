@@ -55,8 +55,8 @@ def write_store(data: Path, out: Path, settings: Data) -> None:
     if not data.is_dir():
         layout = "put Images/<category>/*.jpg and Labels/<category>.csv there"
         raise PrepareError(f"no data: {data} does not exist; {layout} (`dvc pull` fetches the sample)")
-    table = labels.read(data / "Labels")
-    found = audit.audit(table, data / "Labels")
+    found = audit.audit(data / "Labels")
+    table = found.labels
     images, problems = _match(data, table)
     others = _unlabelled(data, problems)
     record: dict[str, Any] = {**found.to_dict(), "on_problem": settings.labels.on_problem}
