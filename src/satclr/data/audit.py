@@ -31,7 +31,7 @@ EXTREMES: Final = 5
 DETAILS: Final = 4
 
 
-class Release(BaseModel, frozen=True, extra="forbid"):
+class Release(BaseModel, frozen=True, extra="forbid", strict=True):
     """A published state of the label tables: each category's digest, and how many rows of it are wrong."""
 
     name: str
@@ -40,7 +40,7 @@ class Release(BaseModel, frozen=True, extra="forbid"):
     corrupt_rows: dict[str, int]
 
 
-class Known(BaseModel, frozen=True, extra="forbid"):
+class Known(BaseModel, frozen=True, extra="forbid", strict=True):
     """A published data set; without values, one that nothing is known of.
 
     max_labels: the most labels that its authors document for a tile. documented: the labels that go with each category.
