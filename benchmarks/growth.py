@@ -113,7 +113,7 @@ def stratify(_: Path, count: int) -> dict[str, float]:
 
 def search(_: Path, count: int) -> dict[str, float]:
     pixels: Any = Noise(count)
-    return timed(lambda: duplicates.groups(pixels))
+    return timed(lambda: duplicates.connected(duplicates.pairs(pixels), count))
 
 
 def sample(folder: Path, count: int, *, labelled: int | None = None) -> dict[str, float]:

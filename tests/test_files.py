@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,24 +15,17 @@ from satclr import files
 from .conftest import mounted
 
 
-def test_a_file_is_replaced_only_when_it_is_complete(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
+def test_a_file_is_replaced_only_when_it_is_complete(error: type[BaseException] | None, tmp_path: Path) -> None:
     path = tmp_path / "folder" / "a.txt"
-    with files.replacing(path) as part:
+    files.write_text(path, "old")
+    with pytest.raises(error) if error else nullcontext(), files.replacing(path) as part:
         part.write_text("new")
-        assert not path.exists()
-    assert path.read_text() == "new"
+        assert path.read_text() == "old"
+        if error:
+            raise error
+    assert path.read_text() == ("old" if error else "new")
     assert list(path.parent.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_failed_write_keeps_the_former_content(error: type[BaseException], tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    path.write_text("old")
-    with pytest.raises(error), files.replacing(path) as part:  # noqa: PT012 - the block is what is tested
-        part.write_text("half of the n")
-        raise error
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -16,7 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
-from .conftest import LABELS, ROOT, mounted, tiny_params, write_data
+from satclr import files
+
+from .conftest import ROOT, mounted, tiny_params, write_data
 
 BY_ARM = ("pretrain", "embed", "probe", "evaluate", "robustness", "maps")
 STAGES = ("prepare", *BY_ARM, "compare", "report", "register")
@@ -55,22 +56,18 @@ class Disk:
         """Inside, the disk is full."""
         filler = self.root / "filler"
         try:
-            with filler.open("wb") as file, suppress(OSError):
+            with filler.open("wb", buffering=0) as file, suppress(OSError):
                 while True:
                     file.write(bytes(1 << 16))
-                    file.flush()
             os.truncate(filler, max(0, filler.stat().st_size - leave_kb * 1024))
             yield
         finally:
             filler.unlink()
 
     def outputs(self) -> dict[str, str]:
-        return {
-            str(path): hashlib.sha256(path.read_bytes()).hexdigest()
-            for folder in ("build", "models", "results", "reports")
-            for path in sorted((self.root / folder).rglob("*"))
-            if path.is_file()
-        }
+        folders = [self.root / name for name in ("build", "models", "results", "reports")]
+        found = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
+        return {str(path): files.sha256(path) for path in found}
 
 
 @pytest.fixture(scope="module")
@@ -150,14 +147,14 @@ from satclr.evaluation import embed
 from satclr.pretrain import encoder
 from tests.conftest import make_run
 
-data, root, room_mb = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+data, root = map(Path, sys.argv[1:])
 run = make_run(root, data={"tile_px": 256})
 model, width = encoder.initial("shufflenet_v2_x0_5", "none", seed=0, root=root)
 facts = {"mean": (0.4,) * 3, "std": (0.2,) * 3, "crop_px": 32, "tile_px": 256}
 encoder.save(model, run.encoder, arch="shufflenet_v2_x0_5", width=width, **facts)
 embed.BATCH_SIZE = 64
 status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-limit = int(status["VmData"].split()[0]) * 1024 + (room_mb << 20)  # what the process has now, and some room
+limit = int(status["VmData"].split()[0]) * 1024 + (256 << 20)  # what the process has now, and some room
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 prepare.write_store(data, run.store, run.settings.data)
 store = tiles.open_store(run.store)
@@ -177,16 +174,14 @@ def test_prepare_and_embed_of_a_set_larger_than_memory(tmp_path: Path) -> None:
     """2,400 tiles of 256 px, 450 MB as a store, with room for 256 MB."""
     data = tmp_path / "data"
     write_data(data)
-    for label in LABELS:  # each tile fifty times, under other names
-        rows = (data / "Labels" / f"{label}.csv").read_text().splitlines()
-        for copy in range(1, 50):
-            for row in rows[1:17]:
-                name, rest = row.split(",", 1)
-                new = f"c{copy}_{name}"
-                os.link(data / "Images" / label / name, data / "Images" / label / new)
-                rows.append(f"{new},{rest}")
-        (data / "Labels" / f"{label}.csv").write_text("\n".join(rows) + "\n")
-    command = [sys.executable, "-c", FLAT, str(data), str(tmp_path / "out"), "256"]
+    copies = [f"c{i}_" for i in range(1, 50)]  # each tile fifty times, under other names
+    for image in list(data.rglob("*.jpg")):
+        for copy in copies:
+            image.with_name(copy + image.name).hardlink_to(image)
+    for table in (data / "Labels").iterdir():
+        header, *rows = table.read_text().splitlines()
+        table.write_text("\n".join([header, *(copy + row for copy in ["", *copies] for row in rows)]))
+    command = [sys.executable, "-c", FLAT, str(data), str(tmp_path / "out")]
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "MALLOC_ARENA_MAX": "2"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr

@@ -126,9 +126,8 @@ def audit(
 
     from satclr import files
     from satclr.data import audit as auditing
-    from satclr.data import labels
 
-    findings = auditing.audit(labels.read(labels_dir), labels_dir, images=images)
+    findings = auditing.audit(labels_dir, images=images)
     Console().print(auditing.render(findings))
     if json is not None:
         files.write_json(json, findings.to_dict())

@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import safe_open
+from safetensors.numpy import save
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -87,16 +89,14 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def columns(labels: Iterable[str], own: Iterable[str]) -> list[str]:
+def columns(labels: Iterable[str], own: Sequence[str]) -> list[str]:
     """Each label's column in a table that has columns of its `own`: a label of such a name is called `tile (label)`."""
-    taken = {*own}
-    found = []
+    found = list(own)
     for name in labels:
-        while name in taken:
+        while name in found:
             name += " (label)"  # noqa: PLW2901
         found.append(name)
-        taken.add(name)
-    return found
+    return found[len(own) :]
 
 
 def reserve(path: Path) -> None:
@@ -111,14 +111,13 @@ def reserve(path: Path) -> None:
 
 def save_tensors(path: Path, tensors: Mapping[str, Any], **facts: Any) -> None:
     """Write arrays or tensors as safetensors, and each fact as JSON in its metadata."""
-    from safetensors.numpy import save
-
-    metadata = {name: json.dumps(value, ensure_ascii=False) for name, value in facts.items()}
-    raw = save({name: _array(value) for name, value in tensors.items()}, metadata=metadata)
+    arrays = {}
+    for name, value in tensors.items():
+        arrays[name] = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value, order="C")
+    raw = save(arrays)
     end = 8 + int.from_bytes(raw[:8], "little")
-    header = json.loads(raw[8:end])
-    if metadata:
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    metadata = {name: json.dumps(facts[name], ensure_ascii=False) for name in sorted(facts)}
+    header = {"__metadata__": metadata, **json.loads(raw[8:end])}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # keeps the tensors aligned
     with replacing(path) as part, part.open("wb") as file:
@@ -133,57 +132,45 @@ def load_tensors(path: Path, prefix: str = "") -> tuple[Arrays, dict[str, str]]:
     Raises FileNotFoundError, or `FileError` for a damaged file and for values that are not finite. safetensors
     checks the header against the file's size before it allocates memory, and runs no code.
     """
-    with _opened(path) as file:
+    with _complete(path, "safetensors file"), safe_open(path, "np") as file:
         facts = dict(file.metadata() or {})
         names = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118 - not a mapping
-        tensors = {key: file.get_tensor(key) for key in names}
-    require_finite(tensors, path)
-    return tensors, facts
+        arrays = {key: file.get_tensor(key) for key in names}
+    if broken := [key for key in names if arrays[key].dtype.kind == "f" and not np.isfinite(arrays[key]).all()]:
+        raise FileError(f"{path} is not finite in {some(broken)}; create or download it again")
+    return arrays, facts
 
 
 def load_facts(path: Path) -> dict[str, str]:
     """The facts (as JSON) alone, from the file's header. Raises as `load_tensors`."""
-    with _opened(path) as file:
+    with _complete(path, "safetensors file"), safe_open(path, "np") as file:
         return dict(file.metadata() or {})
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    from safetensors import safe_open
-
-    try:
-        with safe_open(path, "np") as file:
-            yield file
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever a damaged or hostile file raises
-        raise FileError(f"{path} is not a complete safetensors file ({error}); create or download it again") from None
 
 
 def load_npz(path: Path) -> Arrays:
     """The arrays of an .npz that `numpy.savez` wrote.
 
-    Raises `FileError` for a damaged file, for Python objects and for a file that unpacks to more than its size.
+    Raises FileNotFoundError, or `FileError` for a damaged file, for Python objects and for a file that unpacks to more
+    than its size.
     """
-    try:
+    with _complete(path, "npz file of numbers"):
         with zipfile.ZipFile(path) as file:
             unpacked = sum(info.file_size for info in file.infolist())
         if unpacked > path.stat().st_size:
             raise ValueError(f"unpacks to {unpacked:,} bytes, more than its own {path.stat().st_size:,}")
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
-    except Exception as error:  # noqa: BLE001 - whatever a damaged or hostile file raises
-        raise FileError(
-            f"{path} is not a complete npz file of numbers ({error}); create or download it again"
-        ) from None
 
 
-def require_finite(tensors: Mapping[str, Any], source: object) -> None:
-    """Raise `FileError` naming the arrays that hold NaN or infinity."""
-    arrays = {name: _array(value) for name, value in tensors.items()}
-    broken = [name for name, value in arrays.items() if value.dtype.kind == "f" and not np.isfinite(value).all()]
-    if broken:
-        raise FileError(f"{source} is not finite in {some(broken)}; create or download it again")
+@contextmanager
+def _complete(path: Path, kind: str) -> Iterator[None]:
+    """Raise `FileError` for whatever a damaged or hostile file raises while it is read."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever the readers raise
+        raise FileError(f"{path} is not a complete {kind} ({error}); create or download it again") from None
 
 
 def some(names: Sequence[str], count: int = 3) -> str:
@@ -216,7 +203,3 @@ def explain(error: OSError, path: Path) -> OSError:
         f"cannot write {path}: {os.strerror(error.errno)} ({free:,.1f} MB free); "
         "free some space and run the same command again. The former file is intact"
     )
-
-
-def _array(value: Any) -> npt.NDArray[Any]:
-    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value, order="C")

@@ -6,13 +6,15 @@ import time
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import openpyxl
 import pytest
 from rich.console import Console
 
-from satclr.data.audit import Audit, audit, flagged_rows, render
+from satclr import files
+from satclr.data.audit import Audit, audit, render
 from satclr.data.checks import Finding, longest_runs, namesake
-from satclr.data.labels import Labels, read
+from satclr.data.labels import read
 
 FIRST, SECOND = "mlrsnet-labels/release-2020-06-30", "mlrsnet-labels/release-2021-05-19"
 
@@ -21,27 +23,27 @@ def of_kind(report: Audit, kind: str) -> list[Finding]:
     return [finding for finding in report.findings if finding.kind == kind]
 
 
-def timed_audit(folder: Path) -> tuple[Labels, Audit]:
+def audited(folder: Path, images: Path | None = None) -> Audit:
     start = time.process_time()  # of this process: other ones may keep the processor busy
-    labels = read(folder)
-    report = audit(labels, folder)
+    report = audit(folder, images=images)
     assert time.process_time() - start < 20
-    return labels, report
+    return report
+
+
+def flagged(report: Audit) -> npt.NDArray[np.bool_]:
+    return np.isin(np.arange(len(report.labels.tiles)), list(report.flagged))
 
 
 def test_the_2021_release_is_recognised_and_its_damage_found(external_data: Path) -> None:
-    first = read(external_data / FIRST)
-    labels, report = timed_audit(external_data / SECOND)
+    first, report = read(external_data / FIRST), audited(external_data / SECOND)
+    labels, dropped = report.labels, flagged(report)
     assert labels.tiles == first.tiles
-    flagged = np.zeros(len(labels.tiles), dtype=bool)
-    flagged[flagged_rows(report)] = True
     corrupt = (labels.targets != first.targets).any(1)
     over = labels.targets.sum(1) > 13
-    assert corrupt.sum() == 10_300
-    assert over.sum() == 3_471
-    assert flagged[over].mean() >= 0.99
-    assert flagged[corrupt].mean() >= 0.99
-    assert flagged[~corrupt].mean() <= 0.01
+    assert (corrupt.sum(), over.sum()) == (10_300, 3_471)
+    assert dropped[over].mean() >= 0.99
+    assert dropped[corrupt].mean() >= 0.99
+    assert dropped[~corrupt].mean() <= 0.01
     (lost,) = of_kind(report, "lost-label")
     assert {labels.categories[row] for row in lost.rows} == {"stadium", "storage_tank"}
     worst = report.findings[0]
@@ -54,12 +56,9 @@ def test_the_damage_shows_without_knowing_the_data_set(external_data: Path, tmp_
     for path in (external_data / SECOND).glob("*.csv"):
         header, _, rest = path.read_text().partition("\n")
         (tmp_path / path.name).write_text(header.replace("gully", "ravine") + "\n" + rest)
-    labels = read(tmp_path)
-    report = audit(labels, tmp_path)
+    report = audited(tmp_path)
     assert report.known is None
-    flagged = np.isin(np.arange(len(labels.tiles)), flagged_rows(report))
-    over = labels.targets.sum(1) > 13
-    assert flagged[over].mean() >= 0.99
+    assert flagged(report)[report.labels.targets.sum(1) > 13].mean() >= 0.99
     told = [line for finding in of_kind(report, "lost-label") for line in finding.details]
     assert any("stadium" in line for line in told)
     assert any("'tanks'" in line for line in told)
@@ -67,37 +66,35 @@ def test_the_damage_shows_without_knowing_the_data_set(external_data: Path, tmp_
 
 
 def test_the_first_release_is_left_alone(external_data: Path) -> None:
-    labels, report = timed_audit(external_data / FIRST)
-    flagged = flagged_rows(report)
-    assert len(flagged) <= 0.01 * len(labels.tiles)
-    empty = set(np.flatnonzero(labels.targets.sum(1) == 0))
+    report = audited(external_data / FIRST)
+    assert len(report.flagged) <= 0.01 * len(report.labels.tiles)
+    empty = set(np.flatnonzero(report.labels.targets.sum(1) == 0))
     assert len(empty) == 10
-    assert empty <= set(flagged)
+    assert empty <= report.flagged.keys()
     assert not [finding for finding in report.findings if finding.level == "error"]
     (release,) = of_kind(report, "known-release")
     assert "2020-06-30" in release.title
     beyond = of_kind(report, "undocumented-label")  # what the authors' own document omits
-    assert [len(finding.rows) for finding in beyond if finding.flagged] == []
+    assert not any(finding.flagged for finding in beyond)
     assert sum(len(finding.rows) for finding in beyond) == 965
 
 
 def test_a_mixture_of_releases_is_recognised(external_data: Path, tmp_path: Path) -> None:
     for path in (external_data / FIRST).glob("*.csv"):
-        source = (external_data / SECOND) if path.name == "stadium.csv" else (external_data / FIRST)
+        release = SECOND if path.name == "stadium.csv" else FIRST
         # Line ends and byte order marks do not change a digest.
-        content = (source / path.name).read_text().replace("\r\n", "\n")
+        content = (external_data / release / path.name).read_text().replace("\r\n", "\n")
         (tmp_path / path.name).write_text(content, encoding="utf-8-sig", newline="\r\n")
-    (release,) = of_kind(audit(read(tmp_path), tmp_path), "known-release")
-    assert (release.level, release.details) == ("error", ("stadium: 2,462 corrupt rows",))
-    assert "1 of 46 tables" in release.title
+    (finding,) = of_kind(audited(tmp_path), "known-release")
+    assert (finding.level, finding.details) == ("error", ("stadium: 2,462 corrupt rows",))
+    assert "1 of 46 tables" in finding.title
 
 
 def test_ucmerced_has_nothing_to_drop(external_data: Path) -> None:
     folder = external_data / "ucmerced"
-    labels = read(folder / "Labels")
-    report = audit(labels, folder / "Labels", images=folder / "Images")
+    report = audited(folder / "Labels", folder / "Images")
     assert report.known is not None
-    assert len(flagged_rows(report)) == 0
+    assert not report.flagged
     assert {finding.level for finding in report.findings} <= {"notice"}
 
 
@@ -110,46 +107,41 @@ TILES = 150
 def sound(tmp_path: Path) -> Path:
     """A sound data set: each label on a tenth of the tiles, a category's own label on all of its tiles."""
     rng = np.random.default_rng()
-    (tmp_path / "Labels").mkdir()
     for category in CATEGORIES:
-        rows = [",".join(["image", *NAMES])]
-        own = namesake(category, NAMES)[0]
+        rows = []
         for i in range(TILES):
-            ones = set(rng.choice(NAMES[:30], size=3, replace=False)) | ({own} if own else set())
-            rows.append(",".join([f"{category}_{i}.jpg", *(str(int(name in ones)) for name in NAMES)]))
-            image = tmp_path / "Images" / category / f"{category}_{i}.jpg"
-            image.parent.mkdir(parents=True, exist_ok=True)
-            image.touch()
-        (tmp_path / "Labels" / f"{category}.csv").write_text("\n".join(rows))
+            ones = {*rng.choice(NAMES[:30], size=3, replace=False), namesake(category, NAMES)[0]}
+            rows.append([f"{category}_{i}.jpg", *(int(name in ones) for name in NAMES)])
+        files.write_csv(tmp_path / "Labels" / f"{category}.csv", ["image", *NAMES], rows)
+        (tmp_path / "Images" / category).mkdir(parents=True)
+        for row in rows:
+            (tmp_path / "Images" / category / str(row[0])).touch()
     return tmp_path
 
 
 def change(folder: Path, category: str, tiles: range, **cells: int) -> set[str]:
     """Set the named cells of some tiles; returns their names."""
     path = folder / "Labels" / f"{category}.csv"
-    header, *rows = [line.split(",") for line in path.read_text().splitlines()]
+    rows = files.read_csv(path)
     for i in tiles:
-        for name, value in cells.items():
-            rows[i][header.index(name)] = str(value)
-    path.write_text("\n".join(",".join(row) for row in [header, *rows]))
-    return {rows[i][0] for i in tiles}
+        rows[i] |= {name: str(value) for name, value in cells.items()}
+    files.write_csv(path, list(rows[0]), [list(row.values()) for row in rows])
+    return {rows[i]["image"] for i in tiles}
 
 
-def audited(folder: Path) -> tuple[Labels, Audit]:
-    labels = read(folder / "Labels")
-    return labels, audit(labels, folder / "Labels", images=folder / "Images")
-
-
-def tiles_of(labels: Labels, finding: Finding) -> set[str]:
-    return {labels.tiles[row] for row in finding.rows}
+def found(folder: Path, kind: str) -> tuple[Finding, set[str]]:
+    """The one finding of a kind, and its tiles."""
+    report = audited(folder / "Labels", folder / "Images")
+    (finding,) = of_kind(report, kind)
+    return finding, {report.labels.tiles[row] for row in finding.rows}
 
 
 def test_a_sound_set_has_no_findings_beyond_chance(sound: Path) -> None:
-    _, report = audited(sound)
-    assert not [f for f in report.findings if f.kind not in {"run-of-ones", "rare-label"}]
+    report = audited(sound / "Labels", sound / "Images")
+    assert {finding.kind for finding in report.findings} <= {"run-of-ones", "rare-label"}
 
 
-def test_faults_of_every_kind_planted_together_are_all_found(sound: Path) -> None:
+def test_faults_of_every_kind_planted_together_are_all_found_and_reported_worst_first(sound: Path) -> None:
     for category in CATEGORIES:
         change(sound, category, range(TILES), f1=0, f2=0, f3=0, f4=0)
         change(sound, category, range(100, 130), f1=1, f2=1)
@@ -164,14 +156,14 @@ def test_faults_of_every_kind_planted_together_are_all_found(sound: Path) -> Non
     }
     planted["too-many-labels"] = planted["run-of-ones"]
     (sound / "Images" / "pier" / "pier_9.jpg").rename(sound / "Images" / "pier" / "pier_1000.jpg")
-    for path in (sound / "Labels").glob("car_kiosk.csv"):
-        path.write_text(path.read_text().replace(",f0,", ",,", 1))
-    allowed = {category: [*NAMES[:30], namesake(category, NAMES)[0] or ""] for category in CATEGORIES}
-    (sound / "category_labels.csv").write_text("\n".join(",".join([c, *n]) for c, n in allowed.items()))
-    labels, report = audited(sound)
+    table = sound / "Labels" / "car_kiosk.csv"
+    table.write_text(table.read_text().replace(",f0,", ",,", 1))
+    allowed = [[category, *NAMES[:30], namesake(category, NAMES)[0] or ""] for category in CATEGORIES]
+    (sound / "category_labels.csv").write_text("\n".join(map(",".join, allowed)))
+    report = audited(sound / "Labels", sound / "Images")
     for kind, tiles in planted.items():
         (finding,) = of_kind(report, kind)
-        assert tiles <= tiles_of(labels, finding), kind
+        assert tiles <= {report.labels.tiles[row] for row in finding.rows}, kind
         assert finding.flagged, kind
     details = {f.kind: f.details for f in report.findings}
     assert details["unused-label"] == ("f4",)
@@ -179,74 +171,7 @@ def test_faults_of_every_kind_planted_together_are_all_found(sound: Path) -> Non
     assert details["identical-labels"] == ("f1 = f2",)
     assert details["repaired-header"] == ("car_kiosk.csv: the nameless column is read as 'f0'",)
     assert of_kind(report, "image-without-row")[0].examples == ("pier/pier_1000.jpg",)
-    flagged = {labels.tiles[row] for row in flagged_rows(report)}
-    assert len(flagged) <= len(set.union(*planted.values())) + 0.02 * len(labels.tiles)
-
-
-@pytest.mark.parametrize(
-    ("category", "label", "gone", "kind", "level"),
-    [
-        ("pier", "pier", TILES, "lost-label", "error"),
-        ("orchard", "orchards", TILES, "lost-label", "error"),
-        ("car_kiosk", "kiosk", TILES, "lost-label", "suspect"),
-        ("pier", "pier", 1, "missing-namesake", "suspect"),
-        ("pier", "pier", 70, "missing-namesake", "notice"),
-    ],
-)
-def test_a_lost_label_is_found(sound: Path, category: str, label: str, gone: int, kind: str, level: str) -> None:
-    change(sound, "plain", range(20), **{label: 1})
-    tiles = change(sound, category, range(gone), **{label: 0})
-    labels, report = audited(sound)
-    (finding,) = of_kind(report, kind)
-    assert finding.level == level
-    assert tiles_of(labels, finding) == tiles
-
-
-@pytest.mark.parametrize("form", ["long.csv", "wide.csv", "commas.xlsx", "mlrsnet.xlsx"])
-def test_labels_outside_the_data_sets_own_document_are_found(sound: Path, form: str) -> None:
-    (sound / "Labels" / "plain.csv").rename(sound / "Labels" / "wide_plain.csv")
-    strange = change(sound, "pier", range(7), kiosk=1)
-    allowed = {"PIER": [*NAMES[:30], "pier"], "wide plain": NAMES[:30]}
-    rows: list[list[str]]
-    if form == "long.csv":
-        rows = [["category", "label"], *([c, name] for c, names in allowed.items() for name in names)]
-    elif form == "wide.csv":
-        rows = [[category, *names] for category, names in allowed.items()]
-    elif form == "mlrsnet.xlsx":  # two lines of heading; number, category, labels, of differing count
-        rows = [["The labels of each category"], ["No.", "Category", "Labels"]]
-        rows += [[str(i), f"{c} ", *(f" {n}" for n in names)] for i, (c, names) in enumerate(allowed.items())]
-    else:
-        rows = [[category, ", ".join(names)] for category, names in allowed.items()]
-    if form.endswith(".csv"):
-        (sound / "category_labels.csv").write_text("\n".join(",".join(row) for row in rows))
-    else:
-        book = openpyxl.Workbook()
-        for category in ("Categories", "pier", "plain"):  # a first sheet of categories, some of them labels too
-            book.worksheets[0].append([None, category])
-        sheet = book.create_sheet()
-        for row in rows:
-            sheet.append([cell or None for cell in row])
-        book.save(sound / "Categories_names.xlsx")
-    labels, report = audited(sound)
-    (finding,) = of_kind(report, "undocumented-label")
-    assert tiles_of(labels, finding) == strange
-    assert finding.flagged
-    assert finding.details == ("pier: 'kiosk' on 7 tiles",)
-
-
-def test_a_document_about_other_labels_flags_nothing(sound: Path) -> None:
-    text = "\n".join(f"{category},a0" for category in CATEGORIES)
-    (sound / "category_labels.csv").write_text(text)
-    _, report = audited(sound)
-    (finding,) = of_kind(report, "undocumented-label")
-    assert "does not fit" in finding.title
-    assert not finding.flagged
-
-
-def test_the_report_is_json_and_text_with_the_worst_first(sound: Path) -> None:
-    change(sound, "pier", range(TILES), pier=0)
-    change(sound, "plain", range(4), **dict.fromkeys(NAMES, 0))
-    _, report = audited(sound)
+    assert len(report.flagged) <= len(set.union(*planted.values())) + 0.02 * len(report.labels.tiles)
     levels = [finding.level for finding in report.findings]
     assert levels == sorted(levels, key=("error", "suspect", "notice").index)
     raw = json.loads(json.dumps(report.to_dict()))
@@ -256,7 +181,63 @@ def test_the_report_is_json_and_text_with_the_worst_first(sound: Path) -> None:
         console.print(render(report))
     text = captured.get()
     assert all(finding.title.split(":")[0] in text for finding in report.findings)
-    assert text.index("lost") < text.index("No label at all")
+    assert text.index("is lost") < text.index("No label at all") < text.index("On no tile")
+
+
+@pytest.mark.parametrize(
+    ("category", "label", "gone", "kind", "level"),
+    [
+        ("orchard", "orchards", TILES, "lost-label", "error"),
+        ("car_kiosk", "kiosk", TILES, "lost-label", "suspect"),
+        ("pier", "pier", 1, "missing-namesake", "suspect"),
+        ("pier", "pier", 70, "missing-namesake", "notice"),
+    ],
+)
+def test_a_lost_label_is_found(sound: Path, category: str, label: str, gone: int, kind: str, level: str) -> None:
+    change(sound, "plain", range(20), **{label: 1})
+    lacking = change(sound, category, range(gone), **{label: 0})
+    finding, tiles = found(sound, kind)
+    assert (finding.level, tiles) == (level, lacking)
+
+
+DOCUMENT = {"PIER": [*NAMES[:30], "pier"], "wide plain": NAMES[:30]}
+FORMS: dict[str, list[list[str]]] = {
+    "long.csv": [["category", "label"], *([c, name] for c, names in DOCUMENT.items() for name in names)],
+    "wide.csv": [[category, *names] for category, names in DOCUMENT.items()],
+    "commas.xlsx": [[category, ", ".join(names)] for category, names in DOCUMENT.items()],
+    "mlrsnet.xlsx": [  # two lines of heading; number, category, labels, of differing count
+        ["The labels of each category"],
+        ["No.", "Category", "Labels"],
+        *([str(i), f"{c} ", *(f" {n}" for n in names)] for i, (c, names) in enumerate(DOCUMENT.items())),
+    ],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_labels_outside_the_data_sets_own_document_are_found(sound: Path, form: str) -> None:
+    (sound / "Labels" / "plain.csv").rename(sound / "Labels" / "wide_plain.csv")
+    strange = change(sound, "pier", range(7), kiosk=1)
+    if form.endswith(".csv"):
+        (sound / "category_labels.csv").write_text("\n".join(map(",".join, FORMS[form])))
+    else:
+        book = openpyxl.Workbook()
+        for category in ("Categories", "pier", "plain"):  # a first sheet of categories, some of them labels too
+            book.worksheets[0].append([None, category])
+        sheet = book.create_sheet()
+        for row in FORMS[form]:
+            sheet.append([cell or None for cell in row])
+        book.save(sound / "Categories_names.xlsx")
+    finding, tiles = found(sound, "undocumented-label")
+    assert tiles == strange
+    assert finding.flagged
+    assert finding.details == ("pier: 'kiosk' on 7 tiles",)
+
+
+def test_a_document_about_other_labels_flags_nothing(sound: Path) -> None:
+    (sound / "category_labels.csv").write_text("\n".join(f"{category},a0" for category in CATEGORIES))
+    finding, _ = found(sound, "undocumented-label")
+    assert "does not fit" in finding.title
+    assert not finding.flagged
 
 
 def test_runs_are_those_of_a_slow_search(sound: Path) -> None:

@@ -1,5 +1,5 @@
-import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as nst
 from PIL import Image
 
-from satclr import randomness
+from satclr import files, randomness
 from satclr.data import prepare, splits, tiles
 from tests.conftest import make_run, write_tile
 
@@ -29,20 +29,30 @@ def run(data: Path, **changes: Any) -> tiles.TileStore:
     return tiles.open_store(out)
 
 
-def test_the_store_holds_every_tile_in_index_order(data: Path) -> None:
-    store = run(data)
-    assert len(store.names) == 48
-    for row in range(0, 48, 7):
-        picture = Image.open(data / "Images" / store.categories[row] / store.names[row])
-        np.testing.assert_array_equal(store.pixels[row], np.asarray(picture))
+def audited(data: Path) -> Any:
+    return json.loads((data.parent / "build" / "audit.json").read_text())
 
 
-def test_statistics_are_those_of_the_training_pixels(data: Path) -> None:
-    store = run(data)
+def sides(store: tiles.TileStore) -> dict[str, str]:
+    return dict(zip(store.names, store.splits.tolist(), strict=True))
+
+
+def names_of(data: Path) -> list[str]:
+    return sorted(path.name for path in data.rglob("*.jpg"))
+
+
+def test_the_store_holds_every_tile_and_the_statistics_of_the_training_tiles(
+    tiny_data: Path, store: tiles.TileStore
+) -> None:
+    assert sorted(store.names) == names_of(tiny_data)
+    for row, (category, name) in enumerate(zip(store.categories, store.names, strict=True)):
+        np.testing.assert_array_equal(store.pixels[row], Image.open(tiny_data / "Images" / category / name))
+        assert store.targets[row, store.labels.index(category)] == 1
     pixels = store.pixels[store.rows("train")].astype(np.float64) / 255
     mean, std = store.statistics("train")
     np.testing.assert_allclose(mean, pixels.mean(axis=(0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(std, pixels.std(axis=(0, 1, 2)), rtol=1e-12)
+    assert store.statistics("imagenet") == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def sums_of(pixels: Any) -> prepare.Sums:
@@ -98,12 +108,12 @@ def test_released_statistics_do_not_depend_on_the_order_of_categories() -> None:
 
 
 def test_the_same_data_give_the_same_bytes(data: Path) -> None:
-    store = run(data)
-    files = ("tiles.npy", "index.csv", "stats.json", "audit.json")
-    first = [(store.folder / name).read_bytes() for name in files]
-    shutil.rmtree(store.folder)
-    run(data)
-    assert [(store.folder / name).read_bytes() for name in files] == first
+    def written() -> list[bytes]:
+        return [path.read_bytes() for path in sorted(run(data).folder.iterdir())]
+
+    first = written()
+    shutil.rmtree(data.parent / "build")
+    assert (len(first), written()) == (4, first)
 
 
 def truncate(path: Path) -> None:
@@ -156,13 +166,11 @@ def test_valid_pixels_and_the_scale_are_settings(data: Path) -> None:
 
 
 def test_a_split_without_labels_is_refused(data: Path) -> None:
-    names = sorted(path.name for path in data.rglob("*.jpg"))
-    split = {n: "val" if n.endswith("_00001.jpg") else "test" if n.endswith("2.jpg") else "train" for n in names}
-    (data / "split.csv").write_text("image,split\n" + "".join(f"{n},{s}\n" for n, s in split.items()))
+    ends = {"1.jpg": "val", "2.jpg": "test"}
+    files.write_csv(data / "split.csv", ["image", "split"], [(n, ends.get(n[-5:], "train")) for n in names_of(data)])
     for table in (data / "Labels").iterdir():
-        lines = table.read_text().splitlines()
-        table.write_text("\n".join(f"{ln.split(',')[0]},0,0,0" if "_00001.jpg" in ln else ln for ln in lines))
-    with pytest.raises(splits.SplitError, match=r"no val tile of .* has a label \(3 tiles\); draw another split"):
+        table.write_text(re.sub(r"(?m)(1\.jpg),.*", r"\1,0,0,0", table.read_text()))
+    with pytest.raises(splits.SplitError, match=r"no val tile of .* has a label \(6 tiles\); draw another split"):
         run(data, split={"file": "split.csv"})
 
 
@@ -175,26 +183,17 @@ def test_a_faulty_tile_stops_the_stage_by_name_or_is_left_out(fault: str, data: 
     assert path in str(caught.value)
     assert reason in str(caught.value)
     assert "on_unreadable: drop" in str(caught.value)
-    audit = json.loads((data.parent / "build" / "audit.json").read_text())
-    assert any(path in entry["path"] for entry in audit["dropped"])
+    assert any(path in entry["path"] for entry in audited(data)["dropped"])
     store = run(data, on_unreadable="drop")
     lost = fault in {"truncated", "row without a tile", "leaving link"}
     assert len(store.names) == len(store.pixels) == 48 - lost
-    assert json.loads((store.folder / "audit.json").read_text())["dropped"]
+    assert audited(data)["dropped"]
     assert store.pixels.reshape(len(store.pixels), -1).any(axis=1).all()  # never a black tile
 
 
-def empty_row(data: Path) -> str:
-    """A tile without labels, which the audit flags."""
-    path = data / "Labels" / "road.csv"
-    rows = list(csv.reader(path.read_text().splitlines()))
-    rows[4] = [rows[4][0], *("0" for _ in rows[4][1:])]
-    path.write_text("\n".join(",".join(row) for row in rows) + "\n")
-    return rows[4][0]
-
-
 def test_flagged_tiles_are_warned_of_dropped_or_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    name = empty_row(data)
+    table, name = data / "Labels" / "road.csv", "road_00003.jpg"
+    table.write_text(re.sub(rf"({name}),.*", r"\1,0,0,0", table.read_text()))  # a tile without labels
     assert name in run(data).names
     assert "the audit flags" in capsys.readouterr().err
     assert name not in run(data, labels={"on_problem": "drop"}).names
@@ -202,32 +201,23 @@ def test_flagged_tiles_are_warned_of_dropped_or_refused(data: Path, capsys: pyte
         run(data, labels={"on_problem": "fail"})
 
 
-def test_near_duplicates_can_be_kept_together(data: Path) -> None:
-    for i in range(5):  # five copies of one tile under other names
-        shutil.copy(data / "Images/water/water_00000.jpg", data / f"Images/water/water_0000{i + 1}.jpg")
-    store = run(data, split={"by": "group"})
-    rows = [store.names.index(f"water_0000{i}.jpg") for i in range(6)]
-    assert len({store.groups[row] for row in rows}) == 1
-    assert len(set(store.splits[rows])) == 1
-    audit = json.loads((store.folder / "audit.json").read_text())
-    assert any(len(group) == 6 for group in audit["near_duplicates"]["groups"])
-
-
-def test_groups_of_the_data_set_are_on_one_side_with_their_near_duplicates(data: Path) -> None:
-    names = sorted(path.name for path in data.rglob("*.jpg"))
-    scenes = {name: f"scene {i // 4}" for i, name in enumerate(names)}
-    (data / "groups.csv").write_text("image,group\n" + "".join(f"{n},{g}\n" for n, g in scenes.items()))
-    shutil.copy(data / "Images/water/water_00000.jpg", data / "Images/water/water_00015.jpg")  # in two scenes
+def test_groups_are_on_one_side_with_their_near_duplicates(data: Path) -> None:
+    scenes = {name: f"scene {i // 4}" for i, name in enumerate(names_of(data))}
+    files.write_csv(data / "groups.csv", ["image", "group"], scenes.items())
+    copies = [f"water_0000{i}.jpg" for i in range(6)]  # one tile under other names, in two scenes
+    for name in copies[1:]:
+        shutil.copy(data / "Images/water" / copies[0], data / "Images/water" / name)
     for by, leaks in (("tile", True), ("group", False)):
-        store = run(data, split={"by": by})
-        sides: dict[str, set[str]] = {}
-        for name, split in zip(store.names, store.splits, strict=True):
-            sides.setdefault(scenes[name], set()).add(str(split))
-        assert (max(map(len, sides.values())) > 1) == leaks
-        audit = json.loads((store.folder / "audit.json").read_text())
-        assert (audit["groups_across_splits"] > 0) == leaks
-    assert sides[scenes["water_00000.jpg"]] == sides[scenes["water_00015.jpg"]]
-    assert audit["near_duplicates"]["groups_across_splits"] == 0
+        side = sides(run(data, split={"by": by}))
+        spread = len({(scenes[name], split) for name, split in side.items()}) > len(set(scenes.values()))
+        assert spread == (audited(data)["groups_across_splits"] > 0) == leaks
+    (data / "groups.csv").unlink()
+    store = run(data, split={"by": "group"})
+    assert len({store.groups[store.names.index(name)] for name in copies}) == 1
+    assert len({side[name] for name in copies}) == len({sides(store)[name] for name in copies}) == 1
+    near = audited(data)["near_duplicates"]
+    assert copies in near["groups"]
+    assert near["groups_across_splits"] == 0
 
 
 @pytest.mark.parametrize("by", ["tile", "group"])
@@ -235,7 +225,6 @@ def test_unlabelled_tiles_change_nothing_but_what_pretraining_may_see(
     data: Path, capsys: pytest.CaptureFixture[str], by: str
 ) -> None:
     before = run(data, split={"by": by})
-    stats = dict(before.stats)
     test, train = (before.rows(split)[0] for split in ("test", "train"))
     paths = {row: data / "Images" / before.categories[row] / before.names[row] for row in (test, train)}
     deep = data / "Unlabelled" / "by year" / "2024"
@@ -251,7 +240,7 @@ def test_unlabelled_tiles_change_nothing_but_what_pretraining_may_see(
     count = len(before.names)
     for name in ("splits", "targets", "groups", "pixels"):
         np.testing.assert_array_equal(getattr(store, name)[:count], getattr(before, name))
-    assert store.stats["normalization"] == stats["normalization"]
+    assert store.stats["normalization"] == before.stats["normalization"]
     assert store.labelled == count
     assert store.rows("unlabelled").tolist() == list(range(count, count + 5))
     assert not store.targets[count:].any()
@@ -259,19 +248,10 @@ def test_unlabelled_tiles_change_nothing_but_what_pretraining_may_see(
         np.save(data / "features.npy", np.zeros((rows, 2), np.float32))
         with nullcontext() if fits else pytest.raises(tiles.TileError, match="features"):
             tiles.load_features(data / "features.npy", store)
-    audit = json.loads((store.folder / "audit.json").read_text())
-    assert audit["unlabelled"] == {"tiles": 5, "near_duplicates_of_tested": 1}
+    assert audited(data)["unlabelled"] == {"tiles": 5, "near_duplicates_of_tested": 1}
     assert "1 of 5 unlabelled tiles are near-duplicates" in " ".join(capsys.readouterr().err.split())
-    copy = store.names.index(names[0])
-    for kept, chosen in (("keep", range(count, count + 5)), ("leave_out", sorted({*range(count, count + 5)} - {copy}))):
-        own = before.learning(kept).rows("train").tolist()
-        for which, expected in (("train", own), ("unlabelled", [*chosen]), ("both", [*own, *chosen])):
-            learned = store.learning(kept, tiles=which)
-            assert learned.rows("train").tolist() == expected
-            for split in ("val", "test"):
-                assert learned.rows(split).tolist() == before.rows(split).tolist()
-    with pytest.raises(tiles.TileError, match="Unlabelled"):
-        before.learning("keep", tiles="unlabelled")
+    learned = store.learning("leave_out", tiles="unlabelled").rows("train")
+    assert [store.names[row] for row in learned] == [f"Unlabelled/{before.names[train]}", *names[1:]]
     (deep / "notes.txt").write_text("hm")
     with pytest.raises(prepare.PrepareError, match=r"notes\.txt: not named"):
         run(data)
@@ -284,12 +264,10 @@ def test_splits_are_shown_with_their_prevalence_and_leakage(data: Path, capsys: 
         rows = store.rows(split)
         assert f"{split} ({len(rows)})" in said
         assert f"{store.targets[rows].mean(0)[store.labels.index('road')]:.2%}" in said
-    names = sorted(path.name for path in data.rglob("*.jpg"))
-    wanted = {name: tiles.SPLITS[i % 3] for i, name in enumerate(names)}
+    wanted = {name: tiles.SPLITS[i % 3] for i, name in enumerate(names_of(data))}
+    files.write_csv(data / "split.csv", ["image", "split"], wanted.items())
     shutil.copy(data / "Images/water/water_00000.jpg", data / "Images/water/water_00001.jpg")
-    (data / "split.csv").write_text("image,split\n" + "".join(f"{n},{s}\n" for n, s in wanted.items()))
-    store = run(data, split={"file": "split.csv"})
-    assert dict(zip(store.names, store.splits.tolist(), strict=True)) == wanted
+    assert sides(run(data, split={"file": "split.csv"})) == wanted
     said = " ".join(capsys.readouterr().err.split())
     assert "1 of 1 groups of near-duplicates are in more than one split; split.csv puts them there" in said
 

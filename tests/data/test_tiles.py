@@ -1,4 +1,3 @@
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,22 +9,19 @@ from satclr.data import tiles
 
 
 def test_stream_gives_each_batch_in_order(store: tiles.TileStore) -> None:
-    rows = np.random.default_rng(1).permutation(len(store.names))
-    batches = tiles.split_batches(rows, 7)
-    assert [len(b) for b in batches] == [7] * (len(rows) // 7) + [len(rows) % 7] * (len(rows) % 7 > 0)
-    seen = []
+    batches = tiles.split_batches(np.random.default_rng(1).permutation(len(store.names)), 7)
     for wanted, (given, batch) in zip(batches, tiles.stream(store, batches, torch.device("cpu")), strict=True):
         np.testing.assert_array_equal(wanted, given)
         np.testing.assert_array_equal(batch.numpy(), store.pixels[wanted])
-        seen += given.tolist()
-    assert sorted(seen) == list(range(len(rows)))
     part = replace(store, pixels=store.pixels[:9])  # of a memory map
     assert [len(batch) for _, batch in tiles.stream(part, [np.arange(9)], torch.device("cpu"))] == [9]
 
 
-def test_a_last_batch_of_one_tile_joins_the_one_before() -> None:
-    for count, size, sizes in ((9, 4, [4, 5]), (8, 4, [4, 4]), (6, 4, [4, 2]), (1, 4, [1])):
-        assert list(map(len, tiles.split_batches(np.arange(count), size, smallest=2))) == sizes
+@pytest.mark.parametrize(("count", "sizes"), [(9, [4, 5]), (8, [4, 4]), (6, [4, 2]), (1, [1])])
+def test_a_last_batch_of_one_tile_joins_the_one_before(count: int, sizes: list[int]) -> None:
+    batches = tiles.split_batches(np.arange(count), 4, smallest=2)
+    assert [len(batch) for batch in batches] == sizes
+    assert [row for batch in batches for row in batch] == list(range(count))
 
 
 def test_a_store_says_what_is_missing_or_damaged(store: tiles.TileStore, tmp_path: Path) -> None:
@@ -43,27 +39,23 @@ def test_a_store_says_what_is_missing_or_damaged(store: tiles.TileStore, tmp_pat
         tiles.load_features(tmp_path / "none.npy", store)
 
 
-def test_an_arm_may_leave_out_training_tiles_that_it_is_tested_on(store: tiles.TileStore) -> None:
-    np.testing.assert_array_equal(store.learning("keep").splits, store.splits)
+@pytest.mark.parametrize("which", tiles.LEARNED)
+def test_an_arm_learns_from_the_tiles_it_names_and_may_leave_out_those_it_is_tested_on(
+    store: tiles.TileStore, which: str
+) -> None:
     train, val, test = (store.rows(split) for split in tiles.SPLITS)
-    groups = np.arange(len(store.names))
-    groups[train[0]] = groups[test[0]]
+    splits, groups = store.splits.astype("<U10"), np.arange(len(store.names))
+    splits[train[6:9]] = tiles.UNLABELLED
+    groups[train[0]] = groups[train[6]] = groups[test[0]]
     groups[train[3]] = groups[val[1]]
     groups[train[5]] = groups[train[4]]
     groups[val[2]] = groups[test[2]]
-    apart = replace(store, groups=groups).learning("leave_out")
-    assert apart.rows("train").tolist() == [row for row in train if row not in (train[0], train[3])]
-    assert apart.rows("val").tolist() == val.tolist()
-    assert apart.rows("test").tolist() == test.tolist()
-    assert apart.digest == store.digest
-    with pytest.raises(tiles.TileError, match="no tile to learn from"):
-        replace(store, groups=np.zeros_like(groups)).learning("leave_out")
-
-
-def test_targets_and_statistics_come_from_the_files(store: tiles.TileStore) -> None:
-    stats = json.loads((store.folder / "stats.json").read_text())
-    assert store.labels == stats["labels"]
-    assert store.targets.shape == (len(store.names), len(store.labels))
-    for row, category in enumerate(store.categories):
-        assert store.targets[row, store.labels.index(category)] == 1
-    assert store.statistics("imagenet") == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    mixed = replace(store, splits=splits, groups=groups)
+    every = {"train": [*train[:6], *train[9:]], "unlabelled": [*train[6:9]], "both": [*train]}[which]
+    apart = [row for row in every if row not in train[[0, 3, 6]]]
+    for near, expected in (("keep", every), ("leave_out", apart)):
+        learned = mixed.learning(near, tiles=which)
+        assert [learned.rows(split).tolist() for split in tiles.SPLITS] == [expected, val.tolist(), test.tolist()]
+        assert learned.digest == store.digest
+    with pytest.raises(tiles.TileError, match=r"no tile to learn from .* put images into data/.*/Unlabelled"):
+        replace(mixed, groups=np.zeros_like(groups)).learning("leave_out", tiles=which)

@@ -232,7 +232,7 @@ def _write(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 def _audit(found: labels.Labels, folder: Path) -> None:
-    report = audit.audit(found, folder)
+    report = audit.audit(folder)
     tree: Any = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert tree["tiles"] == len(found.tiles)
     Console(file=io.StringIO(), width=100).print(audit.render(report))

@@ -1,7 +1,7 @@
 """What is wrong with a data set's labels, worst first, and which published data set it is.
 
-In: `Labels` and the folder they were read from. Out: an `Audit` to print (`render`), to store (`to_dict`) and to act on
-(`flagged_rows`). What is known about published data sets is in `published/<name>.json`, one file each: their documented
+In: a folder of label tables. Out: an `Audit` to print (`render`), to store (`to_dict`) and to act on
+(`flagged`). What is known about published data sets is in `published/<name>.json`, one file each: their documented
 labels, their releases and the damage in them; other data sets are audited without it.
 
     satclr audit LABELS_DIR [--images DIR] [--json FILE]
@@ -17,22 +17,21 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from pydantic import Field
+from pydantic import BaseModel
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
 from satclr.data import checks
 from satclr.data.checks import Finding, Rows
-from satclr.data.labels import LabelError, Labels
-from satclr.params import Model
+from satclr.data.labels import LabelError, Labels, read
 
 LEVELS: Final = {"error": "bold red", "suspect": "bold yellow", "notice": "bold cyan"}
 EXTREMES: Final = 5
 DETAILS: Final = 4
 
 
-class Release(Model):
+class Release(BaseModel, frozen=True, extra="forbid", strict=True):
     """A published state of the label tables: each category's digest, and how many rows of it are wrong."""
 
     name: str
@@ -41,21 +40,21 @@ class Release(Model):
     corrupt_rows: dict[str, int]
 
 
-class Known(Model):
-    """A published data set.
+class Known(BaseModel, frozen=True, extra="forbid", strict=True):
+    """A published data set; without values, one that nothing is known of.
 
     max_labels: the most labels that its authors document for a tile. documented: the labels that go with each category.
     undocumented: those that its sound release has besides. namesakes: the label that a category is named after.
     """
 
-    name: str
-    source: str
+    name: str | None = None
+    source: str = ""
     max_labels: int | None = None
-    labels: frozenset[str]
-    categories: frozenset[str]
-    documented: dict[str, frozenset[str]] = Field({})
-    undocumented: dict[str, frozenset[str]] = Field({})
-    namesakes: dict[str, str] = Field({})
+    labels: frozenset[str] = frozenset()
+    categories: frozenset[str] = frozenset()
+    documented: dict[str, frozenset[str]] = {}
+    undocumented: dict[str, frozenset[str]] = {}
+    namesakes: dict[str, str] = {}
     releases: tuple[Release, ...] = ()
 
 
@@ -67,13 +66,18 @@ class Audit:
     known: str | None
     findings: tuple[Finding, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON types; `flagged` maps each flagged tile to the kinds of its findings."""
-        counts = self.labels.targets.sum(1, dtype=np.int64)
-        flagged: dict[str, list[str]] = {}
+    @property
+    def flagged(self) -> dict[int, list[str]]:
+        """The rows that `on_problem: drop` leaves out, each with the kinds of its findings."""
+        flagged: dict[int, list[str]] = {}
         for finding in self.findings:
             for row in finding.rows if finding.flagged else ():
-                flagged.setdefault(self.labels.tiles[row], []).append(finding.kind)
+                flagged.setdefault(row, []).append(finding.kind)
+        return flagged
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON types, the flagged tiles by name."""
+        counts = self.labels.targets.sum(1, dtype=np.int64)
         return {
             "data_set": self.known,
             "tiles": len(self.labels.tiles),
@@ -88,29 +92,28 @@ class Audit:
             },
             "label_counts": _label_counts(self.labels),
             "findings": [finding.to_dict() for finding in self.findings],
-            "flagged": dict(sorted(flagged.items())),
+            "flagged": dict(sorted((self.labels.tiles[row], kinds) for row, kinds in self.flagged.items())),
         }
 
 
-def audit(labels: Labels, folder: Path, *, images: Path | None = None) -> Audit:
-    """Check `labels`, read from `folder`, for every kind of fault.
+def audit(folder: Path, *, images: Path | None = None) -> Audit:
+    """Read the label tables in `folder` and check them for every kind of fault.
 
     images: the folder of `<category>/<tile>` images to compare with the rows. Raises `LabelError` when it is not a
-    folder or the data set's own document is unreadable.
+    folder, and when a table or the data set's own document is unreadable.
     """
+    labels = read(folder)
     if images is not None and not images.is_dir():
         raise LabelError(f"{images}: no such folder; it should hold one folder of images per category")
     same = (known for known in _published() if known.labels == set(labels.names))
-    known = next((known for known in same if known.categories >= set(labels.columns)), None)
-    documented = checks.documented(folder, labels)
-    if documented is None and known:
-        documented = f"{known.name}'s documentation", known.documented
+    known = next((known for known in same if known.categories >= set(labels.columns)), Known())
+    document = checks.documented(folder, labels) or (f"{known.name}'s documentation", known.documented)
     found = [
-        *(_releases(labels, known) if known and known.releases else ()),
-        *checks.lost(labels, known.namesakes if known else {}),
-        *checks.over_maximum(labels, known.max_labels if known else None),
+        *(_releases(labels, known) if known.releases else ()),
+        *checks.lost(labels, known.namesakes),
+        *checks.over_maximum(labels, known.max_labels),
         *checks.runs(labels),
-        *checks.undocumented(labels, documented, known.undocumented if known else {}),
+        *checks.undocumented(labels, *document, known.undocumented),
         *checks.unlabelled(labels),
         *checks.unusable(labels),
         *checks.repairs(labels),
@@ -118,7 +121,7 @@ def audit(labels: Labels, folder: Path, *, images: Path | None = None) -> Audit:
     ]
     order = list(LEVELS)
     found.sort(key=lambda f: (order.index(f.level), f.kind != "known-release", -len(f.rows)))
-    return Audit(labels, known.name if known else None, tuple(found))
+    return Audit(labels, known.name, tuple(found))
 
 
 @cache
@@ -129,20 +132,16 @@ def _published() -> list[Known]:
 
 def _releases(labels: Labels, known: Known) -> Iterator[Finding]:
     """Tell which published release the tables are, and what is known to be wrong with it."""
-    found = _digests(labels)
-
-    def matches(release: Release) -> set[str]:
-        return {category for category, digest in found.items() if release.tables.get(category) == digest}
-
-    nearest = max(known.releases, key=lambda release: len(matches(release)))
-    others = len(found) - len(matches(nearest))
+    digests = {category: _digest(labels, rows) for category, rows, _ in checks.tables(labels)}
+    equal = [{c for c, digest in digests.items() if release.tables.get(c) == digest} for release in known.releases]
+    nearest, same = max(zip(known.releases, equal, strict=True), key=lambda pair: len(pair[1]))
     title = f"{known.name}, release of {nearest.name}"
-    if others == len(found):
+    if not same:
         title = f"{known.name}'s labels, but no table equals a published one"
-    elif others:
-        title += f", but for {others} of {len(found)} tables"
+    elif others := len(digests) - len(same):
+        title += f", but for {others} of {len(digests)} tables"
     # A few damaged tables among sound ones are still damage.
-    damaged = {c: r for r in known.releases for c in matches(r) & set(r.corrupt_rows)}
+    damaged = {c: r for r, tables in zip(known.releases, equal, strict=True) for c in tables & set(r.corrupt_rows)}
     if damaged:
         wrong = {category: release.corrupt_rows[category] for category, release in damaged.items()}
         ranked = sorted(wrong, key=lambda category: (-wrong[category], category))
@@ -150,31 +149,23 @@ def _releases(labels: Labels, known: Known) -> Iterator[Finding]:
         details = tuple(f"{category}: {wrong[category]:,} corrupt rows" for category in ranked)
         yield Finding("known-release", "error", title, damaged[ranked[0]].advice, details=details)
     else:
-        advice = "Compare them with the release they were made from." if others else nearest.advice
+        advice = nearest.advice if same == set(digests) else "Compare them with the release they were made from."
         yield Finding("known-release", "notice", title, advice)
 
 
-def _digests(labels: Labels) -> dict[str, str]:
-    """Digest each category's table by content, independent of encoding, line ends, row and column order."""
-    result = {}
-    for category, rows, _ in checks.tables(labels):
-        ordered = sorted(rows.tolist(), key=labels.tiles.__getitem__)
-        digest = hashlib.sha256("\n".join([*labels.names, *(labels.tiles[i] for i in ordered)]).encode())
-        digest.update(np.packbits(labels.targets[ordered], axis=1).tobytes())
-        result[category] = digest.hexdigest()[:16]
-    return result
-
-
-def flagged_rows(report: Audit) -> Rows:
-    """The rows that `on_problem: drop` leaves out, ascending."""
-    return np.array(sorted({row for f in report.findings if f.flagged for row in f.rows}), dtype=np.intp)
+def _digest(labels: Labels, rows: Rows) -> str:
+    """Digest a category's table by content, independent of encoding, line ends, row and column order."""
+    ordered = sorted(rows.tolist(), key=labels.tiles.__getitem__)
+    digest = hashlib.sha256("\n".join([*labels.names, *(labels.tiles[i] for i in ordered)]).encode())
+    digest.update(np.packbits(labels.targets[ordered], axis=1).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def render(report: Audit) -> RenderableType:
     """The audit as text for the terminal."""
     labels = report.labels
     counts = labels.targets.sum(1, dtype=np.int64)
-    flagged = len(flagged_rows(report))
+    flagged = len(report.flagged)
     ranked = sorted((count, name) for name, count in _label_counts(labels).items())
     listed = [f"{name} {count:,}" for count, name in ranked]
     rarest, commonest = ", ".join(listed[:EXTREMES]), ", ".join(listed[: -EXTREMES - 1 : -1])

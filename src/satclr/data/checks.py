@@ -126,11 +126,8 @@ def runs(labels: Labels) -> Iterator[Finding]:
     yield from _finding(labels, "run-of-ones", "error", filled, title, DROP)
 
 
-def undocumented(labels: Labels, document: tuple[str, Documented] | None, beside: Documented) -> Iterator[Finding]:
-    """Find labels that a document (its name, what it lists) and the sound release (`beside`) lack for the category."""
-    if document is None:
-        return
-    source, allowed = document
+def undocumented(labels: Labels, source: str, allowed: Documented, beside: Documented) -> Iterator[Finding]:
+    """Find labels that the document `source`, which lists `allowed`, lacks for a category; `beside`: its omissions."""
     strange, usual = dict[str, Rows](), dict[str, Rows]()
     for category, rows, _ in tables(labels):
         for k, name in enumerate(labels.names):
@@ -269,9 +266,8 @@ def _singular(name: str) -> str:
 def tables(labels: Labels) -> Iterator[tuple[str, Rows, list[int]]]:
     """Yield each category, its rows, and its labels' indices in its table's column order."""
     categories = np.asarray(labels.categories)
-    position = {name: k for k, name in enumerate(labels.names)}
     for category, columns in labels.columns.items():
-        yield category, np.flatnonzero(categories == category), [position[name] for name in columns]
+        yield category, np.flatnonzero(categories == category), [labels.names.index(name) for name in columns]
 
 
 def _finding(

@@ -7,9 +7,8 @@ and mirrored copies have other hashes and are not found.
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -33,23 +32,20 @@ CHUNK = 1024
 HASHES_AT_ONCE = 1 << 12  # they stay in a cache
 
 
-def groups(pixels: Tiles) -> Rows:
-    """Group near-duplicates: (N,H,W,3) uint8, possibly a memory map → the first row of each row's group, (N,)."""
-    return connected(pairs(pixels), len(pixels))
-
-
 def pairs(pixels: Tiles) -> Rows:
-    """The pairs of rows that are near-duplicates, (2,P), at least one for each row."""
+    """The pairs of near-duplicates, (2,P), at least one for each row of (N,H,W,3) uint8, possibly a memory map."""
     digests, found = hashes(pixels)
     _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
     unique = np.sort(first)
     confirmed = [np.stack((np.arange(len(pixels)), first[inverse]))]  # equal pixels need no second look
     for left, right in candidates(found[unique], DISTANCE_BITS):
         rows, position = np.unique(np.concatenate((unique[left], unique[right])), return_inverse=True)
-        thumbnails = _thumbnails(pixels, rows)
+        gray = _gray((pixels[row] for row in rows), Image.Resampling.BOX)
+        thumbnails = gray.reshape(len(rows), -1).astype(np.float32)
+        thumbnails -= thumbnails.mean(1, keepdims=True)  # now a dot product is a correlation
+        thumbnails /= np.maximum(np.linalg.norm(thumbnails, axis=1, keepdims=True), 1e-6)
         for start in range(0, len(left), CHUNK * 16):
-            a = position[: len(left)][start : start + CHUNK * 16]
-            b = position[len(left) :][start : start + CHUNK * 16]
+            a, b = position.reshape(2, -1)[:, start : start + CHUNK * 16]
             same = (thumbnails[a] * thumbnails[b]).sum(1) >= CORRELATION_MIN
             confirmed.append(np.stack((rows[a[same]], rows[b[same]])))
     return np.concatenate(confirmed, axis=1)
@@ -86,9 +82,19 @@ def hashes(pixels: Tiles) -> tuple[Hashes, Hashes]:
 
     The hash is the signs of the lowest 8×8 DCT coefficients of the gray tile about their median (imagehash.phash).
     """
+    from scipy.fft import dct
+
+    def chunk(start: int) -> tuple[Hashes, Hashes]:
+        tiles = pixels[start : start + CHUNK]
+        exact = b"".join(hashlib.blake2b(tile.tobytes(), digest_size=8).digest() for tile in tiles)
+        gray = _gray(tiles, Image.Resampling.LANCZOS)
+        low = dct(dct(gray, axis=1), axis=2)[:, :8, :8].reshape(len(gray), HASH_BITS)
+        bits = low > np.median(low, axis=1, keepdims=True)
+        return np.frombuffer(exact, np.uint64), np.packbits(bits, axis=1).view(np.uint64).ravel()
+
     parts = []
     with ThreadPoolExecutor(os.cpu_count()) as pool, progress.bar("hash tiles", len(pixels)) as advance:
-        for part in pool.map(partial(_hash_chunk, pixels), range(0, len(pixels), CHUNK)):
+        for part in pool.map(chunk, range(0, len(pixels), CHUNK)):
             parts.append(part)
             advance(len(part[0]))
     exact, perceptual = zip(*parts, strict=True)
@@ -114,19 +120,6 @@ def candidates(found: Hashes, distance_bits: int) -> Iterator[tuple[Rows, Rows]]
                 yield left[new], right[new]
 
 
-def _hash_chunk(pixels: Tiles, start: int) -> tuple[Hashes, Hashes]:
-    from scipy.fft import dct
-
-    tiles = pixels[start : start + CHUNK]
-    exact = b"".join(hashlib.blake2b(tile.tobytes(), digest_size=8).digest() for tile in tiles)
-    size = (THUMBNAIL_PX, THUMBNAIL_PX)
-    small = (Image.fromarray(tile).convert("L").resize(size, Image.Resampling.LANCZOS) for tile in tiles)
-    gray = np.array([np.asarray(tile) for tile in small])
-    low = dct(dct(gray, axis=1), axis=2)[:, :8, :8].reshape(len(gray), HASH_BITS)
-    bits = low > np.median(low, axis=1, keepdims=True)
-    return np.frombuffer(exact, np.uint64), np.packbits(bits, axis=1).view(np.uint64).ravel()
-
-
 def _close(found: Hashes, mask: np.uint64, distance_bits: int) -> Iterator[tuple[Rows, Rows]]:
     """The pairs that agree in `mask`: sorted by it, a hash is compared with the next, the next but one, and so on."""
     order = np.argsort(found & mask, kind="stable")
@@ -146,11 +139,7 @@ def _close(found: Hashes, mask: np.uint64, distance_bits: int) -> Iterator[tuple
             yield tuple(np.concatenate(near, axis=1))
 
 
-def _thumbnails(pixels: Tiles, rows: Rows) -> npt.NDArray[np.float32]:
-    """Gray thumbnails about their mean, of norm 1, so that their dot product is a correlation."""
+def _gray(tiles: Iterable[Tiles], resampling: Image.Resampling) -> Tiles:
+    """Gray thumbnails of tiles, (n,32,32)."""
     size = (THUMBNAIL_PX, THUMBNAIL_PX)
-    tiles = (Image.fromarray(pixels[row]).convert("L").resize(size, Image.Resampling.BOX) for row in rows)
-    result = np.array([np.asarray(tile, dtype=np.float32).ravel() for tile in tiles])
-    result -= result.mean(1, keepdims=True)
-    result /= np.maximum(np.linalg.norm(result, axis=1, keepdims=True), 1e-6)
-    return result
+    return np.array([np.asarray(Image.fromarray(tile).convert("L").resize(size, resampling)) for tile in tiles])

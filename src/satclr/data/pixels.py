@@ -49,14 +49,10 @@ class Raster:
     values: npt.NDArray[Any]
     valid: npt.NDArray[np.bool_]
 
-    @property
-    def deep(self) -> bool:
-        return self.values.dtype != np.uint8
-
     def rgb(self, scale: Scale | None) -> Tiles:
         """The pixels as 8 bits (H,W,3), black without data. Raises `TileError` for deep ones without scale."""
         values = self.values
-        if self.deep:
+        if values.dtype != np.uint8:
             if scale is None:
                 kind = f"{values.dtype} pixels, not 8 bits per channel"
                 raise TileError(f"{kind}: set data.scale, or prepare and train on tiles of this kind")
@@ -72,10 +68,8 @@ def _reasons() -> Iterator[None]:
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
-    except (TileError, FileNotFoundError):
-        raise
     except Exception as error:  # a decoder raises whatever its parsing raises
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, TileError) or (isinstance(error, OSError) and error.errno is not None):
             raise
         raise TileError(" ".join(str(error).split()) or type(error).__name__) from None
 
@@ -99,29 +93,28 @@ def decode(
     return np.asarray(image)
 
 
-def picture(source: bytes | Path | IO[bytes], *, scale: Scale | None = None) -> Image.Image:
-    """Read one image file as Pillow's RGB, or RGBA where some pixels hold no data. Raises as `read` does."""
-    raster = read(source)
-    image = Image.fromarray(raster.rgb(scale))
+def picture(file: Path) -> Image.Image:
+    """Read an image of 8 bits as Pillow's RGB, or RGBA where some pixels hold no data. Raises as `read` does."""
+    raster = read(file)
+    image = Image.fromarray(raster.rgb(None))
     if not raster.valid.all():
         image.putalpha(Image.fromarray(raster.valid.astype(np.uint8) * 255))
     return image
 
 
 @_reasons()
-def read(source: bytes | Path | IO[bytes]) -> Raster:
+def read(source: bytes | Path) -> Raster:
     """Read one image file, turned as its EXIF data say.
 
     Raises `TileError` with the reason for anything but one complete image in one of FORMATS and of a tile's size,
     including whatever a damaged or hostile file provokes in its decoder.
     """
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
-    if image := _pillow(file):
+    if image := _pillow(source):
         with image:
             _check_size(image.width, image.height)
             if not _needs_gdal(image):
                 return _from_pillow(image)
-    return _from_gdal(file)
+    return _from_gdal(source)
 
 
 @_reasons()
@@ -154,12 +147,12 @@ def is_deep(file: Path) -> bool:
     return False
 
 
-def _pillow(file: Path | IO[bytes]) -> Image.Image | None:
+def _pillow(source: bytes | Path) -> Image.Image | None:
     """The opened image, or None for a TIFF that Pillow does not know. Raises `TileError` for what is no image."""
     try:
-        return Image.open(file, formats=FORMATS)
+        return Image.open(_file(source), formats=FORMATS)
     except Exception as error:
-        if _start(file).startswith(TIFF):
+        if _is_tiff(source):
             return None
         if isinstance(error, UnidentifiedImageError):
             raise TileError(f"not an image ({', '.join(FORMATS)})") from None
@@ -175,12 +168,10 @@ def measured(paths: Sequence[Path]) -> Scale | None:
     count, most = MEASURED
     parts = []
     for path in deep[:: -(-len(deep) // count) or 1]:
-        try:
+        with suppress(TileError, OSError):
             raster = read(path)
-        except (TileError, OSError):
-            continue
-        values = raster.values[raster.valid].astype(np.float64)
-        parts.append(values[:: -(-len(values) // most) or 1].ravel())
+            values = raster.values[raster.valid].astype(np.float64)
+            parts.append(values[:: -(-len(values) // most) or 1].ravel())
     values = np.concatenate([np.empty(0), *parts])
     if not values.size:
         return None
@@ -188,14 +179,15 @@ def measured(paths: Sequence[Path]) -> Scale | None:
     return (low, high) if low < high else (low, low + 1)
 
 
-def _start(file: Path | IO[bytes]) -> bytes:
-    if isinstance(file, Path):
-        with file.open("rb") as opened:
-            return opened.read(4)
-    file.seek(0)
-    start = file.read(4)
-    file.seek(0)
-    return start
+def _file(source: bytes | Path) -> Path | IO[bytes]:
+    return io.BytesIO(source) if isinstance(source, bytes) else source
+
+
+def _is_tiff(source: bytes | Path) -> bool:
+    if isinstance(source, bytes):
+        return source.startswith(TIFF)
+    with source.open("rb") as file:
+        return file.read(4) in TIFF
 
 
 def _check_size(width: int, height: int) -> None:  # from the header, before pixels take memory
@@ -232,7 +224,7 @@ def _from_pillow(image: Image.Image) -> Raster:
 
 
 @contextmanager
-def _opened(file: Path | IO[bytes]) -> Iterator[Any]:
+def _opened(source: bytes | Path) -> Iterator[Any]:
     """An open rasterio data set of one image. Raises `TileError` without rasterio."""
     try:
         import rasterio
@@ -240,15 +232,15 @@ def _opened(file: Path | IO[bytes]) -> Iterator[Any]:
         raise TileError(
             "more than 8 bits per channel, more bands or GDAL's tags: reading it requires rasterio, uv sync --group geo"
         ) from None
-    driver = "GTiff" if _start(file).startswith(TIFF) else "PNG"  # GDAL's others may name further files
-    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="TRUE"), rasterio.open(file, driver=driver) as data:
+    driver = "GTiff" if _is_tiff(source) else "PNG"  # GDAL's others may name further files
+    with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="TRUE"), rasterio.open(_file(source), driver=driver) as data:
         if (frames := len(data.subdatasets)) > 1:
             raise TileError(f"{frames} frames: one image per file is needed")
         yield data
 
 
-def _from_gdal(file: Path | IO[bytes], place: Window | None = None) -> Raster:
-    with _opened(file) as data:
+def _from_gdal(source: bytes | Path, place: Window | None = None) -> Raster:
+    with _opened(source) as data:
         if place is None:
             place = (0, 0, data.width, data.height)
             _check_size(data.width, data.height)
@@ -276,12 +268,11 @@ def _from_gdal(file: Path | IO[bytes], place: Window | None = None) -> Raster:
 
 def _bands(data: Any) -> list[int]:
     """The bands, from 1, of red, green and blue, or the one of grey."""
-    words = [set(re.findall(r"[a-z0-9]+", (text or "").lower())) for text in data.descriptions]
-    found = [next((i for i, own in enumerate(words, 1) if own & colour), 0) for colour in COLOURS]
-    if all(found):
-        return found
-    names = [colour.name for colour in data.colorinterp]
-    if {"red", "green", "blue"} <= set(names):
-        return [names.index(name) + 1 for name in ("red", "green", "blue")]
-    rest = [i for i, name in enumerate(names, 1) if name != "alpha"]
+    described = [set(re.findall(r"[a-z0-9]+", (text or "").lower())) for text in data.descriptions]
+    interpreted = [{colour.name} for colour in data.colorinterp]
+    for words in (described, interpreted):
+        found = [next((i for i, own in enumerate(words, 1) if own & colour), 0) for colour in COLOURS]
+        if all(found):
+            return found
+    rest = [i for i, own in enumerate(interpreted, 1) if own != {"alpha"}]
     return rest[:3] if len(rest) > 2 else rest[:1]

@@ -12,8 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from itertools import compress
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any, Final
 
@@ -56,25 +55,25 @@ def write_store(data: Path, out: Path, settings: Data) -> None:
     if not data.is_dir():
         layout = "put Images/<category>/*.jpg and Labels/<category>.csv there"
         raise PrepareError(f"no data: {data} does not exist; {layout} (`dvc pull` fetches the sample)")
-    table = labels.read(data / "Labels")
-    found = audit.audit(table, data / "Labels")
+    found = audit.audit(data / "Labels")
+    table = found.labels
     images, problems = _match(data, table)
     others = _unlabelled(data, problems)
     record: dict[str, Any] = {**found.to_dict(), "on_problem": settings.labels.on_problem}
     try:
-        flagged = _check_flagged(data, found, settings.labels.on_problem)
+        _check_flagged(data, found, settings.labels.on_problem)
+        dropped = found.flagged if settings.labels.on_problem == "drop" else {}
         record["dropped"] = problems
         _check_problems(data, problems, out, settings)
-        labelled = [(row, path) for row, path in sorted(images.items()) if row not in flagged]
+        labelled = [(row, path) for row, path in sorted(images.items()) if row not in dropped]
         scale = settings.scale or pixels.measured(_training(data, settings, table, labelled))
-        decode = partial(pixels.decode, tile_px=settings.tile_px, scale=scale, minimum_valid=settings.minimum_valid)
         with (
             files.replacing(out / "stats.json") as stats,
             files.replacing(out / "index.csv") as index,
             files.replacing(out / "tiles.npy") as packed,
         ):
             sources: list[Path | str] = [*(path for _, path in labelled), *others]
-            kept, sums, digest = _pack(data, packed, sources, decode, problems)
+            kept, sums, digest = _pack(data, packed, sources, settings, scale, problems)
             _check_problems(data, problems, out, settings)
             rows = [labelled[i][0] for i in kept if i < len(labelled)]
             if not rows:
@@ -83,8 +82,13 @@ def write_store(data: Path, out: Path, settings: Data) -> None:
             paths = [os.path.relpath(sources[i], data) for i in kept[len(rows) :]]
             names = [path.encode(errors="backslashreplace").decode() for path in paths]
             split = _write_index(data, packed, index, settings, table, rows, names, record)
+            train = sums[: len(rows)][np.array(split) == "train"]
             facts = {"labels": list(table.names), "tile_px": settings.tile_px, "tiles": record["split"]["sizes"]}
-            facts["normalization"] = _normalization(sums[: len(rows)][np.array(split) == "train"], settings.tile_px)
+            facts["normalization"] = {
+                "train": train_statistics(train, settings.tile_px),
+                "imagenet": dict(zip(("mean", "std"), tiles.IMAGENET, strict=True)),
+                "released": released_statistics(train, settings.tile_px),
+            }
             facts["digest"] = hashlib.sha256(digest + index.read_bytes()).hexdigest()
             files.write_json(stats, facts | ({"scale": scale} if scale else {}))
             (out / "stats.json").unlink(missing_ok=True)
@@ -92,30 +96,24 @@ def write_store(data: Path, out: Path, settings: Data) -> None:
         files.write_json(out / "audit.json", record, allow_nan=True)
 
 
-def _training(data: Path, settings: Data, table: labels.Labels, rows: list[tuple[int, Path]]) -> list[Path]:
+def _training(data: Path, settings: Data, table: labels.Labels, labelled: list[tuple[int, Path]]) -> list[Path]:
     """The files of training tiles, to measure a scale; of all tiles in a split by group, for which pixels decide."""
-    split, paths = settings.split, [path for _, path in rows]
-    if split.by == "group" or not any(map(pixels.is_deep, paths)):
+    rows, paths = [row for row, _ in labelled], [path for _, path in labelled]
+    if settings.split.by == "group" or not any(map(pixels.is_deep, paths)):
         return paths
-    names = [table.tiles[row] for row, _ in rows]
-    if split.file is not None:
-        drawn = splits.from_file(data / split.file, names, left_out=set(table.tiles) - set(names))
-    else:
-        stratify = table.targets[[row for row, _ in rows]] if split.stratify else None
-        drawn = splits.split(names, fractions=split.fractions, seed=split.seed, stratify=stratify)
+    names = [table.tiles[row] for row in rows]
+    drawn = splits.draw(data, settings.split, names, table.targets[rows], set(table.tiles) - set(names))
     return [path for path, which in zip(paths, drawn, strict=True) if which == "train"]
 
 
-def _check_flagged(data: Path, found: audit.Audit, on_problem: str) -> set[int]:
-    """Refuse rows that the audit flags, or warn; returns those to drop."""
-    flagged = set(audit.flagged_rows(found).tolist())
-    count = f"{len(flagged):,} of {len(found.labels.tiles):,} tiles"
-    told = f"the audit flags {count}; see `satclr audit {data / 'Labels'}`"
-    if flagged and on_problem == "fail":
-        raise PrepareError(f"{told}, or set data.labels.on_problem to warn or drop")
-    if flagged:
+def _check_flagged(data: Path, found: audit.Audit, on_problem: str) -> None:
+    """Refuse rows that the audit flags, or warn of them."""
+    if found.flagged:
+        count = f"{len(found.flagged):,} of {len(found.labels.tiles):,} tiles"
+        told = f"the audit flags {count}; see `satclr audit {data / 'Labels'}`"
+        if on_problem == "fail":
+            raise PrepareError(f"{told}, or set data.labels.on_problem to warn or drop")
         progress.say(f"warning: {told} (data.labels.on_problem: {on_problem})")
-    return flagged if on_problem == "drop" else set()
 
 
 def _check_problems(data: Path, problems: Problems, out: Path, settings: Data) -> None:
@@ -181,20 +179,21 @@ def _unusable(path: Path, data: Path) -> str | None:
 
 
 def _pack(
-    data: Path, packed: Path, sources: Sequence[Path | str], decode: partial[tiles.Tiles], problems: Problems
-) -> tuple[list[int], Sums, bytes]:
+    data: Path, packed: Path, sources: Sequence[Path | str], settings: Data, scale: pixels.Scale | None,
+    problems: Problems,
+) -> tuple[list[int], Sums, bytes]:  # fmt: skip
     """Decode in parallel, append in order: the positions of the tiles kept, their sums, a digest of the pixels."""
+    tile_px = settings.tile_px
 
     def read(path: Path) -> tuple[bytes, Sums] | str:
         try:
-            tile = decode(path)
+            tile = pixels.decode(path, tile_px, scale=scale, minimum_valid=settings.minimum_valid)
         except (tiles.TileError, OSError) as error:
             return str(error)
         values = tile.reshape(-1, 3).astype(np.int64)
         return tile.tobytes(), np.stack([values.sum(axis=0), (values * values).sum(axis=0)])
 
     kept: list[int] = []
-    tile_px = decode.keywords["tile_px"]
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(sources), tile_px, tile_px, 3)}
     sums = np.zeros((len(sources), 2, 3), np.int64)
     digest = hashlib.sha256()
@@ -233,7 +232,7 @@ def _write_index(
     edges = duplicates.pairs(np.load(packed, mmap_mode="r", allow_pickle=False))
     group = duplicates.connected(edges, len(names))
     dropped = set(table.tiles) - set(names)
-    split = splits.decide(data, settings.split, names, [names[row] for row in group], targets, dropped, record)
+    split = splits.decide(data, settings.split, names, group.tolist(), targets, dropped, record)
     tested = np.flatnonzero(np.array(split) != "train")
     group = duplicates.follow(edges, group, len(names) + len(unlabelled), tested)
     sizes = dict(sorted(Counter(split).items()))
@@ -251,23 +250,14 @@ def _write_index(
     shares = {s: dict(zip(table.names, share.tolist(), strict=True)) for s, share in prevalence.items()}
     record["split"] = {"sizes": sizes, "prevalence": shares}
     progress.show(splits.summary(split, targets, table.names, unlabelled=len(unlabelled)))
-    every, blank = [*names, *unlabelled], [""] * len(unlabelled)
-    columns = (
-        every,
-        [*(table.categories[row] for row in rows), *blank],
-        [*split, *[tiles.UNLABELLED] * len(unlabelled)],
-        [every[row] for row in group],
-        [*("|".join(compress(table.names, row)) for row in targets), *blank],
-    )
-    files.write_csv(index, tiles.INDEX, zip(*columns, strict=True))
+    every = [*names, *unlabelled]
+    first = [every[row] for row in group]
+    categories = (table.categories[row] for row in rows)
+    present = ("|".join(compress(table.names, y)) for y in targets)
+    labelled = zip(names, categories, split, first[: len(names)], present, strict=True)
+    others = ((tile, "", tiles.UNLABELLED, of, "") for tile, of in zip(unlabelled, first[len(names) :], strict=True))
+    files.write_csv(index, tiles.INDEX, chain(labelled, others))
     return split
-
-
-def _normalization(sums: Sums, tile_px: int) -> dict[str, dict[str, list[float]]]:
-    """Mean and standard deviation of the encoder's input, by each way that `pretrain.normalization` names."""
-    imagenet = dict(zip(("mean", "std"), map(list, tiles.IMAGENET), strict=True))
-    own, released = train_statistics(sums, tile_px), released_statistics(sums, tile_px)
-    return {"train": own, "imagenet": imagenet, "released": released}
 
 
 def train_statistics(sums: Sums, tile_px: int) -> dict[str, list[float]]:

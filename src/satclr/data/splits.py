@@ -5,17 +5,17 @@ writes into index.csv; no later stage splits again. Every draw is a function of 
 order of files and rows does not matter.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Hashable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from rich.table import Table
+from rich.table import Column, Table
 
 from satclr import files, progress, randomness
-from satclr.data import duplicates, labels
+from satclr.data import labels
 from satclr.data.tiles import SPLITS
 from satclr.params import Split
 
@@ -33,7 +33,7 @@ class SplitError(ValueError):
 
 
 def decide(
-    data: Path, settings: Split, names: Sequence[str], groups: Sequence[str], targets: Targets,
+    data: Path, settings: Split, names: Sequence[str], groups: Sequence[int], targets: Targets,
     left_out: Collection[str], record: dict[str, Any],
 ) -> list[str]:  # fmt: skip
     """The split that `settings` ask for of the N labelled tiles in the folder `data`, with near-duplicates `groups`.
@@ -41,21 +41,16 @@ def decide(
     Warns of groups that are in more than one split, and adds them to `record`. Raises `SplitError`.
     """
     given = column(data / GROUPS, "group", names, left_out=left_out) if (data / GROUPS).is_file() else None
-    if settings.file is None:
-        drawn = split(
-            names,
-            fractions=settings.fractions,
-            seed=settings.seed,
-            groups=united(groups, given or groups) if settings.by == "group" else None,
-            stratify=targets if settings.stratify else None,
-        )
-    else:
-        drawn = from_file(data / settings.file, names, left_out=left_out)
-    several = [[names[i] for i in rows] for rows in members(groups) if len(rows) > 1]
-    leaks = len(spanning(drawn, groups))
+    together = united(groups, given or groups) if settings.by == "group" else None
+    drawn = draw(data, settings, names, targets, left_out, groups=together)
+    members = defaultdict[int, list[str]](list)
+    for name, group in zip(names, groups, strict=True):
+        members[group].append(name)
+    several = [group for group in members.values() if len(group) > 1]
+    leaks = spanning(drawn, groups)
     record["near_duplicates"] = {"groups": several, "groups_across_splits": leaks}
     if given:
-        record["groups_across_splits"] = across = len(spanning(drawn, given))
+        record["groups_across_splits"] = across = spanning(drawn, given)
         if across:
             progress.say(f"warning: {across:,} of {len(set(given)):,} groups of {GROUPS} are in more than one split")
     if leaks:
@@ -65,6 +60,17 @@ def decide(
         spread = f"{leaks:,} of {len(several):,} groups of near-duplicates are in more than one split"
         progress.say(f"warning: {spread}; {remedy}")
     return drawn
+
+
+def draw(
+    data: Path, settings: Split, names: Sequence[str], targets: Targets, left_out: Collection[str], *,
+    groups: Sequence[Hashable] | None = None,
+) -> list[str]:  # fmt: skip
+    """Read the split file that `settings` name in the folder `data`, or draw a split that keeps `groups` together."""
+    if settings.file is not None:
+        return from_file(data / settings.file, names, left_out=left_out)
+    stratify = targets if settings.stratify else None
+    return split(names, fractions=settings.fractions, seed=settings.seed, groups=groups, stratify=stratify)
 
 
 def split(
@@ -81,18 +87,14 @@ def split(
     keys, numbers = names if groups is None else groups, dict[Hashable, int]()
     found = np.fromiter((numbers.setdefault(keys[row], len(numbers)) for row in by_name.tolist()), np.intp)
     order = randomness.permutation(len(numbers), seed, "split").numpy()
-    places = np.empty(len(numbers), np.intp)
-    places[order] = np.arange(len(numbers))
-    unit = places[found]  # the place of each row's unit in the order drawn
+    unit = np.argsort(order)[found]  # the place of each row's unit in the order drawn
     sizes = np.bincount(unit)
     if stratify is None:  # cut where the rounded sizes are reached
         ends = np.round(np.cumsum(fractions) * sizes.sum())
         which = np.searchsorted(ends[:-1], np.cumsum(sizes) - sizes, side="right")
     else:
         which = stratified(stratify[by_name[np.argsort(unit, kind="stable")]], sizes, fractions)
-    result = np.empty(len(names), object)
-    result[by_name] = np.array(SPLITS, object)[which[unit]]
-    drawn: list[str] = result.tolist()
+    drawn = [SPLITS[i] for i in which[unit][np.argsort(by_name)]]
     _refuse_empty(drawn, f"{len(numbers):,} units at fractions {fractions}")
     return drawn
 
@@ -165,27 +167,22 @@ def column(
     return [given[name] for name in names]
 
 
-def members(groups: Sequence[Hashable]) -> list[list[int]]:
-    """The rows of each group, ascending."""
-    found: dict[Hashable, list[int]] = {}
-    for row, group in enumerate(groups):
-        found.setdefault(group, []).append(row)
-    return list(found.values())
-
-
 def united(first: Sequence[Hashable], second: Sequence[Hashable]) -> list[int]:
     """One key per tile: tiles that share a key of either kind, directly or through others, have the same."""
-    edges = []
-    for keys in (first, second):
-        _, row, inverse = np.unique([str(key) for key in keys], return_index=True, return_inverse=True)
-        edges.append(np.stack((np.arange(len(keys)), row[inverse])))
-    united: list[int] = duplicates.connected(np.concatenate(edges, axis=1), len(first)).tolist()
-    return united
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    a, b = (np.unique([str(key) for key in keys], return_inverse=True)[1] for keys in (first, second))
+    b = b + a.max() + 1  # a graph of keys, in which each tile connects two
+    graph = coo_array((np.ones(len(a)), (a, b)), shape=(b.max() + 1, b.max() + 1))
+    component: list[int] = connected_components(graph, directed=False)[1][a].tolist()
+    return component
 
 
-def spanning(split: Sequence[str], groups: Sequence[Hashable]) -> list[list[int]]:
-    """The rows of each group that is in more than one split: leakage."""
-    return [rows for rows in members(groups) if len({split[row] for row in rows}) > 1]
+def spanning(split: Sequence[str], groups: Sequence[Hashable]) -> int:
+    """How many groups are in more than one split: leakage."""
+    places = Counter(group for group, _ in set(zip(groups, split, strict=True)))
+    return sum(count > 1 for count in places.values())
 
 
 def prevalence(split: Sequence[str], targets: Targets) -> dict[str, npt.NDArray[np.float64]]:
@@ -199,17 +196,15 @@ def summary(split: Sequence[str], targets: Targets, names: Sequence[str], *, unl
 
     The last column is the greatest difference from the whole data set, in percentage points.
     """
-    sizes = Counter(split)
-    shares = prevalence(split, targets)
-    whole = targets.mean(0, dtype=np.float64)
+    sizes, shares, whole = Counter(split), prevalence(split, targets), targets.mean(0, dtype=np.float64)
     off = np.max([abs(share - whole) for share in shares.values()], axis=0)
     order = np.argsort(-off, kind="stable")
     besides = f"; {unlabelled:,} unlabelled tiles besides" if unlabelled else ""
-    table = Table(title=f"Label prevalence by split, most uneven first{besides}", title_justify="left", box=None)
-    table.add_column("label", no_wrap=True, max_width=SUMMARY_WIDTH)
-    for heading in (*(f"{name} ({sizes[name]:,})" for name in shares), f"all ({len(split):,})", "off by"):
-        table.add_column(heading, justify="right")
-    table.add_column()
+    headings = [*(f"{name} ({sizes[name]:,})" for name in shares), f"all ({len(split):,})", "off by"]
+    title = f"Label prevalence by split, most uneven first{besides}"
+    columns = [Column(heading, justify="right") for heading in headings]
+    table = Table(Column("label", no_wrap=True, max_width=SUMMARY_WIDTH), *columns, "", title=title, box=None)
+    table.title_justify = table.caption_justify = "left"
     for k in order[:SUMMARY_LABELS]:
         cells = [f"{share[k]:.2%}" for share in (*shares.values(), whole)]
         missing = [name for name, share in shares.items() if share[k] == 0]
@@ -217,7 +212,6 @@ def summary(split: Sequence[str], targets: Targets, names: Sequence[str], *, unl
         table.add_row(names[k], *cells, f"{100 * off[k]:.2f}", note)
     if (more := len(order) - SUMMARY_LABELS) > 0:
         table.caption = f"{more} more, off by at most {100 * off[order[SUMMARY_LABELS]]:.2f}"
-        table.caption_justify = "left"
     return table
 
 

@@ -27,9 +27,8 @@ SPLITS = ("train", "val", "test")
 UNLABELLED = "unlabelled"  # the split of tiles that only pretraining may see
 LEARNED = {"train": ("train",), "unlabelled": (UNLABELLED,), "both": ("train", UNLABELLED)}  # by pretrain.tiles
 INDEX = ["tile", "category", "split", "group", "labels"]  # the columns of index.csv
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
-)  # of files that are read as images
+# Of files that are read as images.
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"})
 
 Tiles = npt.NDArray[np.uint8]
 Channels = tuple[float, float, float]  # red, green, blue
@@ -92,9 +91,8 @@ class TileStore:
 def open_store(folder: Path) -> TileStore:
     """Open build/<profile>. Raises `TileError` when its files are missing, damaged or do not match."""
     names, categories, splits = list[str](), list[str](), list[str]()
-    groups = dict[str, int]()
-    sets = dict[str, int]()  # of labels; far fewer than tiles
-    rows = list[tuple[int, int]]()  # each tile's group and set
+    groups, sets = dict[str, int](), dict[str, int]()  # of tiles; of labels, far fewer than tiles
+    numbers = list[tuple[int, int]]()  # each tile's group and set
     with _reading(f"satclr prepare --profile {folder.name}"):
         stats = json.loads((folder / "stats.json").read_text(encoding="utf-8"))
         pixels = np.load(folder / "tiles.npy", mmap_mode="r", allow_pickle=False)
@@ -106,25 +104,16 @@ def open_store(folder: Path) -> TileStore:
                 categories.append(sys.intern(category))
                 splits.append(sys.intern(split))
                 own = tile if group == tile else group  # one string instead of two
-                rows.append((groups.setdefault(own, len(groups)), sets.setdefault(present, len(sets))))
+                numbers.append((groups.setdefault(own, len(groups)), sets.setdefault(present, len(sets))))
         if len(names) != len(pixels):
             raise ValueError(f"{len(pixels)} tiles but {len(names)} rows in {folder}")
         column = {label: k for k, label in enumerate(stats["labels"])}
-        table = np.zeros((len(sets), len(column)), np.uint8)
+        targets = np.zeros((len(sets), len(column)), np.uint8)
         for i, present in enumerate(sets):
-            table[i, [column[label] for label in present.split("|") if label]] = 1
-    group_of, set_of = np.array(rows, np.int64).reshape(-1, 2).T
-    return TileStore(
-        folder=folder,
-        pixels=pixels,
-        names=names,
-        categories=categories,
-        splits=np.array(splits),
-        groups=group_of,
-        labels=list(column),
-        targets=table[set_of],
-        stats=stats,
-    )
+            targets[i, [column[label] for label in present.split("|") if label]] = 1
+    group_of, set_of = np.array(numbers, np.int64).reshape(-1, 2).T
+    split_of, labels = np.array(splits), list(column)
+    return TileStore(folder, pixels, names, categories, split_of, group_of, labels, targets[set_of], stats)
 
 
 def load_features(path: Path, store: TileStore) -> npt.NDArray[np.float32]:
@@ -183,5 +172,4 @@ def _prefetch(pixels: Tiles, rows: npt.NDArray[np.int64]) -> None:
 
 def split_batches(rows: npt.NDArray[np.int64], size: int, *, smallest: int = 1) -> list[npt.NDArray[np.int64]]:
     """Cut `rows` into batches of `size`; the last may be smaller, but one below `smallest` joins the one before."""
-    starts = [start for start in range(0, len(rows), size) if start == 0 or len(rows) - start >= smallest]
-    return [rows[a:b] for a, b in zip(starts, [*starts[1:], len(rows)], strict=True)]
+    return np.split(rows, range(size, len(rows) - smallest + 1, size))
