@@ -127,7 +127,8 @@ def test_standard_interval_is_t_and_adds_the_spread_of_seeds() -> None:
 
 
 @law(st.lists(st.floats(0, 1), min_size=1, max_size=20), examples=100)
-def test_adjusted_p_values_are_holms_step_down(p: list[float]) -> None:
+def test_adjusted_p_values_are_scipys_and_holms_step_down(p: list[float]) -> None:
+    np.testing.assert_allclose(metrics.benjamini_hochberg(p), stats.false_discovery_control(p), atol=1e-12)
     level, rejected = 0.05, set()
     for step, i in enumerate(sorted(range(len(p)), key=p.__getitem__)):
         if p[i] * (len(p) - step) > level:

@@ -92,13 +92,11 @@ def numbers(arms: Arms, measures: Mapping[str, Measure]) -> dict[str, Any]:
 
 def _sure_labels(m: Measure, arm: str, against: str) -> Floats:
     """The differences in AP that are significant with 5% false ones expected among them (Benjamini & Hochberg)."""
-    from scipy.stats import false_discovery_control
-
     samples = m.tiles_and_seeds[arm] - m.tiles_and_seeds[against]
     delta = m.ap[arm].mean(0) - m.ap[against].mean(0)
     known = ~np.isnan(delta)
     p = [metrics.wald_p_value(d, column) for d, column in zip(delta[known], samples[:, known].T, strict=True)]
-    sure: Floats = delta[known][false_discovery_control(p) < LEVEL]
+    sure: Floats = delta[known][metrics.benjamini_hochberg(p) < LEVEL]
     return sure
 
 
