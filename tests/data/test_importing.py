@@ -55,9 +55,9 @@ def test_each_kind_of_download_is_imported_and_prepared(tmp_path: Path, kind: st
     source, known, images = make(kind, tmp_path)
     before = tree(source) if source.is_dir() else source.read_bytes()
     target = tmp_path / "data" / "mine"
-    report = importing.run(source, target)
+    plan = importing.run(source, target)
     check(target, sources=images, **known)
-    assert (report.tiles, report.images_without_row) == (len(images), [])
+    assert (len(plan.tiles), plan.images_without_row) == (len(images), [])
     assert (tree(source) if source.is_dir() else source.read_bytes()) == before
     prepare.write_store(target, tmp_path / "build", make_run(data={"tile_px": 12}).settings.data)
     pixels = np.load(tmp_path / "build" / "tiles.npy")
@@ -79,12 +79,12 @@ def test_labels_may_come_from_another_place(tmp_path: Path) -> None:
 def test_a_folder_of_folders_is_labelled_by_its_folders(tmp_path: Path) -> None:
     rng = np.random.default_rng()
     files = {f"{c}/{i}.png": picture("PNG", rng) for c in ("farm", "pond") for i in range(3)}
-    report = importing.run(folder_of(tmp_path / "set", files), tmp_path / "mine")
+    plan = importing.run(folder_of(tmp_path / "set", files), tmp_path / "mine")
     read = labels.read(tmp_path / "mine" / "Labels")
     assert read.names == ("farm", "pond")
     assert sorted(read.tiles) == sorted(name.replace("/", "_") for name in files)  # unique across folders
     assert read.targets.tolist() == [[1, 0]] * 3 + [[0, 1]] * 3
-    assert any("folder" in note for note in report.notes)
+    assert any("folder" in note for note in plan.notes)
 
 
 def split_of(target: Path) -> dict[str, str]:
@@ -96,9 +96,9 @@ def test_an_official_split_is_kept(tmp_path: Path) -> None:
     split = {Path(name).name: ("train", "val", "test")[i % 3] for i, name in enumerate(images)}
     text = "image,split\n" + "".join(f"{name},{which}\n" for name, which in split.items())
     files = images | tables("Labels") | {"aitlas_split.csv": text.encode()}
-    report = importing.run(folder_of(tmp_path / "set", files), tmp_path / "mine")
+    plan = importing.run(folder_of(tmp_path / "set", files), tmp_path / "mine")
     assert split_of(tmp_path / "mine") == split
-    assert report.split == {"train": 4, "val": 4, "test": 4}
+    assert plan.splits == {"train": 4, "val": 4, "test": 4}
 
 
 def test_folders_named_after_splits_are_one(tmp_path: Path) -> None:
@@ -114,20 +114,20 @@ def test_what_does_not_match_is_skipped_and_listed(tmp_path: Path) -> None:
     files = images | tables("Labels")
     del files["Images/beach/beach_01.jpg"]
     files["Images/beach/extra.jpg"] = picture("JPEG", np.random.default_rng())
-    report = importing.run(folder_of(tmp_path / "set", files), tmp_path / "mine")
-    assert report.rows_without_image == ["beach.csv: beach_01.jpg"]
-    assert report.images_without_row == ["Images/beach/extra.jpg"]
+    plan = importing.run(folder_of(tmp_path / "set", files), tmp_path / "mine")
+    assert plan.rows_without_image == ["beach.csv: beach_01.jpg"]
+    assert plan.images_without_row == ["Images/beach/extra.jpg"]
     written = json.loads((tmp_path / "mine" / "import.json").read_text())
-    assert written["images_without_row"] == report.images_without_row
+    assert written["images_without_row"] == plan.images_without_row
     assert len(labels.read(tmp_path / "mine" / "Labels").tiles) == len(images) - 1
     assert not (tmp_path / "mine" / "Images" / "beach" / "extra.jpg").exists()
-    assert "images without row: 1" in str(report)
+    assert "images without row: 1" in str(plan)
     files |= {f"Images/sea/sea_{i}.jpg": files["Images/beach/extra.jpg"] for i in range(20)}  # most have no row
     source = folder_of(tmp_path / "unlabelled", files)
     with pytest.raises(archives.SourceError, match="images have no row"):
         importing.run(source, tmp_path / "more")
-    report = importing.run(source, tmp_path / "more", unlabelled=True)
-    assert (report.unlabelled, report.images_without_row) == (21, [])
+    plan = importing.run(source, tmp_path / "more", unlabelled=True)
+    assert (len(plan.unlabelled), plan.images_without_row) == (21, [])
     kept = tree(tmp_path / "more" / "Unlabelled")
     assert kept.keys() == {"beach/extra.jpg", *(f"sea/sea_{i}.jpg" for i in range(20))}
     assert set(kept.values()) == {files["Images/beach/extra.jpg"]}
@@ -213,8 +213,8 @@ def test_a_category_comes_from_the_name_where_folders_are_none() -> None:
 def test_a_category_that_is_no_folders_name_is_refused(
     category: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tile = plans.Tile(category, "1.png", 1, lambda path: path.touch())
-    plan = plans.Plan([tile], {category: (("water",), [("1.png", ["1"])])})
+    tile = plans.Tile(category, "1.png", PurePosixPath("1.png"), 1, lambda path: path.touch())
+    plan = plans.Plan([tile], {category: (("water",), [("1.png", ["water"])])})
     monkeypatch.setattr(importing, "_plan", lambda *_, **__: plan)
     with pytest.raises(archives.SourceError, match="is not a folder's name"):
         importing.run(tmp_path, tmp_path / "out" / "mine")

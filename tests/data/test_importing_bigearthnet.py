@@ -64,8 +64,8 @@ Download = tuple[Path, list[dict[str, Any]], dict[str, npt.NDArray[np.uint16]]]
 def test_patches_become_rgb_tiles_with_their_labels_and_split(download: Download, tmp_path: Path) -> None:
     source, rows, pixels = download
     target = tmp_path / "data" / "bigearthnet"
-    report = importing.run(source, target)
-    assert report.split == {"train": 4, "val": 4, "test": 4}
+    plan = importing.run(source, target)
+    assert plan.splits == {"train": 4, "val": 4, "test": 4}
     read = labels.read(target / "Labels")
     assert read.names == NAMES
     assert Counter(read.categories) == {"Austria": 6, "Republic_of_Ireland": 6}
@@ -96,9 +96,9 @@ def test_some_acquisitions_are_enough(download: Download, tmp_path: Path) -> Non
         for band in patch.iterdir():
             band.unlink()
         patch.rmdir()
-    report = importing.run(source, tmp_path / "part")
-    assert report.tiles == 6
-    assert report.notes == ["6 of 12 patches are missing"]
+    plan = importing.run(source, tmp_path / "part")
+    assert len(plan.tiles) == 6
+    assert plan.notes == ["6 of 12 patches are missing"]
     assert set(labels.read(tmp_path / "part" / "Labels").names) == set(NAMES)
 
 

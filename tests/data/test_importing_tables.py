@@ -28,11 +28,8 @@ def images(where: str = "Images/{folder}/{name}.jpg", names: Any = tuple(TAGS)) 
 
 def labels_of(plan: Plan) -> dict[str, set[str]]:
     """The labels of each tile, by its name without suffix."""
-    return {
-        name.rpartition(".")[0]: {c for c, cell in zip(columns, cells, strict=True) if cell == "1"}
-        for columns, rows in plan.tables.values()
-        for name, cells in rows
-    }
+    rows = (row for _, table in plan.tables.values() for row in table)
+    return {name.rpartition(".")[0]: set(present) for name, present in rows}
 
 
 def look(tmp_path: Path, files: Files, **options: Any) -> Plan:

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 IMAGE: Final = "image"
+DOCUMENTS: Final = ("category_labels.csv", "Categories_names.xlsx")  # they list the labels of each category
 VALUES: Final = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
 DELIMITERS: Final = (",", ";", "\t")
 CELLS_MAX: Final = 20_000_000  # three times as many as MLRSNet's tables have together

@@ -44,6 +44,11 @@ class Sheet:
     header: list[str]
     body: list[Row]
 
+    @property
+    def shown(self) -> list[str]:
+        """Its columns as messages name them."""
+        return [name.strip() or f"{i} (no name)" for i, name in enumerate(self.header, 1)]
+
 
 def read(member: Member, known: Known) -> list[Sheet]:
     """The tables in a file. known: counts the images among some names, which tells a JSON file's form.
