@@ -171,7 +171,7 @@ def test_an_import_killed_halfway_resumes_and_ends_the_same(tmp_path: Path) -> N
     target = tmp_path / "data" / "mine"
     code = "import sys, pathlib; from satclr.data import importing; importing.run(*map(pathlib.Path, sys.argv[1:]))"
     command = [sys.executable, "-c", code, str(source), str(target)]
-    images = importing.staging(target) / "made" / "Images"
+    images = target.with_name(".mine.importing") / "made" / "Images"
     deadline = time.monotonic() + 60
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None and time.monotonic() < deadline and len(list(images.rglob("*.png"))) < 20:

@@ -25,7 +25,7 @@ from satclr.data.importing import archives, bigearthnet, layout
 from satclr.data.importing.archives import SourceError
 from satclr.data.importing.plan import Plan
 
-__all__ = ["SourceError", "look", "run", "staging"]
+__all__ = ["SourceError", "look", "run"]
 
 CHUNK: Final = 1024  # tiles in flight
 SKIPPED_MAX: Final = 0.01  # a larger share of images and rows without partner is asked about
@@ -44,7 +44,7 @@ def run(
     """
     if target.exists():
         raise SourceError(f"{target} exists; delete it or import under another name")
-    folder = staging(target)
+    folder = target.with_name(f".{target.name}.importing")
     made = folder / "made"
     try:
         _resume(folder, [path for path in (source, labels_source) if path], labels_from, unlabelled)
@@ -68,11 +68,6 @@ def look(
     """What `run` would import; nothing is left on disk. Raises as `run` does."""
     with tempfile.TemporaryDirectory() as folder:
         return _plan(source, Path(folder), labels_source, labels_from, unlabelled)
-
-
-def staging(target: Path) -> Path:
-    """The folder in which the import of `target` is under way."""
-    return target.with_name(f".{target.name}.importing")
 
 
 def _plan(source: Path, scratch: Path, labels_source: Path | None, labels_from: str | None, unlabelled: bool) -> Plan:
@@ -116,4 +111,7 @@ def _write(plan: Plan, target: Path, made: Path) -> None:
         for start in range(0, len(pending), CHUNK):
             for _ in pool.map(lambda pair: pair[0].write(pair[1]), pending[start : start + CHUNK]):
                 advance(1)
-    files.write_json(made / "import.json", {"target": target.name} | plan.facts())
+    sizes = {"tiles": len(plan.tiles), "unlabelled": len(plan.unlabelled), "categories": len(plan.tables)}
+    facts = {"target": target.name, **sizes, "labels": len(plan.names), "split": plan.splits}
+    lists = ("images_without_row", "rows_without_image", "notes", "read")
+    files.write_json(made / "import.json", facts | {name: getattr(plan, name) for name in lists})

@@ -91,9 +91,7 @@ def members(source: Path, scratch: Path) -> list[Member]:
 
 
 def copy(member: Member, target: Path) -> None:
-    """Write a member to `target`, completely or not at all; an existing file is kept."""
-    if target.exists():
-        return
+    """Write a member to `target`, completely or not at all."""
     with complete(target) as part:
         if member.unpacked:
             with suppress(OSError):  # some file systems have no hard links

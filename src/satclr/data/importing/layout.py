@@ -38,8 +38,10 @@ def plan(
     """
     members = archives.members(source, scratch / "unpacked")
     images = _images([member for member in members if member.path.suffix.lower() in SUFFIXES])
-    if labels_source:
-        members = _label_members(labels_source, scratch / "unpacked-labels")
+    if labels_source and labels_source.is_file() and labels_source.suffix.lower() in tables.SUFFIXES:
+        members = [Member(PurePosixPath(labels_source.name), labels_source, unpacked=False)]
+    elif labels_source:
+        members = archives.members(labels_source, scratch / "unpacked-labels")
     others = [member for member in members if member.path.suffix.lower() in tables.SUFFIXES]
     documents = [member for member in others if member.path.name.lower() in DOCUMENTS]
     asked = [member for member in others if member not in documents and labels_from != "folders"]
@@ -70,12 +72,6 @@ def plan(
         read=[reading.text for reading in readings],
         unlabelled=without if unlabelled else [],
     )
-
-
-def _label_members(source: Path, scratch: Path) -> list[Member]:
-    if source.is_file() and source.suffix.lower() in tables.SUFFIXES:
-        return [Member(PurePosixPath(source.name), source, unpacked=False)]
-    return archives.members(source, scratch)
 
 
 def _images(members: Sequence[Member]) -> list[Tile]:
@@ -145,20 +141,17 @@ def _tile_names(paths: Sequence[PurePosixPath], categories: Sequence[str], kept:
     """A unique name for each tile: its file's, with its category, its split or both in front where names repeat."""
     plain = [path.name if own else f"{path.stem}.png" for path, own in zip(paths, kept, strict=True)]
     splits = [_folder_split(path) or "all" for path in paths]
-    rows = list(zip(splits, categories, plain, strict=True))
-    choices = (
-        plain,
-        [f"{category}_{name}" for _, category, name in rows],
-        [f"{split}_{name}" for split, _, name in rows],
-        [f"{split}_{category}_{name}" for split, category, name in rows],
-    )
-    names = next((c for c in choices if len({name.casefold() for name in c}) == len(c)), choices[-1])
-    seen: dict[str, PurePosixPath] = {}
-    for name, path in zip(names, paths, strict=True):
-        other = seen.setdefault(name.casefold(), path)
-        if other is not path:
-            raise SourceError(f"{other} and {path} clash: both would become {name}; rename one")
-    return names
+    places: dict[str, list[PurePosixPath]] = {}
+    for form in ("{name}", "{category}_{name}", "{split}_{name}", "{split}_{category}_{name}"):
+        rows = zip(splits, categories, plain, strict=True)
+        names = [form.format(split=split, category=category, name=name) for split, category, name in rows]
+        places = {}
+        for name, path in zip(names, paths, strict=True):
+            places.setdefault(name.casefold(), []).append(path)
+        if len(places) == len(paths):
+            return names
+    name, (one, other, *_) = next(item for item in places.items() if len(item[1]) > 1)
+    raise SourceError(f"{one} and {other} clash: both would become {name}; rename one")
 
 
 def _folder_split(path: PurePosixPath) -> str | None:

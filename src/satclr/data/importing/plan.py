@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Final
 
 from satclr.data import labels
 from satclr.data.tiles import SPLITS, SUFFIXES
@@ -74,20 +74,6 @@ class Plan:
         """The size of each split, if the data set has them."""
         sizes = Counter(self.split.values()) if self.split else {}
         return {name: sizes[name] for name in SPLITS} if sizes else None
-
-    def facts(self) -> dict[str, Any]:
-        """What import.json lists."""
-        return {
-            "tiles": len(self.tiles),
-            "unlabelled": len(self.unlabelled),
-            "categories": len(self.tables),
-            "labels": len(self.names),
-            "split": self.splits,
-            "images_without_row": self.images_without_row,
-            "rows_without_image": self.rows_without_image,
-            "notes": self.notes,
-            "read": self.read,
-        }
 
     def __str__(self) -> str:
         """A summary, with some tiles to check."""
