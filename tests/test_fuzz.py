@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from satclr.data import labels, prepare, tiles
+from satclr.data import labels, pixels, prepare, tiles
 
 from .conftest import make_run, write_data
 from .fuzz import Fuzzer, pictures
@@ -41,7 +41,11 @@ def test_prepare_stores_every_kind_of_picture_or_names_it(tmp_path: Path) -> Non
     store = tiles.open_store(tmp_path / "build")
     assert {name for name in store.names if name in names} == {picture.name for picture in sound}
     for picture in sound:
-        np.testing.assert_array_equal(store.pixels[store.names.index(picture.name)], picture.pixels)
+        for found in (store.pixels[store.names.index(picture.name)], pixels.decode(picture.raw, pictures.SIDE)):
+            np.testing.assert_array_equal(found, picture.pixels, err_msg=picture.name)
+    for picture in bad:
+        with pytest.raises(tiles.TileError, match=picture.reason):
+            pixels.decode(picture.raw, pictures.SIDE)
     assert store.pixels.reshape(len(store.pixels), -1).any(axis=1).all()
     audit = json.loads((tmp_path / "build/audit.json").read_text())
     dropped = {entry["path"]: entry["reason"] for entry in audit["dropped"]}

@@ -16,50 +16,28 @@ from . import rar
 CATEGORIES = ("airplane", "storage_tank", "beach")
 NAMES = ("airplane", "tanks", "sand", "grass")
 TILES = 4
-KINDS = (
-    "mlrsnet zip of folders",
-    "mlrsnet zip of rars and folders",
-    "mlrsnet checkout with images",
-    "ucmerced xlsx",
-    "ucmerced csv txt xlsx",
-    "aid",
-    "tar with one table",
-    "one table with paths",
-)
+STEMS = [f"{category}_{i:02}" for category in CATEGORIES for i in range(TILES)]
+KINDS = ("mlrsnet zip of rars and folders", "mlrsnet checkout with images", "ucmerced", "aid", "tar with one table")
 Files = dict[str, bytes]
-
-
-def encoded(pixels: Any, form: str) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, form)
-    return buffer.getvalue()
 
 
 def picture(form: str, rng: np.random.Generator) -> bytes:
     """An image of 12 px; no two are alike."""
-    return encoded(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8), form)
+    buffer = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(buffer, form)
+    return buffer.getvalue()
 
 
-def stem(category: str, i: int, sep: str = "_") -> str:
-    return f"{category}{sep}{i:02}"
-
-
-def tiles(where: str, suffix: str = "jpg", form: str = "JPEG", sep: str = "_") -> Files:
+def tiles(where: str, suffix: str = "jpg", form: str = "JPEG") -> Files:
     """Images at `where`, a pattern of {category} and {name}."""
     rng = np.random.default_rng()
-    return {
-        where.format(category=c, name=f"{stem(c, i, sep)}.{suffix}"): picture(form, rng)
-        for c in CATEGORIES
-        for i in range(TILES)
-    }
+    return {where.format(category=s[:-3], name=f"{s}.{suffix}"): picture(form, rng) for s in STEMS}
 
 
-def multi_hot(sep: str = "_") -> dict[str, list[int]]:
+def multi_hot() -> dict[str, list[int]]:
     """The labels of each tile, by its name without suffix."""
     rng = np.random.default_rng(4)
-    hot = {stem(c, i, sep): rng.integers(0, 2, len(NAMES)).tolist() for c in CATEGORIES for i in range(TILES)}
-    hot[stem("beach", 0, sep)] = [0, 1, 1, 0]
-    return hot
+    return {stem: rng.integers(0, 2, len(NAMES)).tolist() for stem in STEMS}
 
 
 def table(rows: Mapping[str, list[int]], *, key: str = "image", suffix: str = "", comma: str = ",") -> bytes:
@@ -71,18 +49,15 @@ def tables(folder: str) -> Files:
     """MLRSNet's form: one table per category, file names with their suffix."""
     hot = multi_hot()
     return {
-        f"{folder}/{c}.csv": table({stem(c, i): hot[stem(c, i)] for i in range(TILES)}, suffix=".jpg")
+        f"{folder}/{c}.csv": table({stem: hot[stem] for stem in STEMS if stem.startswith(c)}, suffix=".jpg")
         for c in CATEGORIES
     }
 
 
 def xlsx(rows: Mapping[str, list[int]]) -> bytes:
-    book = openpyxl.Workbook()
-    sheet = book.worksheets[0]
-    sheet.append(["IMAGE\\LABEL", *NAMES])
-    for name, hot in rows.items():
-        sheet.append([name, *hot])
-    buffer = io.BytesIO()
+    book, buffer = openpyxl.Workbook(), io.BytesIO()
+    for row in (["IMAGE\\LABEL", *NAMES], *([name, *hot] for name, hot in rows.items())):
+        book.worksheets[0].append(row)
     book.save(buffer)
     return buffer.getvalue()
 
@@ -112,19 +87,17 @@ def tarred(files: Files) -> bytes:
     return buffer.getvalue()
 
 
-def pack(path: Path, files: Files) -> Path:
-    """An archive of the kind that its suffix says."""
-    packers = {".zip": zipped, ".gz": tarred, ".rar": rar.packed}
-    path.write_bytes(packers[path.suffix](files))
+PACKERS: dict[str, Any] = {".zip": zipped, ".tar.gz": tarred, ".rar": rar.packed, ".rar 4": rar.packed_4}
+
+
+def pack(path: Path, files: Files, form: str = "") -> Path:
+    """An archive of the kind that its suffix or `form` says."""
+    path.write_bytes(PACKERS[form or "".join(path.suffixes)](files))
     return path
 
 
-def make(kind: str, where: Path) -> tuple[Path, dict[str, Any], Files]:
-    """A download of each kind: its path, what `check` needs to know, and its images."""
-    known: dict[str, Any] = {}
-    if kind == "mlrsnet zip of folders":
-        images = tiles("MLRSNet/Images/{category}/{name}")
-        return pack(where / "mlrsnet.zip", images | tables("MLRSNet/Labels")), known, images
+def make(kind: str, where: Path) -> tuple[Path, Files]:
+    """A download of each kind: its path, and its images."""
     if kind == "mlrsnet zip of rars and folders":
         images = tiles("{category}/{name}")
         top = "MLRSNet A Multi-label Dataset"
@@ -135,31 +108,24 @@ def make(kind: str, where: Path) -> tuple[Path, dict[str, Any], Files]:
                 files |= {f"{top}/Images/{name}": data for name, data in own.items()}
             else:
                 files[f"{top}/Images/{category}.rar"] = rar.packed(own)
-        return pack(where / "mlrsnet.zip", files), known, images
+        return pack(where / "mlrsnet.zip", files), images
     if kind == "mlrsnet checkout with images":
         images = tiles("Images/{category}/{name}")
         others = {".git/HEAD": b"ref: x", "README.md": b"# MLRSNet", "Models/a.h5": b"\0"}
-        return folder_of(where / "MLRSNet", images | tables("labels") | others), known, images
-    if kind.startswith("ucmerced"):
-        images = tiles("UCMerced_LandUse/Images/{category}/{name}", "tif", "TIFF", sep="")
-        files = images | {"UCMerced_LandUse/readme.txt": b"UC Merced Land Use Dataset,\nairplane00 is one\n"}
-        hot = multi_hot(sep="")
-        commas = {"csv": ",", "txt": "\t"}
-        for form in kind.split()[1:]:
-            content = xlsx(hot) if form == "xlsx" else table(hot, key="IMAGE\\LABEL", comma=commas[form])
+        return folder_of(where / "MLRSNet", images | tables("labels") | others), images
+    if kind == "ucmerced":
+        images = tiles("UCMerced_LandUse/Images/{category}/{name}", "tif", "TIFF")
+        files = images | {"UCMerced_LandUse/readme.txt": b"UC Merced Land Use Dataset,\nairplane_00 is one\n"}
+        for form, comma in {"csv": ",", "txt": "\t"}.items():
+            content = table(multi_hot(), key="IMAGE\\LABEL", comma=comma)
             files[f"multilabels/LandUse_Multilabeled.{form}"] = content
-        return pack(where / "UCMerced_LandUse.zip", files), {"suffix": "png", "sep": ""}, images
+        files["multilabels/LandUse_Multilabeled.xlsx"] = xlsx(multi_hot())
+        return pack(where / "UCMerced_LandUse.zip", files), images
     if kind == "aid":
         images = tiles("{name}")
         folders = ["images_test", "images_tr", "images_tr"]
         files = {f"AID_multilabel/{folders[i % 3]}/{n}": d for i, (n, d) in enumerate(images.items())}
         files["AID_multilabel/multilabel.csv"] = table(multi_hot(), key="IMAGE\\LABEL")
-        return folder_of(where / "AID", files), known, images
-    if kind == "tar with one table":
-        images = tiles("pictures/{category}/{name}")
-        labels = {"labels.csv": table(multi_hot(), suffix=".jpg")}
-        return pack(where / "set.tar.gz", images | labels), known, images
-    images = tiles("{category}/{name}")
-    rows = {f"{name.rpartition('_')[0]}\\{name}": hot for name, hot in multi_hot().items()}
-    files = images | {"all.csv": table(rows, key="path", suffix=".jpg")}
-    return folder_of(where / "set", files), known, images
+        return folder_of(where / "AID", files), images
+    images = tiles("pictures/{category}/{name}")
+    return pack(where / "set.tar.gz", images | {"labels.csv": table(multi_hot(), suffix=".jpg")}), images
