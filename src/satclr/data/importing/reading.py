@@ -120,16 +120,14 @@ def _columns(sheet: Sheet, names: Names) -> tuple[_Columns, list[Row]]:
     text = [i for i in others if i not in hot and _share(values[i], _is_word) > 0.5]
     tags = sorted({i for i in text if header[i] in TAG} | lists, key=lambda i: (i not in lists, header[i] not in TAGS))
     if not tags and not hot:
-        tags = [i for i in text if len(text) == 1 or len(values[i]) <= len(body) / 2][:1]
-    tagged = tags[0] if tags else None
+        tags = [i for i in text if len(text) == 1 or len(values[i]) <= len(body) / 2]
     parse, separated = _parser(header[tags[0]], [cells[tags[0]] for _, cells in body]) if tags else (_literal, "")
-    if len(hot) > 1 and not separated:
-        tagged = None
+    tagged = tags[0] if tags and (separated or len(hot) < 2) else None
     if tagged is not None:
         hot = []
     elif hot and body is not sheet.body:
         raise UnreadError("its first row is not a header; name the columns")
-    if tagged is None and not hot and split is None and len(header) > 1:
+    elif not hot and split is None and len(header) > 1:
         raise UnreadError(f"no column of labels, neither 0/1 nor tags (columns: {', '.join(sheet.header)})")
     shown = sheet.shown
     told = f"images in column {shown[image]!r}"
