@@ -56,8 +56,9 @@ def tables(folder: str) -> Files:
 
 def xlsx(rows: Mapping[str, list[int]]) -> bytes:
     book, buffer = openpyxl.Workbook(), io.BytesIO()
-    for row in (["IMAGE\\LABEL", *NAMES], *([name, *hot] for name, hot in rows.items())):
-        book.worksheets[0].append(row)
+    book.worksheets[0].append(["IMAGE\\LABEL", *NAMES])
+    for name, hot in rows.items():
+        book.worksheets[0].append([name, *hot])
     book.save(buffer)
     return buffer.getvalue()
 

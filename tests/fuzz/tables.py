@@ -59,7 +59,7 @@ def saved(draw: st.DrawFn, grid: Grid) -> bytes:
     end = draw(st.sampled_from(["\n", "\r\n", "\r"]))
     empty = draw(st.integers(0, 2))
     text = io.StringIO(newline="")
-    quoting = draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
+    quoting: Any = draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
     writer = csv.writer(text, delimiter=delimiter, lineterminator=end, quoting=quoting)
     for i, row in enumerate(grid):
         if i and draw(st.integers(0, 5)) == 0:
