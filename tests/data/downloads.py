@@ -3,15 +3,13 @@
 import io
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import openpyxl
 from PIL import Image
-
-from . import rar
 
 CATEGORIES = ("airplane", "storage_tank", "beach")
 NAMES = ("airplane", "tanks", "sand", "grass")
@@ -88,7 +86,51 @@ def tarred(files: Files) -> bytes:
     return buffer.getvalue()
 
 
-PACKERS: dict[str, Any] = {".zip": zipped, ".tar.gz": tarred, ".rar": rar.packed, ".rar 4": rar.packed_4}
+def rarred(files: Files) -> bytes:
+    """A rar of version 5 with stored members, after RARLAB's technical note."""
+    main, file, end, has_data, has_crc, unix = 1, 2, 5, 2, 4, 1
+    blocks = [b"Rar!\x1a\x07\x01\x00", _block(_vints(main, 0, 0))]
+    for name, data in files.items():
+        encoded = name.encode()
+        header = _vints(file, has_data, len(data), has_crc, len(data), 0o100644)
+        header += zlib.crc32(data).to_bytes(4, "little") + _vints(0, unix, len(encoded)) + encoded
+        blocks += [_block(header), data]
+    return b"".join([*blocks, _block(_vints(end, 0, 0))])
+
+
+def rarred_4(files: Files) -> bytes:
+    """The same, of version 4."""
+    blocks = [b"Rar!\x1a\x07\x00", _block_4(0x73, 0, bytes(6))]
+    for name, data in files.items():
+        size, crc = len(data).to_bytes(4, "little"), zlib.crc32(data).to_bytes(4, "little")
+        encoded = name.replace("/", "\\").encode()
+        fields = size + size + b"\x03" + crc + b"\0\0\x21\x50" + b"\x14\x30"
+        fields += len(encoded).to_bytes(2, "little") + (0o100644).to_bytes(4, "little") + encoded
+        blocks += [_block_4(0x74, 0x8000, fields), data]
+    return b"".join([*blocks, _block_4(0x7B, 0x4000, b"")])
+
+
+def _block_4(kind: int, flags: int, fields: bytes) -> bytes:
+    rest = bytes([kind]) + flags.to_bytes(2, "little") + (7 + len(fields)).to_bytes(2, "little") + fields
+    return (zlib.crc32(rest) & 0xFFFF).to_bytes(2, "little") + rest
+
+
+def _block(fields: bytes) -> bytes:
+    sized = _vints(len(fields)) + fields
+    return zlib.crc32(sized).to_bytes(4, "little") + sized
+
+
+def _vints(*values: int) -> bytes:
+    encoded = bytearray()
+    for value in values:
+        while value > 0x7F:
+            encoded.append(value & 0x7F | 0x80)
+            value >>= 7  # noqa: PLW2901
+        encoded.append(value)
+    return bytes(encoded)
+
+
+PACKERS = {".zip": zipped, ".tar.gz": tarred, ".rar": rarred, ".rar 4": rarred_4}
 
 
 def pack(path: Path, files: Files, form: str = "") -> Path:
@@ -108,7 +150,7 @@ def make(kind: str, where: Path) -> tuple[Path, Files]:
             if category == "beach":
                 files |= {f"{top}/Images/{name}": data for name, data in own.items()}
             else:
-                files[f"{top}/Images/{category}.rar"] = rar.packed(own)
+                files[f"{top}/Images/{category}.rar"] = rarred(own)
         return pack(where / "mlrsnet.zip", files), images
     if kind == "mlrsnet checkout with images":
         images = tiles("Images/{category}/{name}")

@@ -16,7 +16,7 @@ from satclr.data import labels
 from satclr.data.importing import SourceError, archives
 from satclr.pretrain import architectures, encoder
 
-from ..data import downloads, rar
+from ..data import downloads
 from . import ACCEPTED, REFUSED, Outcomes, edited, explore
 from .pictures import encoded, noise
 
@@ -45,7 +45,7 @@ def samples() -> dict[str, bytes]:
         ".xlsx": downloads.xlsx({"a.jpg": [0, 1, 0, 1]}),
         ".zip": downloads.zipped({"set/sea/a.png": tile, "set/labels.csv": b"image,sea\na.png,1\n"}),
         ".tar.gz": downloads.tarred({f"set/sea/{'a' * 200}.png": tile}),  # too long for a header of tar's first kind
-        ".rar": rar.packed({"set/sea/a.png": tile}),
+        ".rar": downloads.rarred({"set/sea/a.png": tile}),
     }
 
 

@@ -111,7 +111,6 @@ def refused() -> list[Picture]:
         Picture("one-pixel.png", encoded(noise(1), "PNG"), reason="1×1 pixels"),
         Picture("bomb.png", png_header(30_000, 30_000), reason="30000×30000 pixels"),
         Picture("bomb.tif", tiff_header(30_000, 30_000), reason="30000×30000 pixels"),
-        Picture("bomb.bmp", bmp_header(30_000, 30_000), reason="30000×30000 pixels"),
         Picture("nan.tif", encoded(Image.fromarray(floats * np.nan), "TIFF"), reason="0% of its pixels are valid"),
         Picture("infinity.tif", encoded(Image.fromarray(floats * np.inf), "TIFF"), reason="0% of its pixels are valid"),
         Picture("black.png", encoded(Image.new("RGB", (SIDE, SIDE)), "PNG"), reason="black"),
@@ -140,12 +139,6 @@ def tiff_header(width: int, height: int) -> bytes:
     for tag, value in ((256, width), (257, height)):
         raw = raw.replace(struct.pack("<HHII", tag, 4, 1, 20), struct.pack("<HHII", tag, 4, 1, value))
     return raw
-
-
-def bmp_header(width: int, height: int) -> bytes:
-    raw = bytearray(encoded(Image.new("RGB", (20, 20)), "BMP"))
-    raw[18:26] = struct.pack("<ii", width, height)
-    return bytes(raw)
 
 
 def _decode(raw: bytes) -> Any:
