@@ -26,12 +26,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--share", type=float, default=1.0, help="of the long run's cases")
     chosen = parser.parse_args()
+    lines = [f"seed {chosen.seed}"]
     for name, fuzzer, cases, *_ in FUZZERS:
         started = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
             outcomes = fuzzer(max(1, round(cases * chosen.share)), chosen.seed, Path(folder))
         told = ", ".join(f"{count:,} {outcome}" for outcome, count in sorted(outcomes.items()))
-        print(f"{name}: {outcomes.total():,} cases in {time.monotonic() - started:.0f} s: {told}", flush=True)
+        lines.append(f"{name}: {outcomes.total():,} cases in {time.monotonic() - started:.0f} s: {told}")
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def samples() -> dict[str, bytes]:
         ".npz": arrays.getvalue(),
         ".xlsx": downloads.xlsx({"a.jpg": [0, 1, 0, 1]}),
         ".zip": downloads.zipped({"set/sea/a.png": tile, "set/labels.csv": b"image,sea\na.png,1\n"}),
-        ".tar.gz": downloads.tarred({f"set/sea/{'a' * 200}.png": tile}),  # too long for a header of tar's first kind
+        ".tar.gz": downloads.tarred({f"set/sea/{'a' * 200}.png": tile}),  # such a name needs a pax header
         ".rar": downloads.rarred({"set/sea/a.png": tile}),
     }
 
