@@ -156,7 +156,8 @@ def import_(
         return
     ask = (lambda plan: typer.confirm(f"{plan}\nimport this?")) if sys.stdin.isatty() else None
     with runner.lock(project.root, f"import-{name}"):
-        typer.echo(str(importing.run(source, project.root / "data" / name, **given, confirm=ask)))
+        plan = importing.run(source, project.root / "data" / name, **given, confirm=ask)
+    typer.echo(f"{plan}\nimported as data/{name}; data/{name}/import.json lists everything that was read and skipped")
     profile = "" if name in project.params.profiles else f"add a profile {name!r} to params.yaml, then "
     typer.echo(f"next: `dvc add data`, then {profile}`dvc exp run -S profile={name}`")
 

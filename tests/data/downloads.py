@@ -3,63 +3,39 @@
 import io
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import openpyxl
 from PIL import Image
 
-from . import rar
-
 CATEGORIES = ("airplane", "storage_tank", "beach")
 NAMES = ("airplane", "tanks", "sand", "grass")
 TILES = 4
-KINDS = (
-    "mlrsnet zip of folders",
-    "mlrsnet zip of rars and folders",
-    "mlrsnet checkout with images",
-    "ucmerced xlsx",
-    "ucmerced csv txt xlsx",
-    "aid",
-    "tar with one table",
-    "one table with paths",
-)
+STEMS = [f"{category}_{i:02}" for category in CATEGORIES for i in range(TILES)]
+KINDS = ("mlrsnet zip of rars and folders", "mlrsnet checkout with images", "ucmerced", "aid", "tar with one table")
 Files = dict[str, bytes]
-
-
-def encoded(pixels: Any, form: str) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, form)
-    return buffer.getvalue()
 
 
 def picture(form: str, rng: np.random.Generator) -> bytes:
     """An image of 12 px; no two are alike."""
-    return encoded(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8), form)
+    buffer = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(buffer, form)
+    return buffer.getvalue()
 
 
-def stem(category: str, i: int, sep: str = "_") -> str:
-    return f"{category}{sep}{i:02}"
-
-
-def tiles(where: str, suffix: str = "jpg", form: str = "JPEG", sep: str = "_") -> Files:
+def tiles(where: str, suffix: str = "jpg", form: str = "JPEG") -> Files:
     """Images at `where`, a pattern of {category} and {name}."""
     rng = np.random.default_rng()
-    return {
-        where.format(category=c, name=f"{stem(c, i, sep)}.{suffix}"): picture(form, rng)
-        for c in CATEGORIES
-        for i in range(TILES)
-    }
+    return {where.format(category=s[:-3], name=f"{s}.{suffix}"): picture(form, rng) for s in STEMS}
 
 
-def multi_hot(sep: str = "_") -> dict[str, list[int]]:
+def multi_hot() -> dict[str, list[int]]:
     """The labels of each tile, by its name without suffix."""
     rng = np.random.default_rng(4)
-    hot = {stem(c, i, sep): rng.integers(0, 2, len(NAMES)).tolist() for c in CATEGORIES for i in range(TILES)}
-    hot[stem("beach", 0, sep)] = [0, 1, 1, 0]
-    return hot
+    return {stem: rng.integers(0, 2, len(NAMES)).tolist() for stem in STEMS}
 
 
 def table(rows: Mapping[str, list[int]], *, key: str = "image", suffix: str = "", comma: str = ",") -> bytes:
@@ -71,18 +47,16 @@ def tables(folder: str) -> Files:
     """MLRSNet's form: one table per category, file names with their suffix."""
     hot = multi_hot()
     return {
-        f"{folder}/{c}.csv": table({stem(c, i): hot[stem(c, i)] for i in range(TILES)}, suffix=".jpg")
+        f"{folder}/{c}.csv": table({stem: hot[stem] for stem in STEMS if stem.startswith(c)}, suffix=".jpg")
         for c in CATEGORIES
     }
 
 
 def xlsx(rows: Mapping[str, list[int]]) -> bytes:
-    book = openpyxl.Workbook()
-    sheet = book.worksheets[0]
-    sheet.append(["IMAGE\\LABEL", *NAMES])
+    book, buffer = openpyxl.Workbook(), io.BytesIO()
+    book.worksheets[0].append(["IMAGE\\LABEL", *NAMES])
     for name, hot in rows.items():
-        sheet.append([name, *hot])
-    buffer = io.BytesIO()
+        book.worksheets[0].append([name, *hot])
     book.save(buffer)
     return buffer.getvalue()
 
@@ -112,19 +86,61 @@ def tarred(files: Files) -> bytes:
     return buffer.getvalue()
 
 
-def pack(path: Path, files: Files) -> Path:
-    """An archive of the kind that its suffix says."""
-    packers = {".zip": zipped, ".gz": tarred, ".rar": rar.packed}
-    path.write_bytes(packers[path.suffix](files))
+def rarred(files: Files) -> bytes:
+    """A rar of version 5 with stored members, after RARLAB's technical note."""
+    main, file, end, has_data, has_crc, unix = 1, 2, 5, 2, 4, 1
+    blocks = [b"Rar!\x1a\x07\x01\x00", _block(_vints(main, 0, 0))]
+    for name, data in files.items():
+        encoded = name.encode()
+        header = _vints(file, has_data, len(data), has_crc, len(data), 0o100644)
+        header += zlib.crc32(data).to_bytes(4, "little") + _vints(0, unix, len(encoded)) + encoded
+        blocks += [_block(header), data]
+    return b"".join([*blocks, _block(_vints(end, 0, 0))])
+
+
+def rarred_4(files: Files) -> bytes:
+    """The same, of version 4."""
+    blocks = [b"Rar!\x1a\x07\x00", _block_4(0x73, 0, bytes(6))]
+    for name, data in files.items():
+        size, crc = len(data).to_bytes(4, "little"), zlib.crc32(data).to_bytes(4, "little")
+        encoded = name.replace("/", "\\").encode()
+        fields = size + size + b"\x03" + crc + b"\0\0\x21\x50" + b"\x14\x30"
+        fields += len(encoded).to_bytes(2, "little") + (0o100644).to_bytes(4, "little") + encoded
+        blocks += [_block_4(0x74, 0x8000, fields), data]
+    return b"".join([*blocks, _block_4(0x7B, 0x4000, b"")])
+
+
+def _block_4(kind: int, flags: int, fields: bytes) -> bytes:
+    rest = bytes([kind]) + flags.to_bytes(2, "little") + (7 + len(fields)).to_bytes(2, "little") + fields
+    return (zlib.crc32(rest) & 0xFFFF).to_bytes(2, "little") + rest
+
+
+def _block(fields: bytes) -> bytes:
+    sized = _vints(len(fields)) + fields
+    return zlib.crc32(sized).to_bytes(4, "little") + sized
+
+
+def _vints(*values: int) -> bytes:
+    encoded = bytearray()
+    for value in values:
+        while value > 0x7F:
+            encoded.append(value & 0x7F | 0x80)
+            value >>= 7  # noqa: PLW2901
+        encoded.append(value)
+    return bytes(encoded)
+
+
+PACKERS = {".zip": zipped, ".tar.gz": tarred, ".rar": rarred, ".rar 4": rarred_4}
+
+
+def pack(path: Path, files: Files, form: str = "") -> Path:
+    """An archive of the kind that its suffix or `form` says."""
+    path.write_bytes(PACKERS[form or "".join(path.suffixes)](files))
     return path
 
 
-def make(kind: str, where: Path) -> tuple[Path, dict[str, Any], Files]:
-    """A download of each kind: its path, what `check` needs to know, and its images."""
-    known: dict[str, Any] = {}
-    if kind == "mlrsnet zip of folders":
-        images = tiles("MLRSNet/Images/{category}/{name}")
-        return pack(where / "mlrsnet.zip", images | tables("MLRSNet/Labels")), known, images
+def make(kind: str, where: Path) -> tuple[Path, Files]:
+    """A download of each kind: its path, and its images."""
     if kind == "mlrsnet zip of rars and folders":
         images = tiles("{category}/{name}")
         top = "MLRSNet A Multi-label Dataset"
@@ -134,32 +150,25 @@ def make(kind: str, where: Path) -> tuple[Path, dict[str, Any], Files]:
             if category == "beach":
                 files |= {f"{top}/Images/{name}": data for name, data in own.items()}
             else:
-                files[f"{top}/Images/{category}.rar"] = rar.packed(own)
-        return pack(where / "mlrsnet.zip", files), known, images
+                files[f"{top}/Images/{category}.rar"] = rarred(own)
+        return pack(where / "mlrsnet.zip", files), images
     if kind == "mlrsnet checkout with images":
         images = tiles("Images/{category}/{name}")
         others = {".git/HEAD": b"ref: x", "README.md": b"# MLRSNet", "Models/a.h5": b"\0"}
-        return folder_of(where / "MLRSNet", images | tables("labels") | others), known, images
-    if kind.startswith("ucmerced"):
-        images = tiles("UCMerced_LandUse/Images/{category}/{name}", "tif", "TIFF", sep="")
-        files = images | {"UCMerced_LandUse/readme.txt": b"UC Merced Land Use Dataset,\nairplane00 is one\n"}
-        hot = multi_hot(sep="")
-        commas = {"csv": ",", "txt": "\t"}
-        for form in kind.split()[1:]:
-            content = xlsx(hot) if form == "xlsx" else table(hot, key="IMAGE\\LABEL", comma=commas[form])
+        return folder_of(where / "MLRSNet", images | tables("labels") | others), images
+    if kind == "ucmerced":
+        images = tiles("UCMerced_LandUse/Images/{category}/{name}", "tif", "TIFF")
+        files = images | {"UCMerced_LandUse/readme.txt": b"UC Merced Land Use Dataset,\nairplane_00 is one\n"}
+        for form, comma in {"csv": ",", "txt": "\t"}.items():
+            content = table(multi_hot(), key="IMAGE\\LABEL", comma=comma)
             files[f"multilabels/LandUse_Multilabeled.{form}"] = content
-        return pack(where / "UCMerced_LandUse.zip", files), {"suffix": "png", "sep": ""}, images
+        files["multilabels/LandUse_Multilabeled.xlsx"] = xlsx(multi_hot())
+        return pack(where / "UCMerced_LandUse.zip", files), images
     if kind == "aid":
         images = tiles("{name}")
         folders = ["images_test", "images_tr", "images_tr"]
         files = {f"AID_multilabel/{folders[i % 3]}/{n}": d for i, (n, d) in enumerate(images.items())}
         files["AID_multilabel/multilabel.csv"] = table(multi_hot(), key="IMAGE\\LABEL")
-        return folder_of(where / "AID", files), known, images
-    if kind == "tar with one table":
-        images = tiles("pictures/{category}/{name}")
-        labels = {"labels.csv": table(multi_hot(), suffix=".jpg")}
-        return pack(where / "set.tar.gz", images | labels), known, images
-    images = tiles("{category}/{name}")
-    rows = {f"{name.rpartition('_')[0]}\\{name}": hot for name, hot in multi_hot().items()}
-    files = images | {"all.csv": table(rows, key="path", suffix=".jpg")}
-    return folder_of(where / "set", files), known, images
+        return folder_of(where / "AID", files), images
+    images = tiles("pictures/{category}/{name}")
+    return pack(where / "set.tar.gz", images | {"labels.csv": table(multi_hot(), suffix=".jpg")}), images

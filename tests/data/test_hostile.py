@@ -7,7 +7,6 @@ import shutil
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,10 @@ import pytest
 from satclr.data import importing, labels, tiles
 from satclr.data.importing import archives
 
-from . import rar
-from .downloads import Files, folder_of, make, multi_hot, pack, picture, table, tables, tarred, zipped
+from .downloads import PACKERS, Files, folder_of, multi_hot, pack, picture, table, tables, zipped
 from .downloads import tiles as tile_files
 
-CRAFTED: dict[str, Callable[[Files], bytes]] = {
-    "zip": zipped, "tar.gz": tarred, "rar": rar.packed, "rar 4": rar.packed_4,
-}  # fmt: skip
+SOUND = tile_files("{category}/{name}") | tables("Labels")
 
 
 class Planted:
@@ -52,17 +48,15 @@ def refused(tmp_path: Path, source: Path, *said: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["../evil.jpg", "/evil.jpg", "Images/../../evil.jpg", "..\\evil.jpg", "C:\\evil.jpg"])
-@pytest.mark.parametrize("form", CRAFTED)
+@pytest.mark.parametrize("form", PACKERS)
 def test_a_path_that_leaves_the_target_is_refused(tmp_path: Path, name: str, form: str) -> None:
-    files = tile_files("Images/{category}/{name}") | tables("Labels") | {name: b"evil"}
-    source = tmp_path / f"evil.{form.split(maxsplit=1)[0]}"
-    source.write_bytes(CRAFTED[form](files))
+    source = pack(tmp_path / f"evil{form.removesuffix(' 4')}", SOUND | {name: b"evil"}, form)
     refused(tmp_path, source, "evil.jpg", "outside")
     assert not list(tmp_path.rglob("evil.jpg"))
 
 
 def test_links_in_an_archive_are_refused(tmp_path: Path) -> None:
-    source = pack(tmp_path / "links.zip", tile_files("Images/{category}/{name}"))
+    source = pack(tmp_path / "links.zip", SOUND)
     info = zipfile.ZipInfo("Images/beach/link.jpg")
     info.external_attr = 0o120777 << 16
     with zipfile.ZipFile(source, "a") as file:
@@ -89,33 +83,30 @@ def test_a_decompression_bomb_is_refused(
 
 
 def test_archives_without_end_are_refused(tmp_path: Path) -> None:
-    inner = zipped(tile_files("{category}/{name}"))
+    inner = SOUND
     for _ in range(5):
-        inner = zipped({"again.zip": inner})
-    (tmp_path / "deep.zip").write_bytes(inner)
-    refused(tmp_path, tmp_path / "deep.zip", "archives deep")
+        inner = {"again.zip": zipped(inner)}
+    refused(tmp_path, pack(tmp_path / "deep.zip", inner), "archives deep")
 
 
 def test_names_that_clash_are_refused(tmp_path: Path) -> None:
-    files = tile_files("{category}/{name}") | tables("Labels")
-    files["Beach/BEACH_00.JPG"] = files["beach/beach_00.jpg"]
+    files = SOUND | {"Beach/BEACH_00.JPG": SOUND["beach/beach_00.jpg"]}
     refused(tmp_path, pack(tmp_path / "clash.zip", files), "clash", "beach_00.jpg")
     files = tile_files("{category}/{name}", "tif", "TIFF") | {"labels.csv": table(multi_hot())}
     files["beach/beach_00.png"] = picture("PNG", np.random.default_rng())
     refused(tmp_path, pack(tmp_path / "both.zip", files), "clash", "beach_00.png")
 
 
-@pytest.mark.parametrize("form", CRAFTED)
+@pytest.mark.parametrize("form", PACKERS)
 def test_half_an_archive_is_refused(tmp_path: Path, form: str) -> None:
-    whole = CRAFTED[form](tile_files("{category}/{name}") | tables("Labels"))
-    source = tmp_path / f"a.{form.split(maxsplit=1)[0]}"
-    source.write_bytes(whole[: len(whole) // 2])
+    source = pack(tmp_path / f"a{form.removesuffix(' 4')}", SOUND, form)
+    source.write_bytes(source.read_bytes()[: source.stat().st_size // 2])
     refused(tmp_path, source, source.name, "damaged", "download it again")
 
 
 def test_a_damaged_member_is_named(tmp_path: Path) -> None:
     """In a zip, which has checksums; libarchive ignores those of a rar's stored members."""
-    whole = zipped(tile_files("{category}/{name}") | tables("Labels"))
+    whole = zipped(SOUND)
     for name in ("airplane/airplane_01.jpg", "Labels/beach.csv"):
         at = whole.index(name.encode()) + len(name) + 30
         spoilt = bytes(byte ^ 0xFF for byte in whole[at : at + 8])
@@ -136,9 +127,8 @@ def test_what_is_no_archive_or_locked_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_system_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.rar").write_bytes(rar.packed(tables("Labels")))
     monkeypatch.setitem(sys.modules, "libarchive", None)
-    refused(tmp_path, tmp_path / "a.rar", "a.rar", "apt install libarchive13")
+    refused(tmp_path, pack(tmp_path / "a.rar", SOUND), "a.rar", "apt install libarchive13")
 
 
 def test_sources_that_are_no_data_set_are_refused(tmp_path: Path) -> None:
@@ -148,17 +138,10 @@ def test_sources_that_are_no_data_set_are_refused(tmp_path: Path) -> None:
     refused(tmp_path, folder_of(tmp_path / "checkout", tables("labels")), "no image", "only labels")
     flat = {f"{i}.jpg": picture("JPEG", np.random.default_rng()) for i in range(3)}
     refused(tmp_path, folder_of(tmp_path / "flat", flat), "no table labels")
-    odd = tile_files("{category}/{name}") | tables("Labels")
-    odd["Labels/beach.csv"] = odd["Labels/beach.csv"].replace(b",0,1,1,0", b",0,7,1,0")
-    refused(tmp_path, folder_of(tmp_path / "odd", odd), "beach.csv, line 2", "'tanks'", "'7'")
-    source, _, _ = make("one table with paths", tmp_path)
-    (tmp_path / "data" / "mine").mkdir(parents=True)
-    refused(tmp_path, source, "exists")
-
-
-def test_a_tile_that_is_no_image_is_refused(tmp_path: Path) -> None:
-    files: Files = {"farm/a.tif": b"no tiff at all", "pond/b.jpg": picture("JPEG", np.random.default_rng())}
+    files: Files = {"farm/a.tif": b"no tiff at all", "pond/b.jpg": flat["0.jpg"]}
     refused(tmp_path, folder_of(tmp_path / "deep", files), "farm/a.tif", "not an image")
+    (tmp_path / "data" / "mine").mkdir(parents=True)
+    refused(tmp_path, folder_of(tmp_path / "sound", SOUND), "exists")
 
 
 def test_a_pickle_is_neither_run_nor_imported(tmp_path: Path, store: tiles.TileStore) -> None:
@@ -200,13 +183,10 @@ def test_spreadsheets_that_claim_more_than_they_hold_take_no_memory(tmp_path: Pa
 
 def spreadsheet(sheet: str) -> bytes:
     """An .xlsx whose only sheet has this XML."""
-    book, buffer, result = openpyxl.Workbook(), io.BytesIO(), io.BytesIO()
+    book, buffer = openpyxl.Workbook(), io.BytesIO()
     book.save(buffer)
+    with zipfile.ZipFile(buffer) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
     space = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
-    with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(result, "w", zipfile.ZIP_DEFLATED) as new:
-        for info in old.infolist():
-            content = old.read(info)
-            if info.filename == "xl/worksheets/sheet1.xml":
-                content = f'<worksheet xmlns="{space}">{sheet}</worksheet>'.encode()
-            new.writestr(info, content)
-    return result.getvalue()
+    files["xl/worksheets/sheet1.xml"] = f'<worksheet xmlns="{space}">{sheet}</worksheet>'.encode()
+    return zipped(files)

@@ -5,6 +5,7 @@ import json
 import unicodedata
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import openpyxl
@@ -19,6 +20,7 @@ from .downloads import Files, folder_of, pack, picture
 
 TAGS = {"a_00": ["road", "water"], "a_01": ["water"], "b_00": ["bare soil"], "b_01": ["road", "tree"]}
 NAMES = ("bare soil", "road", "tree", "water")
+EXPECTED = {name: set(tags) for name, tags in TAGS.items()}
 
 
 def images(where: str = "Images/{folder}/{name}.jpg", names: Any = tuple(TAGS)) -> Files:
@@ -28,18 +30,12 @@ def images(where: str = "Images/{folder}/{name}.jpg", names: Any = tuple(TAGS)) 
 
 def labels_of(plan: Plan) -> dict[str, set[str]]:
     """The labels of each tile, by its name without suffix."""
-    return {
-        name.rpartition(".")[0]: {c for c, cell in zip(columns, cells, strict=True) if cell == "1"}
-        for columns, rows in plan.tables.values()
-        for name, cells in rows
-    }
+    rows = (row for _, table in plan.tables.values() for row in table)
+    return {name.rpartition(".")[0]: set(present) for name, present in rows}
 
 
 def look(tmp_path: Path, files: Files, **options: Any) -> Plan:
     return importing.look(folder_of(tmp_path / "set", files), **options)
-
-
-EXPECTED = {name: set(tags) for name, tags in TAGS.items()}
 
 
 def hot(one: str = "1", zero: str = "0", suffix: str = ".jpg") -> str:
@@ -47,18 +43,18 @@ def hot(one: str = "1", zero: str = "0", suffix: str = ".jpg") -> str:
     return "".join(",".join(row) + "\n" for row in [["image", *NAMES], *rows])
 
 
-def tagged(separator: str, *, header: str = "image_name;tags", quote: str = "") -> str:
-    return header + "\n" + "".join(f"{name};{quote}{separator.join(tags)}{quote}\n" for name, tags in TAGS.items())
+def tagged(separator: str) -> str:
+    return "image_name;tags\n" + "".join(f'{name};"{separator.join(tags)}"\n' for name, tags in TAGS.items())
 
 
 def book() -> bytes:
     workbook, buffer = openpyxl.Workbook(), io.BytesIO()
     workbook.worksheets[0].append(["About this data set"])
     sheet = workbook.create_sheet("labels")
-    sheet.append(["Labels of all tiles"])
-    for i, line in enumerate(hot().splitlines()):
-        cells = line.split(",")
-        sheet.append(cells if i == 0 else [cells[0], *(cell == "1" for cell in cells[1:])])
+    for row in (["Labels of all tiles"], ["image", *NAMES]):
+        sheet.append(row)
+    for name, tags in TAGS.items():
+        sheet.append([f"{name}.jpg", *(label in tags for label in NAMES)])
     workbook.save(buffer)
     return buffer.getvalue()
 
@@ -96,9 +92,9 @@ FORMS: dict[str, tuple[str, str | bytes]] = {
     "index and position": ("labels.csv", "".join(
         f"{i - 1 if i else ''},{'lon' if i == 0 else 7.5 + i},{line}\n" for i, line in enumerate(hot().splitlines())
     )),
-    "tags by commas": ("labels.csv", tagged(", ", quote='"')),
+    "tags by commas": ("labels.csv", tagged(", ")),
     "tags by |": ("labels.csv", tagged("|")),
-    "tags by ;": ("labels.csv", tagged("; ", quote='"')),
+    "tags by ;": ("labels.csv", tagged("; ")),
     "tags as list": ("labels.csv", "image;tags\n" + "".join(f"{n};{t}\n" for n, t in TAGS.items())),
     "tags as NumPy list": ("x.csv", "image;tags\n" + "".join(f"{n};{np.array(t)}\n" for n, t in TAGS.items())),
     "tags without quotes": ("x.csv", "image,labels\n" + "".join(f"{n},{','.join(t)}\n" for n, t in TAGS.items())),
@@ -112,8 +108,13 @@ FORMS: dict[str, tuple[str, str | bytes]] = {
     "object of shares": ("labels.json", json.dumps({f"{n}.jpg": [[x, 0.4] for x in t] for n, t in TAGS.items()})),
     "object of objects": ("labels.json", json.dumps({n: {x: x in t for x in NAMES} for n, t in TAGS.items()})),
     "columns": ("labels.json", json.dumps({k: {str(i): r[k] for i, r in enumerate(RECORDS)} for k in RECORDS[0]})),
+    "columns and rows": ("x.json", json.dumps({"columns": ["file", "tags"], "data": [*TAGS.items()]})),
+    "pairs": ("labels.json", json.dumps([*TAGS.items()])),
+    "records within": ("labels.json", json.dumps({"version": 2, "tiles": RECORDS})),
+    "object of named objects": ("x.json", json.dumps({n: [{"name": x} for x in t] for n, t in TAGS.items()})),
     "COCO": ("_annotations.coco.json", json.dumps(COCO)),
     "mat": ("labels.mat", mat(files=cells(TAGS), classes=cells(NAMES), labels=MATRIX)),
+    "mat of tags": ("labels.mat", mat(files=cells(TAGS), tags=cells(map("; ".join, TAGS.values())))),
 }  # fmt: skip
 
 
@@ -282,14 +283,9 @@ def test_a_dry_run_shows_the_plan_and_a_person_may_stop(tmp_path: Path) -> None:
     for part in ("labels.csv: images in column 'image', 4 label columns", "a_00.jpg ← Images/a/a_00.jpg: road, water"):
         assert part in text
     assert "images without row: 1, such as Images/b/b_01.jpg" in text
-    asked: list[str] = []
-
-    def no(plan: str) -> bool:
-        asked.append(plan)
-        return False
-
+    no = Mock(return_value=False)
     with pytest.raises(importing.SourceError, match="nothing was imported"):
         importing.run(source, tmp_path / "mine", confirm=no)
-    assert asked == [text]
+    no.assert_called_once_with(text)
     assert sorted(tmp_path.rglob("*")) == before
     assert importing.run(source, tmp_path / "mine", confirm=lambda _: True).read == importing.look(source).read

@@ -1,13 +1,12 @@
 """Label tables: what is read, what is put right, what is refused."""
 
+import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from satclr.data.labels import LabelError, Labels, read
-
-RELEASES = ("release-2020-06-30", "release-2021-05-19")
 
 
 def write(folder: Path, **tables: str | bytes) -> Path:
@@ -36,9 +35,6 @@ def test_a_nameless_column_is_the_one_label_the_table_lacks(tmp_path: Path) -> N
     assert labels.columns["b"] == ("sea", "ice")
 
 
-GOOD = "image,ice,sea\ngood.jpg,1,0\n"
-
-
 @pytest.mark.parametrize(
     ("table", "said"),
     [
@@ -59,25 +55,23 @@ GOOD = "image,ice,sea\ngood.jpg,1,0\n"
         ("image\na.jpg\n", ["bad.csv", "no label column"]),
         ("image,ice,sea\n../a.jpg,1,0\n", ["bad.csv, line 2", "'../a.jpg'"]),
         (b"image,ice,sea\na.jpg,1,\0\n", ["bad.csv", "NUL"]),
+        (b"\x89PNG\r\n\x1a\n\x81\x8d", ["bad.csv, line 3", "0x81"]),
+        ('image,ice,sea\n"a.jpg,1,0\n', ["bad.csv, line 2", "not CSV"]),
     ],
 )
 def test_a_table_that_cannot_be_trusted_is_refused(tmp_path: Path, table: str | bytes, said: list[str]) -> None:
-    folder = write(tmp_path, bad=table, good=GOOD)
-    with pytest.raises(LabelError) as caught:
+    folder = write(tmp_path, bad=table, good="image,ice,sea\ngood.jpg,1,0\n")
+    with pytest.raises(LabelError, match=".*".join(map(re.escape, said))):
         read(folder)
-    for part in said:
-        assert part in str(caught.value)
 
 
 def test_a_folder_without_tables_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LabelError, match="no such folder"):
-        read(tmp_path / "nowhere")
-    write(tmp_path, **{"._resource_fork": b"\0"})
-    with pytest.raises(LabelError, match="no label table"):
-        read(tmp_path)
+    for folder, said in (tmp_path / "nowhere", "no such folder"), (write(tmp_path, **{"._fork": ""}), "no label table"):
+        with pytest.raises(LabelError, match=said):
+            read(folder)
 
 
-@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("release", ["release-2020-06-30", "release-2021-05-19"])
 def test_mlrsnet(external_data: Path, release: str) -> None:
     folder = external_data / "mlrsnet-labels" / release
     labels = read(folder)

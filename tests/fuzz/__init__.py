@@ -1,6 +1,6 @@
 """Fuzzers: made-up and damaged input, each case with what must become of it.
 
-    make fuzz                          the long run: thousands of cases, a table of outcomes
+    make fuzz                          the long run: thousands of cases, and what became of them
     python -m tests.fuzz --seed 7      the same with other cases
 
 A fuzzer is a function (cases, seed, folder) → outcomes, a count of each; a broken promise is an AssertionError

@@ -3,7 +3,6 @@
 import io
 import resource
 import shutil
-import tarfile
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from satclr.data import labels
 from satclr.data.importing import SourceError, archives
 from satclr.pretrain import architectures, encoder
 
-from ..data import downloads, rar
+from ..data import downloads
 from . import ACCEPTED, REFUSED, Outcomes, edited, explore
 from .pictures import encoded, noise
 
@@ -35,30 +34,18 @@ def _weights() -> dict[str, torch.Tensor]:
 @cache
 def samples() -> dict[str, bytes]:
     """A small sound file of each format."""
-    saved, arrays, book, rolled = (io.BytesIO() for _ in range(4))
+    saved, arrays = io.BytesIO(), io.BytesIO()
     torch.save(_weights(), saved)
     np.savez(arrays, test_scores=np.zeros((3, 2), np.float32), labels=np.array(["a", "b"]))
-    import openpyxl
-
-    workbook = openpyxl.Workbook()
-    sheet = workbook.create_sheet("labels", 0)
-    sheet.append(["image", "sea"])
-    sheet.append(["a.jpg", 1])
-    workbook.save(book)
     tile = encoded(noise(16), "PNG")
-    with tarfile.open(fileobj=rolled, mode="w:gz") as tar:
-        info = tarfile.TarInfo("set/sea/a.png")
-        info.size = len(tile)
-        info.pax_headers = {"comment": "x" * 200}
-        tar.addfile(info, io.BytesIO(tile))
     return {
         ".safetensors": safetensors.torch.save(_weights(), {"arch": "squeezenet1_1"}),
         ".pth": saved.getvalue(),
         ".npz": arrays.getvalue(),
-        ".xlsx": book.getvalue(),
+        ".xlsx": downloads.xlsx({"a.jpg": [0, 1, 0, 1]}),
         ".zip": downloads.zipped({"set/sea/a.png": tile, "set/labels.csv": b"image,sea\na.png,1\n"}),
-        ".tar.gz": rolled.getvalue(),
-        ".rar": rar.packed({"set/sea/a.png": tile}),
+        ".tar.gz": downloads.tarred({f"set/sea/{'a' * 200}.png": tile}),  # such a name needs a pax header
+        ".rar": downloads.rarred({"set/sea/a.png": tile}),
     }
 
 

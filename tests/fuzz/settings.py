@@ -83,18 +83,13 @@ def _load(folder: Path, text: str | bytes, path: list[str]) -> str:
         loaded = settings.load(file)
     except settings.ParamsError as error:
         message = str(error)
-        assert message.isprintable() or all(c.isprintable() or c == " " for c in message), repr(message)
+        assert message.isprintable(), repr(message)
         key = ".".join(path)
         shown = key if key.isprintable() else key.encode("unicode_escape").decode()
-        # A list's own element, or the section that is no mapping, may be what is named.
-        assert shown in message or (path and _names(message, path)), (shown, message)
+        # Two settings that do not fit together are told by the path of one and the name of the other.
+        assert shown in message or all(name in message for name in path[-2:]), (shown, message)
         return REFUSED
     with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()) as out:
         cli.arms(None)
     assert loaded.profile in out.getvalue()
     return ACCEPTED
-
-
-def _names(message: str, path: list[str]) -> bool:
-    """Two settings that do not fit together are told by the path of one and the name of the other."""
-    return path[-1] in message and (len(path) == 1 or path[-2] in message)

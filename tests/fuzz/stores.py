@@ -1,6 +1,5 @@
 """From folders of tiles and tables to the store and back: whatever tiles, labels and categories are called."""
 
-import csv
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 from PIL import Image
 
+from satclr import files
 from satclr.data import prepare, splits, tiles
 
 from ..conftest import make_run
@@ -50,10 +50,8 @@ def run(cases: int, seed: int, folder: Path) -> Outcomes:
 def _write(data: Path, category: str, grid: list[list[str]]) -> None:
     place = next(i for i, cell in enumerate(grid[0]) if cell.strip().casefold() == "image")
     rows = [[*row[:place], f"{row[place]}.png", *row[place + 1 :]] for row in grid[1:]]
-    (data / "Labels").mkdir(parents=True, exist_ok=True)
+    files.write_csv(data / "Labels" / f"{category}.csv", grid[0], rows)
     (data / "Images" / category).mkdir(parents=True)
-    with (data / "Labels" / f"{category}.csv").open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([grid[0], *rows])
     for row in rows:
         Image.fromarray(_tile(row[place])).save(data / "Images" / category / row[place])
 

@@ -16,14 +16,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from satclr.data.labels import Labels, canonical, nfc, sheets
+from satclr.data.labels import DOCUMENTS, Labels, canonical, nfc, sheets
 from satclr.data.tiles import SUFFIXES
 from satclr.files import counted
 
 Rows = npt.NDArray[np.intp]
 Documented = Mapping[str, AbstractSet[str]]  # the labels that go with a category
 
-DOCUMENTS: Final = ("category_labels.csv", "Categories_names.xlsx")
 EXAMPLES: Final = 5
 # No row of MLRSNet's first release (109,161 rows, 60 columns) has more than 3 adjacent ones, and one of UC Merced's
 # 2,100 has 4; a filled range has up to dozens.

@@ -10,7 +10,8 @@ import io
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 IMAGE: Final = "image"
+DOCUMENTS: Final = ("category_labels.csv", "Categories_names.xlsx")  # they list the labels of each category
 VALUES: Final = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}
 DELIMITERS: Final = (",", ";", "\t")
 CELLS_MAX: Final = 20_000_000  # three times as many as MLRSNet's tables have together
@@ -41,11 +43,10 @@ class Labels:
     repairs: tuple[str, ...] = ()  # headers that were corrected while reading, one sentence each
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Table:
     path: Path
     tiles: list[str]
-    lines: list[int]
     columns: tuple[str, ...]
     values: npt.NDArray[np.uint8]
     respelled: list[tuple[str, str]]
@@ -63,15 +64,16 @@ def read(folder: Path) -> Labels:
     if not paths:
         problem = "no label table" if folder.is_dir() else "no such folder"
         raise LabelError(f"{folder}: {problem}; it should hold one <category>.csv table per category")
-    tables, repairs = _aligned([_read_table(path) for path in paths])
-    _refuse_duplicates(tables)
+    seen: dict[str, str] = {}
+    tables = [_read_table(path, seen) for path in paths]
+    repairs = (*_respelled(tables), *_name_blanks(tables))
     return Labels(
         tiles=[tile for table in tables for tile in table.tiles],
         categories=[nfc(table.path.stem) for table in tables for _ in table.tiles],
         names=tuple(sorted(tables[0].columns)),
         targets=np.concatenate([t.values[:, np.argsort(np.array(t.columns, dtype=object))] for t in tables]),
         columns={nfc(table.path.stem): table.columns for table in tables},
-        repairs=(*_respelled(tables), *repairs),
+        repairs=repairs,
     )
 
 
@@ -134,11 +136,10 @@ def rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     text = _decode(path)
 
     def header(delimiter: str) -> tuple[bool, int]:
-        try:
+        with suppress(csv.Error):
             cells = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), [])
-        except csv.Error:
-            return False, 0
-        return any(cell.strip().casefold() == IMAGE for cell in cells), len(cells)
+            return any(cell.strip().casefold() == IMAGE for cell in cells), len(cells)
+        return False, 0
 
     delimiter = max(DELIMITERS, key=header)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -164,7 +165,8 @@ def _decode(path: Path) -> str:
     raise LabelError(f"{path}, line {line}: byte 0x{byte:02x} is not valid {known}; save the table as UTF-8")
 
 
-def _read_table(path: Path) -> _Table:
+def _read_table(path: Path, seen: dict[str, str]) -> _Table:
+    """Read one table. seen: where each tile's row is; gets this table's."""
     (_, first), *body = list(rows(path)) or [(0, [])]
     if not body:
         raise LabelError(f"{path}: no rows; it should have a header and one row per tile")
@@ -175,22 +177,23 @@ def _read_table(path: Path) -> _Table:
         raise LabelError(f"{path}: {len(images)} columns named 'image' in its header; exactly one is needed")
     tiles: list[str] = []
     for line, cells in body:
+        where = f"{path}, line {line}"
         if len(cells) != len(header):
-            raise LabelError(f"{path}, line {line}: {len(cells)} cells where the header has {len(header)}")
-        tile = cells[images[0]].strip()
+            raise LabelError(f"{where}: {len(cells)} cells where the header has {len(header)}")
+        tile = nfc(cells[images[0]].strip())
         if not tile or "/" in tile or "\\" in tile or tile.startswith("."):
-            raise LabelError(f"{path}, line {line}, column 'image': {tile!r} is not a tile's file name")
-        tiles.append(nfc(tile))
+            raise LabelError(f"{where}, column 'image': {tile!r} is not a tile's file name")
+        if tile in seen:
+            raise LabelError(f"{where}: duplicate row for tile {tile!r} (see {seen[tile]}); keep one")
+        seen[tile] = where
+        tiles.append(tile)
     named = [name or any(cells[i].strip() for _, cells in body) for i, name in enumerate(header)]
     kept = [i for i in range(len(header)) if i != images[0] and named[i]]
-    flat = bytearray().join(bytes([VALUES.get(cells[i], 2) for i in kept]) for _, cells in body)
-    values = np.frombuffer(flat, np.uint8).reshape(len(body), len(kept))
-    for row, column in np.argwhere(values == 2):
-        (line, cells), i = body[row], kept[column]
-        if cells[i].strip() not in VALUES:
-            where = f"{path}, line {line}, column {header[i] or f'{i + 1} (no name)'!r}"
-            raise LabelError(f"{where}: {cells[i]!r} is neither 0 nor 1; correct the cell")
-        values[row, column] = VALUES[cells[i].strip()]
+    values = np.array([[VALUES.get(cells[i].strip(), 2) for i in kept] for _, cells in body], np.uint8)
+    if wrong := np.argwhere(values == 2).tolist():
+        (line, cells), i = body[wrong[0][0]], kept[wrong[0][1]]
+        where = f"{path}, line {line}, column {header[i] or f'{i + 1} (no name)'!r}"
+        raise LabelError(f"{where}: {cells[i]!r} is neither 0 nor 1; correct the cell")
     if not kept:
         raise LabelError(f"{path}: no label column beside 'image'")
     columns = tuple(header[i] for i in kept)
@@ -200,14 +203,12 @@ def _read_table(path: Path) -> _Table:
         if "|" in name:
             raise LabelError(f"{path}: column {name!r}: | separates labels in the store's index; rename it")
     respelled = [(a, b) for a, b in zip(written, header, strict=True) if a != b]
-    return _Table(path, tiles, [line for line, _ in body], columns, values, respelled)
+    return _Table(path, tiles, columns, values, respelled)
 
 
-def _aligned(tables: list[_Table]) -> tuple[list[_Table], list[str]]:
-    """Refuse tables of unlike labels; a single blank header gets the name of the one label that its table lacks."""
+def _name_blanks(tables: list[_Table]) -> Iterator[str]:
+    """Refuse tables of unlike labels; name a single blank header after the one label that its table lacks."""
     everything = {name for table in tables for name in table.columns if name}
-    aligned: list[_Table] = []
-    repairs: list[str] = []
     for table in tables:
         blanks = table.columns.count("")
         missing = sorted(everything - set(table.columns))
@@ -215,27 +216,16 @@ def _aligned(tables: list[_Table]) -> tuple[list[_Table], list[str]]:
             lacks = f"lacks {missing}" if missing else "lacks no label of the other tables"
             raise LabelError(f"{table.path}: has {blanks} nameless column(s) and {lacks}; name or delete them")
         if blanks:
-            repairs.append(f"{table.path.name}: the nameless column is read as {missing[0]!r}")
+            yield f"{table.path.name}: the nameless column is read as {missing[0]!r}"
+            table.columns = tuple(name or missing[0] for name in table.columns)
         elif missing:
             other = next(t.path.name for t in tables if missing[0] in t.columns)
             more = f" and {len(missing) - 1} more" if missing[1:] else ""
             lacks = f"no column {missing[0]!r}{more}, which {other} has"
             raise LabelError(f"{table.path}: {lacks}; all tables need the same labels")
-        aligned.append(replace(table, columns=tuple(name or missing[0] for name in table.columns)))
-    return aligned, repairs
 
 
 def _respelled(tables: list[_Table]) -> Iterator[str]:
     for name, right in sorted({pair for table in tables for pair in table.respelled}):
         names = [table.path.name for table in tables if (name, right) in table.respelled]
         yield f"{names[0] if len(names) == 1 else f'{len(names)} tables'}: column {name!r} is read as {right!r}"
-
-
-def _refuse_duplicates(tables: list[_Table]) -> None:
-    seen: dict[str, str] = {}
-    for table in tables:
-        for tile, line in zip(table.tiles, table.lines, strict=True):
-            where = f"{table.path}, line {line}"
-            if tile in seen:
-                raise LabelError(f"{where}: duplicate row for tile {tile!r} (see {seen[tile]}); keep one")
-            seen[tile] = where

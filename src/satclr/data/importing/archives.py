@@ -60,9 +60,11 @@ class Member:
 def members(source: Path, scratch: Path) -> list[Member]:
     """The files of a folder or archive, sorted; archives are unpacked into `scratch`, unless an earlier run did.
 
-    Raises `SourceError` for a damaged or encrypted archive, a path that leaves it, a link, a decompression bomb, or a
-    missing system library; `files.WriteError` where the disk is full.
+    Raises `SourceError` for a missing source, a damaged or encrypted archive, a path that leaves it, a link, a
+    decompression bomb, or a missing system library; `files.WriteError` where the disk is full.
     """
+    if not source.exists():
+        raise SourceError(f"{source}: no such file or folder")
     if source.is_file() and not _suffix(source):
         raise SourceError(f"{source}: neither a folder nor an archive ({', '.join(SUFFIXES)})")
     archives = [path for path in _walk(source) if _suffix(path)] if source.is_dir() else [source]
@@ -89,9 +91,7 @@ def members(source: Path, scratch: Path) -> list[Member]:
 
 
 def copy(member: Member, target: Path) -> None:
-    """Write a member to `target`, completely or not at all; an existing file is kept."""
-    if target.exists():
-        return
+    """Write a member to `target`, completely or not at all."""
     with complete(target) as part:
         if member.unpacked:
             with suppress(OSError):  # some file systems have no hard links

@@ -11,7 +11,7 @@ their meaning.
 
 import re
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import numpy as np
@@ -46,14 +46,13 @@ def plan(source: Path, *, unlabelled: bool = False) -> Plan:
     if not chosen:
         remedy = f"unpack {FOLDER}.tar.zst there"
         raise SourceError(f"{root}: none of the {len(rows):,} patches of {METADATA}; {remedy}")
-    names = sorted({name for row in rows for name in row["labels"]})
+    names = tuple(sorted({name for row in rows for name in row["labels"]}))
     tiles: list[Tile] = []
     tables: dict[str, Table] = {}
     for row in chosen:
-        patch, category = row["patch_id"], re.sub(r"\W+", "_", str(row["country"]))
-        tiles.append(_tile(root, category, patch))
-        cells = [str(int(name in row["labels"])) for name in names]
-        tables.setdefault(category, (tuple(names), []))[1].append((f"{patch}.png", cells))
+        tile = _tile(root, re.sub(r"\W+", "_", str(row["country"])), row["patch_id"])
+        tiles.append(tile)
+        tables.setdefault(tile.category, (names, []))[1].append((tile.name, row["labels"]))
     without = sorted(present - {row["patch_id"] for row in rows})
     absent = len(rows) - len(chosen)
     return Plan(
@@ -73,8 +72,8 @@ def to_rgb(bands: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint8]:
 
 
 def _tile(root: Path, category: str, patch: str) -> Tile:
-    folder = root / patch.rsplit("_", 2)[0] / patch  # the acquisition is named like it but for the grid position
-    return Tile(category, f"{patch}.png", 3 * SIDE_PX**2, partial(_write, folder))
+    place = PurePosixPath(patch.rsplit("_", 2)[0], patch)  # the acquisition is named like it but for the grid position
+    return Tile(category, f"{patch}.png", place, 3 * SIDE_PX**2, partial(_write, root / place))
 
 
 def _metadata(path: Path) -> list[dict[str, Any]]:

@@ -7,56 +7,42 @@ has one, its split.
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from satclr.data import checks, labels, pixels, tiles
-from satclr.data.importing import reading, tables
-from satclr.data.importing.archives import Member, SourceError, complete, copy
+from satclr.data import labels, pixels
+from satclr.data.importing import archives, reading, tables
+from satclr.data.importing.archives import Member, SourceError
 from satclr.data.importing.plan import SHOWN, Names, Plan, Row, Table, Tile, split_of
+from satclr.data.tiles import SUFFIXES, TileError
 
 KEPT: Final = frozenset({".jpg", ".jpeg", ".png"})  # other images of 8 bits become PNG, without loss
-DOCUMENTS: Final = frozenset(map(str.lower, checks.DOCUMENTS))
+DOCUMENTS: Final = frozenset(map(str.lower, labels.DOCUMENTS))
 PLAIN_FOLDERS: Final = {"", "images", "image", "img", "imgs", "data", "tiles", "jpegimages"}  # not categories
 UNLABELLED: Final = re.compile(r"test.*|unlabel+ed.*")  # folders whose images may lack rows
 VAL_EVERY: Final = 8  # of an official training set without validation tiles, one tile in eight
 
 
-@dataclass(frozen=True)
-class _Image:
-    """An image of a download. path: composed; deep: of other than 8 bits per channel; name: of its tile."""
-
-    member: Member
-    path: PurePosixPath
-    deep: bool
-    category: str
-    name: str
-
-    def tile(self) -> Tile:
-        as_it_is = self.deep or self.path.suffix.lower() in KEPT
-        size = 0 if as_it_is and self.member.unpacked else self.member.file.stat().st_size
-        return Tile(self.category, self.name, size, partial(copy if as_it_is else _to_png, self.member))
-
-
 def plan(
-    members: Sequence[Member], label_members: Sequence[Member], *,
-    labels_from: str | None = None, unlabelled: bool = False,
+    source: Path, scratch: Path, *,
+    labels_source: Path | None = None, labels_from: str | None = None, unlabelled: bool = False,
 ) -> Plan:  # fmt: skip
-    """Recognise a data set by its images, among `members`, and its tables, among `label_members`.
+    """Recognise a data set by its images and tables; archives are unpacked into `scratch`.
 
-    labels_from: `folders` passes the tables over; `tables` accepts that most rows or images have no partner. Without
-    either, a tile's only label is its folder where no file could be a table. unlabelled: keep images without a
-    row, however many, as unlabelled tiles. Raises `SourceError` without images, and where neither tables nor folders
-    label them.
+    labels_source: where the label tables are, if not in `source`: a table, a folder or an archive, such as a checkout
+    of MLRSNet's repository at a sound commit. labels_from: `folders` passes the tables over; `tables` accepts that most
+    rows or images have no partner. Without either, a tile's only label is its folder where no file could be a table.
+    unlabelled: keep images without a row, however many, as unlabelled tiles. Raises `SourceError` without images, and
+    where neither tables nor folders label them.
     """
-    found = [member for member in members if member.path.suffix.lower() in tiles.SUFFIXES]
-    if not found:
-        advice = "import the archive of images and pass the checkout as its labels"
-        raise SourceError(f"no image in it; a checkout of MLRSNet's repository has only labels: {advice}")
-    images = _images(found)
-    others = [member for member in label_members if member.path.suffix.lower() in tables.SUFFIXES]
+    members = archives.members(source, scratch / "unpacked")
+    images = _images([member for member in members if member.path.suffix.lower() in SUFFIXES])
+    if labels_source and labels_source.is_file() and labels_source.suffix.lower() in tables.SUFFIXES:
+        members = [Member(PurePosixPath(labels_source.name), labels_source, unpacked=False)]
+    elif labels_source:
+        members = archives.members(labels_source, scratch / "unpacked-labels")
+    others = [member for member in members if member.path.suffix.lower() in tables.SUFFIXES]
     documents = [member for member in others if member.path.name.lower() in DOCUMENTS]
     asked = [member for member in others if member not in documents and labels_from != "folders"]
     readings, unread = _read(asked, Names([image.path for image in images]))
@@ -76,25 +62,33 @@ def plan(
         rows = sum(len(reading.sheet.body) for reading in readings)
         _require_partners(absent, [] if unlabelled else without, len(images), rows)
     return Plan(
-        tiles=[images[i].tile() for i in labelled],
+        tiles=[images[i] for i in labelled],
         tables=_tables(labelled, images),
         split=_official(readings, images, labelled, notes),
-        documents=documents,
+        documents=[member.file for member in documents],
         images_without_row=[] if unlabelled else [str(image.path) for image in without],
         rows_without_image=absent,
         notes=notes,
         read=[reading.text for reading in readings],
-        sources={images[i].name: str(images[i].path) for i in labelled},
-        unlabelled=[image.tile() for image in without] if unlabelled else [],
+        unlabelled=without if unlabelled else [],
     )
 
 
-def _images(members: Sequence[Member]) -> list[_Image]:
+def _images(members: Sequence[Member]) -> list[Tile]:
+    """The images as tiles: as they are, or converted to PNG."""
+    if not members:
+        advice = "import the archive of images and pass the checkout as its labels"
+        raise SourceError(f"no image in it; a checkout of MLRSNet's repository has only labels: {advice}")
     paths = [PurePosixPath(labels.nfc(str(member.path))) for member in members]
-    deep = [pixels.is_deep(member.file) for member in members]
+    kept = [m.path.suffix.lower() in KEPT or pixels.is_deep(m.file) for m in members]
     categories = _categories(paths)
-    names = _tile_names(paths, categories, deep)
-    return [_Image(*facts) for facts in zip(members, paths, deep, categories, names, strict=True)]
+    names = _tile_names(paths, categories, kept)
+    found: list[Tile] = []
+    for member, path, as_it_is, category, name in zip(members, paths, kept, categories, names, strict=True):
+        size = 0 if as_it_is and member.unpacked else member.file.stat().st_size
+        write = partial(archives.copy if as_it_is else _to_png, member)
+        found.append(Tile(category, name, path, size, write))
+    return found
 
 
 def _read(members: Sequence[Member], names: Names) -> tuple[list[reading.Reading], dict[str, str]]:
@@ -143,25 +137,21 @@ def _is_category(folder: str) -> bool:
     return folder.lower() not in PLAIN_FOLDERS and split_of(folder) is None
 
 
-def _tile_names(paths: Sequence[PurePosixPath], categories: Sequence[str], deep: Sequence[bool]) -> list[str]:
+def _tile_names(paths: Sequence[PurePosixPath], categories: Sequence[str], kept: Sequence[bool]) -> list[str]:
     """A unique name for each tile: its file's, with its category, its split or both in front where names repeat."""
-    kept = [own or path.suffix.lower() in KEPT for path, own in zip(paths, deep, strict=True)]
     plain = [path.name if own else f"{path.stem}.png" for path, own in zip(paths, kept, strict=True)]
     splits = [_folder_split(path) or "all" for path in paths]
-    rows = list(zip(splits, categories, plain, strict=True))
-    choices = (
-        plain,
-        [f"{category}_{name}" for _, category, name in rows],
-        [f"{split}_{name}" for split, _, name in rows],
-        [f"{split}_{category}_{name}" for split, category, name in rows],
-    )
-    names = next((c for c in choices if len({name.casefold() for name in c}) == len(c)), choices[-1])
-    seen: dict[str, PurePosixPath] = {}
-    for name, path in zip(names, paths, strict=True):
-        other = seen.setdefault(name.casefold(), path)
-        if other is not path:
-            raise SourceError(f"{other} and {path} clash: both would become {name}; rename one")
-    return names
+    places: dict[str, list[PurePosixPath]] = {}
+    for form in ("{name}", "{category}_{name}", "{split}_{name}", "{split}_{category}_{name}"):
+        rows = zip(splits, categories, plain, strict=True)
+        names = [form.format(split=split, category=category, name=name) for split, category, name in rows]
+        places = {}
+        for name, path in zip(names, paths, strict=True):
+            places.setdefault(name.casefold(), []).append(path)
+        if len(places) == len(paths):
+            return names
+    name, (one, other, *_) = next(item for item in places.items() if len(item[1]) > 1)
+    raise SourceError(f"{one} and {other} clash: both would become {name}; rename one")
 
 
 def _folder_split(path: PurePosixPath) -> str | None:
@@ -169,38 +159,37 @@ def _folder_split(path: PurePosixPath) -> str | None:
 
 
 def _label(readings: Sequence[reading.Reading], notes: list[str]) -> tuple[dict[int, Row], list[str]]:
-    """Each labelled image's columns and cells, and the rows without an image.
+    """Each labelled image's row, and the names of rows without an image.
 
     The same table in several formats counts once; a table with other labels than the first is skipped.
     """
     found: dict[int, Row] = {}
     absent: list[str] = []
     first: set[str] | None = None
-    vocabulary = tuple(sorted({name for r in readings for names in r.tags.values() for name in names}))
+    tagged = [names for read in readings if not read.columns for names in read.rows.values()]
+    vocabulary = tuple(sorted({name for names in tagged for name in names}))
     for read in readings:
-        columns = vocabulary if read.tags else read.columns
+        columns = read.columns or (vocabulary if read.rows else ())
         if not columns:
             continue
         for name, count in Counter(map(labels.canonical, columns)).items():
-            if "|" in name or name.casefold() == labels.IMAGE or (name and count > 1):
-                raise SourceError(
-                    f"{read.sheet.file}: {count} label(s) {name!r}; rename it: labels are unique, without |"
-                )
+            if "|" in name or name.casefold() == labels.IMAGE or count > 1:
+                problem = f"{count} label(s) {name!r}"
+                raise SourceError(f"{read.sheet.file}: {problem}; rename it: labels are unique, without |")
         own = {labels.canonical(name) for name in columns} - {""}
         first = own if first is None else first
         if max(len(own - first), len(first - own)) > 1:  # one may have a blank header
             notes.append(f"not read: {read.sheet.file}: it has other labels than the tables before")
             continue
-        rows = read.rows | {i: [str(int(name in names)) for name in columns] for i, names in read.tags.items()}
-        pairs = [(found[i], (columns, cells)) for i, cells in rows.items() if i in found]
-        if differ := sum(set(zip(*a, strict=True)) != set(zip(*b, strict=True)) for a, b in pairs):
+        rows = {i: (columns, names) for i, names in read.rows.items()}
+        if differ := sum(list(map(set, found[i])) != list(map(set, rows[i])) for i in rows.keys() & found.keys()):
             notes.append(f"{read.sheet.file}: {differ:,} of its rows differ from the tables before, which count")
-        found = {i: (columns, cells) for i, cells in rows.items()} | found
+        found = rows | found
         absent += read.absent
     return found, absent
 
 
-def _require_partners(absent: Sequence[str], without: Sequence[_Image], images: int, rows: int) -> None:
+def _require_partners(absent: Sequence[str], without: Sequence[Tile], images: int, rows: int) -> None:
     """Raise `SourceError` where over half of the rows or of the images have no partner."""
     counted = [one for one in without if not any(UNLABELLED.fullmatch(p.lower()) for p in one.path.parts[:-1])]
     if len(absent) <= rows / 2 and len(counted) <= images - len(without):
@@ -212,16 +201,16 @@ def _require_partners(absent: Sequence[str], without: Sequence[_Image], images: 
     raise SourceError(f"{names}; {lone} ({tried}); {advice}")
 
 
-def _label_by_folder(images: Sequence[_Image]) -> dict[int, Row]:
+def _label_by_folder(images: Sequence[Tile]) -> dict[int, Row]:
     columns = tuple(sorted({image.category for image in images}))
     if len(columns) < 2 or not all(_is_category(image.path.parent.name) for image in images):
         needed = "a column that names them and one 0/1 column per label are needed"
         raise SourceError(f"no table labels these images: {needed}")
-    return {i: (columns, [str(int(name == image.category)) for name in columns]) for i, image in enumerate(images)}
+    return {i: (columns, [image.category]) for i, image in enumerate(images)}
 
 
 def _official(
-    readings: Sequence[reading.Reading], images: Sequence[_Image], labelled: Collection[int], notes: list[str]
+    readings: Sequence[reading.Reading], images: Sequence[Tile], labelled: Collection[int], notes: list[str]
 ) -> dict[str, str] | None:
     """The split that the data set comes with: of a table's column, or that a table or a folder is named after."""
     given = {i: split for i in labelled if (split := _folder_split(images[i].path))}
@@ -242,24 +231,23 @@ def _official(
     return result
 
 
-def _tables(labelled: Mapping[int, Row], images: Sequence[_Image]) -> dict[str, Table]:
+def _tables(labelled: Mapping[int, Row], images: Sequence[Tile]) -> dict[str, Table]:
     """One table per category, with the columns, in that order, of its first tile's source."""
     result: dict[str, Table] = {}
     for category, name, i in sorted((images[i].category, images[i].name, i) for i in labelled):
-        columns, cells = labelled[i]
+        columns, present = labelled[i]
         own, rows = result.setdefault(category, (columns, []))
         if set(columns) != set(own):
             odd = min(set(columns) ^ set(own))
             raise SourceError(f"only some of {category}'s label tables have the column {odd!r}; correct them")
-        given = dict(zip(columns, cells, strict=True))
-        rows.append((name, cells if columns == own else [given[column] for column in own]))
+        rows.append((name, present))
     return result
 
 
 def _to_png(member: Member, target: Path) -> None:
     """Write an image of 8 bits as PNG, without data transparent."""
-    with complete(target) as part:
+    with archives.complete(target) as part:
         try:
             pixels.picture(member.file).save(part, "PNG")
-        except tiles.TileError as error:
+        except TileError as error:
             raise SourceError(f"{member.path}: {error}; fix it, or delete it and its row") from None

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from satclr.data import labels, tiles
-from satclr.data.importing.archives import Member
+from satclr.data import labels
+from satclr.data.tiles import SPLITS, SUFFIXES
 from satclr.files import counted, some
 
 SHOWN: Final = 10
@@ -22,19 +22,20 @@ SPLIT = re.compile(
     r"(?:[-_ ]?(?:set|split|images?|imgs?|jpe?g|png|tiff?|list|file(?:name)?s))?"
 )
 
-Row = tuple[tuple[str, ...], list[str]]  # columns and cells
-Table = tuple[tuple[str, ...], list[tuple[str, list[str]]]]  # columns, (tile, cells)
+Row = tuple[tuple[str, ...], list[str]]  # a table's labels, and those of an image
+Table = tuple[tuple[str, ...], list[tuple[str, list[str]]]]  # its labels, and each tile with its labels
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One tile to write. category: a folder's name; name: a file's, unique across categories.
+    """One tile to write. category: a folder's name; name: a file's, unique across categories; path: in the download.
 
     size: bytes it takes on disk, roughly; write: writes it completely or not at all.
     """
 
     category: str
     name: str
+    path: PurePosixPath
     size: int
     write: Callable[[Path], None]
 
@@ -43,20 +44,18 @@ class Tile:
 class Plan:
     """A data set in the layout of `prepare`, before it is written.
 
-    tables: each category's columns and rows. split: train, val or test of each tile's name, if the data set has one.
-    notes: for the user. read: how each table was read. sources: where each tile is in the download. unlabelled: images
-    without a row to keep.
+    tables: each category's. split: train, val or test of each tile's name, if the data set has one. documents: files to
+    copy. notes: for the user. read: how each table was read. unlabelled: images without a row to keep.
     """
 
     tiles: list[Tile]
     tables: dict[str, Table]
     split: dict[str, str] | None = None
-    documents: list[Member] = field(default_factory=list)
+    documents: list[Path] = field(default_factory=list)
     images_without_row: list[str] = field(default_factory=list)
     rows_without_image: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     read: list[str] = field(default_factory=list)
-    sources: dict[str, str] = field(default_factory=dict)
     unlabelled: list[Tile] = field(default_factory=list)
 
     @property
@@ -65,33 +64,36 @@ class Plan:
         skipped = len(self.images_without_row) + len(self.rows_without_image)
         return skipped / (len(self.tiles) + len(self.unlabelled) + skipped)
 
+    @property
+    def names(self) -> list[str]:
+        """The labels, sorted."""
+        return sorted({labels.canonical(name) for columns, _ in self.tables.values() for name in columns} - {""})
+
+    @property
+    def splits(self) -> dict[str, int] | None:
+        """The size of each split, if the data set has them."""
+        sizes = Counter(self.split.values()) if self.split else {}
+        return {name: sizes[name] for name in SPLITS} if sizes else None
+
     def __str__(self) -> str:
-        """What a dry run prints."""
-        names = sorted({labels.canonical(name) for columns, _ in self.tables.values() for name in columns} - {""})
-        rows = [(name, columns, cells) for columns, table in self.tables.values() for name, cells in table]
-        matched = []
-        for name, columns, cells in rows[:: max(1, len(rows) // SHOWN)][:SHOWN]:
-            present = [column for column, cell in zip(columns, cells, strict=True) if cell == "1"]
-            matched.append(f"  {name} ← {self.sources.get(name, name)}: {', '.join(present) or 'no label'}")
-        tables = [f"read: {text}" for text in self.read[:SHOWN]]
+        """A summary, with some tiles to check."""
+        lines = [f"read: {text}" for text in self.read[:SHOWN]]
         if more := self.read[SHOWN:]:
-            tables.append(f"and {counted(len(more), 'more table')}")
-        split = Counter((self.split or {}).values())
+            lines.append(f"and {counted(len(more), 'more table')}")
         counts = (counted(len(self.tiles), "tile"), counted(len(self.tables), "category", "categories"))
-        sizes = f"{', '.join(counts)}, {counted(len(names), 'label')}: {some(names, SHOWN)}"
-        tables += [sizes, *(f"official split: {n:,} {name}" for name, n in split.items()), *matched]
+        lines.append(f"{', '.join(counts)}, {counted(len(self.names), 'label')}: {some(self.names, SHOWN)}")
+        if self.splits:
+            sizes = ", ".join(f"{size:,} {name}" for name, size in self.splits.items())
+            lines.append(f"official split: {sizes} (set data.split.file: split.csv to use it)")
+        rows = [row for _, table in self.tables.values() for row in table]
+        sources = {tile.name: tile.path for tile in self.tiles}
+        for name, present in rows[:: max(1, len(rows) // SHOWN)][:SHOWN]:
+            lines.append(f"  {name} ← {sources[name]}: {', '.join(present) or 'no label'}")
         if self.unlabelled:
-            tables.append(f"unlabelled: {len(self.unlabelled):,} images without row")
-        return "\n".join([*tables, *skipped(self.images_without_row, self.rows_without_image), *self.notes])
-
-
-def skipped(images: Sequence[str], rows: Sequence[str]) -> list[str]:
-    """Lines about images and rows without a partner."""
-    return [
-        f"skipped {what}: {len(names):,}, such as {some(names)}"
-        for what, names in (("images without row", images), ("rows without image", rows))
-        if names
-    ]
+            lines.append(f"unlabelled: {counted(len(self.unlabelled), 'image')} without row, for pretrain.tiles: both")
+        skipped = {"images without row": self.images_without_row, "rows without image": self.rows_without_image}
+        lines += [f"skipped {what}: {len(names):,}, such as {some(names)}" for what, names in skipped.items() if names]
+        return "\n".join([*lines, *self.notes])
 
 
 def split_of(text: str) -> str | None:
@@ -127,13 +129,11 @@ class Names:
         """The images that a name may mean. any_folder: leading folders that the download lacks do not matter."""
         key = _key(name)
         path = PurePosixPath(key)
-        bare = str(path.with_suffix("")) if path.suffix in tiles.SUFFIXES else key
-        starts = range(len(path.parts)) if any_folder else (0,)
-        for start in starts:
-            tails = ("/".join(PurePosixPath(text).parts[start:]) for text in (key, bare))
-            for tail in tails:
-                if tail and tail in self.keys:
-                    return self.keys[tail]
+        bare = str(path.with_suffix("")) if path.suffix in SUFFIXES else key
+        for start in range(len(path.parts) if any_folder else 1):
+            for text in (key, bare):
+                if found := self.keys.get("/".join(text.split("/")[start:])):
+                    return found
         number = bare.removesuffix(".0")
         return self.keys.get(f"#{int(number)}", set()) if numbers and is_count(number) else set()
 

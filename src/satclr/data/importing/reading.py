@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import compress
 from typing import Final
 
 from satclr.data.importing.archives import SourceError
@@ -32,13 +33,12 @@ Parse = Callable[[Cell], list[str]]
 
 @dataclass
 class Reading:
-    """What a table says. columns, rows: labels in the table's order, and each image's cells, "0" or "1"."""
+    """What a table says of the images. columns: one per label, in the table's order, if it has them."""
 
     sheet: Sheet
     text: str
-    columns: tuple[str, ...] = ()
-    rows: dict[int, list[str]] = field(default_factory=dict)
-    tags: dict[int, list[str]] = field(default_factory=dict)  # instead of columns and rows
+    columns: tuple[str, ...]
+    rows: dict[int, list[str]] = field(default_factory=dict)  # each image's labels
     splits: dict[int, str] = field(default_factory=dict)
     listed: set[int] = field(default_factory=set)
     absent: list[str] = field(default_factory=list)  # names without an image
@@ -51,7 +51,7 @@ class _Columns:
     image: int
     split: int | None
     hot: list[int]
-    meaning: Mapping[str, str]
+    meaning: Mapping[str, bool]
     tagged: int | None
     parse: Parse
     text: str
@@ -84,28 +84,26 @@ def read(sheet: Sheet, names: Names) -> Reading:
             continue
         result.listed.add(at)
         if columns.split is not None:
-            cell = str(cells[columns.split])
-            if (which := split_of(cell)) is None:
-                place = f"{sheet.file}, {where}, column {sheet.header[columns.split]!r}"
-                raise SourceError(f"{place}: {cell!r} is none of train, val, test; correct the cell")
+            if (which := split_of(str(cells[columns.split]))) is None:
+                raise _wrong(sheet, where, columns.split, cells, "none of train, val, test")
             result.splits[at] = which
         if columns.tagged is not None:  # one row per image, or one per label
-            result.tags.setdefault(at, []).extend(columns.parse(cells[columns.tagged]))
+            result.rows.setdefault(at, []).extend(columns.parse(cells[columns.tagged]))
         elif columns.hot:
             if at in lines:
                 raise SourceError(f"{sheet.file}, {where}: duplicate row for {name!r} (see {lines[at]}); keep one")
             lines[at] = where
-            result.rows[at] = [_hot_cell(sheet, where, i, cells[i], columns.meaning) for i in columns.hot]
+            present = [columns.meaning.get(str(cells[i]).strip().casefold()) for i in columns.hot]
+            if None in present:
+                raise _wrong(sheet, where, columns.hot[present.index(None)], cells, "neither 0 nor 1")
+            result.rows[at] = list(compress(result.columns, present))
     result.text = f"{sheet.file}: {columns.text}; {len(body) - len(result.absent):,} of {len(body):,} rows matched"
     return result
 
 
-def _hot_cell(sheet: Sheet, where: str, column: int, cell: Cell, meaning: Mapping[str, str]) -> str:
-    value = meaning.get(str(cell).strip().casefold())
-    if value is None:
-        place = f"{sheet.file}, {where}, column {sheet.header[column].strip() or f'{column + 1} (no name)'!r}"
-        raise SourceError(f"{place}: {cell!r} is neither 0 nor 1; correct the cell")
-    return value
+def _wrong(sheet: Sheet, where: str, column: int, cells: Sequence[Cell], problem: str) -> SourceError:
+    place = f"{sheet.file}, {where}, column {sheet.shown[column]!r}"
+    return SourceError(f"{place}: {cells[column]!r} is {problem}; correct the cell")
 
 
 def _columns(sheet: Sheet, names: Names) -> tuple[_Columns, list[Row]]:
@@ -122,18 +120,16 @@ def _columns(sheet: Sheet, names: Names) -> tuple[_Columns, list[Row]]:
     text = [i for i in others if i not in hot and _share(values[i], _is_word) > 0.5]
     tags = sorted({i for i in text if header[i] in TAG} | lists, key=lambda i: (i not in lists, header[i] not in TAGS))
     if not tags and not hot:
-        tags = [i for i in text if len(text) == 1 or len(values[i]) <= len(body) / 2][:1]
-    tagged = tags[0] if tags else None
-    parse, separated = _parser(header[tags[0]], [cells[tags[0]] for _, cells in body]) if tags else (_whole, "")
-    if len(hot) > 1 and not separated:
-        tagged = None
+        tags = [i for i in text if len(text) == 1 or len(values[i]) <= len(body) / 2]
+    parse, separated = _parser(header[tags[0]], [cells[tags[0]] for _, cells in body]) if tags else (_literal, "")
+    tagged = tags[0] if tags and (separated or len(hot) < 2) else None
     if tagged is not None:
         hot = []
     elif hot and body is not sheet.body:
         raise UnreadError("its first row is not a header; name the columns")
-    if tagged is None and not hot and split is None and len(header) > 1:
+    elif not hot and split is None and len(header) > 1:
         raise UnreadError(f"no column of labels, neither 0/1 nor tags (columns: {', '.join(sheet.header)})")
-    shown = [name.strip() or f"{i} (no name)" for i, name in enumerate(sheet.header, 1)]
+    shown = sheet.shown
     told = f"images in column {shown[image]!r}"
     if body is not sheet.body:
         told = "no header; the label or labels after the name"
@@ -170,24 +166,23 @@ def _is_word(cell: str) -> bool:
     return bool(re.search(r"[^\W\d_]", cell)) or cell[:1] in {"[", "{", "("}
 
 
-def _hot(values: Sequence[Counter[str]], others: Sequence[int]) -> tuple[list[int], Mapping[str, str], str]:
+def _hot(values: Sequence[Counter[str]], others: Sequence[int]) -> tuple[list[int], Mapping[str, bool], str]:
     """The 0/1 columns, what their cells mean, and the kind of cells.
 
     A column belongs to them when most of its cells are 0 or 1: the others are mistakes, which `read` names.
     """
-    binary = dict.fromkeys(ONES, "1") | dict.fromkeys(ZEROS, "0")
+    binary = dict.fromkeys(ONES, True) | dict.fromkeys(ZEROS, False)
     base = [i for i in others if _share(values[i], binary.__contains__) > 0.5]
     seen = {cell for i in base for cell in values[i]}
     marked = [i for i in others if set(values[i]) <= MARKS | {""}]
     if not seen & ZEROS and {cell for i in marked for cell in values[i]} > {""}:
-        return marked, dict.fromkeys(MARKS, "1") | {"": "0"}, "marks and blanks"
+        return marked, dict.fromkeys(MARKS, True) | {"": False}, "marks and blanks"
     signed = [i for i in others if set(values[i]) <= {"1", "-1", "1.0", "-1.0"}]
     if not seen & ZEROS and any(cell in values[i] for i in signed for cell in ("-1", "-1.0")):
-        return signed, {"1": "1", "1.0": "1", "-1": "0", "-1.0": "0"}, "1 and -1"
+        return signed, {"1": True, "1.0": True, "-1": False, "-1.0": False}, "1 and -1"
     counted = [i for i in others if all(map(is_count, values[i])) and not _is_enumeration(values[i])]
     if sum(any(int(cell) > 1 for cell in values[i]) for i in counted) > max(len(counted) / 2, 1):
-        cells = {cell for i in counted for cell in values[i]}
-        return counted, {cell: str(int(int(cell) > 0)) for cell in cells}, "counts (over 0: present)"
+        return counted, {cell: int(cell) > 0 for i in counted for cell in values[i]}, "counts (over 0: present)"
     return base, binary, " and ".join(sorted(seen & binary.keys(), reverse=True))
 
 
@@ -196,24 +191,21 @@ def _is_enumeration(cells: Counter[str]) -> bool:
     return max(cells.values()) == 1 and max(map(int, cells)) - min(map(int, cells)) == len(cells) - 1
 
 
-def _whole(cell: Cell) -> list[str]:
-    found = cell if isinstance(cell, list) else [cell]
+def _parts(separator: str | None, cell: Cell) -> list[str]:
+    """The labels in a cell. separator: None for spaces, empty where the cell is one label."""
+    found = cell if isinstance(cell, list) else [cell] if separator == "" else cell.split(separator)
     return [name.strip() for name in found if name.strip()]
-
-
-def _separated(separator: str | None, cell: Cell) -> list[str]:
-    return _whole(cell.split(separator) if isinstance(cell, str) else cell)
 
 
 def _literal(cell: Cell) -> list[str]:
     """The items of a list as Python, JSON or NumPy write it."""
     text = str(cell).strip()
     if isinstance(cell, list) or text[:1] not in {"[", "(", "{"}:
-        return _whole(cell)
+        return _parts("", cell)
     quoted = re.findall(r"\"((?:[^\"\\]|\\.)*)\"|'((?:[^'\\]|\\.)*)'", text)
     if quoted:
-        return _whole([a or b for a, b in quoted])
-    return _whole(text.strip("[](){}").replace(",", " ").split())
+        return _parts("", [a or b for a, b in quoted])
+    return _parts(None, text.strip("[](){}").replace(",", " "))
 
 
 def _parser(header: str, cells: Sequence[Cell]) -> tuple[Parse, str]:
@@ -229,11 +221,11 @@ def _parser(header: str, cells: Sequence[Cell]) -> tuple[Parse, str]:
     if not texts or all(text[0] in "[({" for text in texts):
         parse, kind = _literal, "lists"
     elif separator:
-        parse, kind = partial(_separated, separator), f"separated by {separator}"
+        parse, kind = partial(_parts, separator), f"separated by {separator}"
     elif shared and (header in TAGS or 2 * len(words) <= len(texts)):
-        parse, kind = partial(_separated, None), "separated by spaces"
+        parse, kind = partial(_parts, None), "separated by spaces"
     else:
-        parse, kind = _whole, ""
+        parse, kind = partial(_parts, ""), ""
     found = [parse(cell) for cell in cells]
     values = {name for names in found for name in names}
     if len({len(names) for names in found}) == 1 < len(found[0]) and values <= {"0", "1"}:

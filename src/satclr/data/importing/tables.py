@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -43,6 +44,11 @@ class Sheet:
     path: PurePosixPath
     header: list[str]
     body: list[Row]
+
+    @property
+    def shown(self) -> list[str]:
+        """Its columns as messages name them."""
+        return [name.strip() or f"{i} (no name)" for i, name in enumerate(self.header, 1)]
 
 
 def read(member: Member, known: Known) -> list[Sheet]:
@@ -149,23 +155,23 @@ def _from_json(tree: Any, known: Known) -> Any:
         return tree
     if {"images", "annotations", "categories"} <= tree.keys():
         return _from_coco(tree)
-    if known(map(str, tree)):
-        if all(isinstance(value, dict) and value and _is_flat(value) for value in tree.values()):
-            return [{"image": image, **cells} for image, cells in tree.items()]
-        return [{"image": image, "labels": value} for image, value in tree.items()]
-    if {"columns", "data"} <= tree.keys():
-        return [dict(zip(tree["columns"], row, strict=True)) for row in tree["data"]]
-    inner = [value for value in tree.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
-    if inner:
-        return max(inner, key=len)
-    columns = {name: list(v.values()) if isinstance(v, dict) else v for name, v in tree.items()}
-    if all(isinstance(value, list) for value in columns.values()) and len({len(v) for v in columns.values()}) == 1:
-        return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+    if not known(map(str, tree)):
+        if {"columns", "data"} <= tree.keys():
+            return [dict(zip(tree["columns"], row, strict=True)) for row in tree["data"]]
+        inner = [value for value in tree.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
+        if inner:
+            return max(inner, key=len)
+        columns = {name: list(v.values()) if isinstance(v, dict) else v for name, v in tree.items()}
+        if all(isinstance(v, list) for v in columns.values()) and len({len(v) for v in columns.values()}) == 1:
+            return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+    elif all(isinstance(value, dict) and _is_record(value) for value in tree.values()):
+        return [{"image": image, **cells} for image, cells in tree.items()]
     return [{"image": image, "labels": value} for image, value in tree.items()]
 
 
-def _is_flat(value: Mapping[str, Any]) -> bool:
-    return not any(isinstance(cell, list | dict) for cell in value.values()) or "labels" in value or "tags" in value
+def _is_record(value: Mapping[str, Any]) -> bool:
+    nested = any(isinstance(cell, list | dict) for cell in value.values())
+    return bool(value) and (not nested or "labels" in value or "tags" in value)
 
 
 def _from_coco(tree: Any) -> list[dict[str, Any]]:
@@ -190,13 +196,14 @@ def _matlab(path: Path, known: Known) -> list[Sequence[str]]:
     if not known(images):
         raise UnreadError(f"no variable names these images (variables: {', '.join(variables) or 'none'})")
     others = [values for other, values in texts.items() if other != name]
-    for matrix in (v for v in variables.values() if v and isinstance(v[0], list)):
-        cells = matrix if len(matrix) == len(images) else list(zip(*matrix, strict=False))
-        if len(cells) != len(images):
-            continue
-        for columns in (values for values in others if len(values) == len(cells[0])):
-            rows = zip(images, cells, strict=True)
-            return [["image", *columns], *([image, *map(str, row)] for image, row in rows)]
+    matrices = [v for v in variables.values() if v and isinstance(v[0], list)]
+    for matrix, columns in product(matrices, others):
+        for cells in (matrix, list(zip(*matrix, strict=False))):
+            if len(cells) == len(images) and len(cells[0]) == len(columns):
+                return [
+                    ["image", *columns],
+                    *([image, *map(str, row)] for image, row in zip(images, cells, strict=True)),
+                ]
     for tags in (values for values in others if len(values) == len(images)):
         return [["image", "labels"], *zip(images, tags, strict=True)]
     raise UnreadError("no variable has the labels' names and the 0/1 matrix of these images")
