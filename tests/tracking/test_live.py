@@ -70,7 +70,7 @@ def test_runs_of_dead_processes_are_marked_killed(make: Make) -> None:
     project = make("simclr")
     opened = store.open_store(project.root, "tiny")
     ids = [
-        opened.client.create_run(opened.experiment_id, tags=module.owner() | changes).info.run_id
+        opened.client.create_run(opened.experiment_id, tags=store.owner() | changes).info.run_id
         for changes in ({}, {"satclr.pid": "999999999"}, {"satclr.pid_started": "0.00"}, {"satclr.host": "elsewhere"})
     ]
     with live(project.run("simclr"), "pretrain", "f0"):

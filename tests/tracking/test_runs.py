@@ -118,9 +118,9 @@ def test_publishing_imports_no_torch(make: Make) -> None:
     code = """
 import sys
 from satclr import project
-from satclr.tracking import runs
+from satclr.tracking import runs, store
 assert "mlflow" not in sys.modules
-runs.preload()
+store.preload()
 runs.publish(project.find().run("simclr"))
 print(*sorted({"torch", "torchvision", "matplotlib"} & sys.modules.keys()), "imported")
 """

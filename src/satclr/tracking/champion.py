@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from satclr.evaluation.linear import LinearProbe
 from satclr.project import Project
-from satclr.tracking.store import TrackingError, load_mlflow, open_store
+from satclr.tracking.store import TrackingError, load_mlflow, open_store, preload
 
 if TYPE_CHECKING:
     from satclr.tracking.serving import Tagger
@@ -27,7 +27,8 @@ PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".joblib", ".dill"}
 
 def champion(project: Project) -> Tagger:
     """Load the champion with this project's code. Raises as `champion_files` does, and for damaged files."""
-    import torchvision  # noqa: F401 - while MLflow is imported on its thread
+    preload()
+    import torchvision  # noqa: F401 - meanwhile
 
     load_mlflow()
     with warnings.catch_warnings(action="ignore"):  # advice on type hints

@@ -28,7 +28,6 @@ from PIL import Image
 from satclr import files, progress
 from satclr.data import pixels
 from satclr.project import Project
-from satclr.tracking import runs
 from satclr.tracking.champion import champion
 from satclr.tracking.store import TrackingError
 
@@ -72,7 +71,6 @@ def run(project: Project, tiles: Sequence[str], *, form: str, top: int, scene_ti
     Raises `TrackingError` for a path that does not exist and without a champion.
     """
     sources = find(tiles, scene_tile_px=scene_tile_px)
-    runs.preload()
     model = champion(project)
     model.minimum_valid = project.settings.data.minimum_valid
     with progress.bar("predict", len(sources)) as advance:

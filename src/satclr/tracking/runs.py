@@ -13,7 +13,6 @@ import io
 import json
 import shutil
 import tempfile
-import threading
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -25,19 +24,12 @@ from satclr.evaluation.linear import LinearProbe
 from satclr.project import PACKAGE, Project, ProjectError, Run
 from satclr.study.results import Results
 from satclr.tracking import content
-from satclr.tracking.live import mark_killed, owner
-from satclr.tracking.store import Store, load_mlflow, log, open_store, stamped, tag
+from satclr.tracking.store import Store, load_mlflow, log, mark_killed, open_store, owner, stamped, tag
 
 PACKAGES = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "torch", "torchvision")
 REGISTRYS = ("champion.json", "promotions.csv")  # in reports/, but not part of the report
 FIGURES = {".png", ".svg", ".html", ".json", ".csv"}
-RACES = 5
 FINISHED = "attributes.status = 'FINISHED'"
-
-
-def preload() -> None:
-    """Import MLflow on a thread, while the stage computes."""
-    threading.Thread(target=_import, name="satclr-mlflow-import", daemon=True).start()
 
 
 def publish(run: Run) -> str:
@@ -152,14 +144,13 @@ def _log_data(store: Store, results: Results, run_id: str, audit: Mapping[str, i
     source = json.dumps({"uri": f"data/{profile}", "dvc_md5": md5})
     facts = json.dumps({"test_tiles": results.metrics["test_tiles"], **audit})
     data = Dataset(profile, md5 or "unknown", "local", source, profile=facts)
-    for attempt in range(RACES):
-        try:
-            store.client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
-        except MlflowException as error:  # another arm added the same data set at the same moment
-            if "unique" not in str(error).lower() or attempt == RACES - 1:
-                raise
-        else:
-            return
+    inputs = [DatasetInput(data, [InputTag("mlflow.data.context", "training")])]
+    try:
+        store.client.log_inputs(run_id, inputs)
+    except MlflowException as error:
+        if "unique" not in str(error).lower():
+            raise
+        store.client.log_inputs(run_id, inputs)  # another arm added the same data set at the same moment
 
 
 def _log_model(store: Store, results: Results, probe: LinearProbe, run_id: str) -> str:
@@ -233,10 +224,3 @@ def _make_current(store: Store, run_id: str, *conditions: str) -> None:
         if "satclr.superseded_by" in tags:  # DVC restored former outputs
             client.delete_tag(run_id, "satclr.superseded_by")
             client.update_run(run_id, name=tags["mlflow.runName"].removesuffix(" (superseded)"))
-
-
-def _import() -> None:
-    load_mlflow()
-    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
-        import mlflow.pyfunc
-        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401

@@ -1,4 +1,4 @@
-"""The MLflow store: its address, its first use, logging in batches, and a server of it for one person.
+"""The MLflow store: its address, its first use, logging in batches, whose runs are, and a server for one person.
 
 In: a project's root and a profile. Out: `Store`, a client and the profile's experiment.
 
@@ -16,6 +16,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 import warnings
@@ -71,6 +72,7 @@ class Store:
     """One experiment of one tracking store."""
 
     uri: str
+    folder: Path  # of its lock files and artifacts
     client: Any  # mlflow.MlflowClient
     experiment_id: str
 
@@ -90,16 +92,10 @@ def tracking_uri(root: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or _sqlite(home(root) / "mlruns" / "mlflow.db")
 
 
-def store_folder(root: Path) -> Path:
-    """The folder of the store's lock and artifacts: the database's own if it is SQLite."""
-    uri = tracking_uri(root)
-    return _database(uri).parent if uri.startswith("sqlite") else home(root) / "mlruns"
-
-
 def open_store(root: Path, profile: str) -> Store:
     """Open the store as MLflow's default, creating it and the experiment on first use. Raises `StoreError`."""
-    mlflow = load_mlflow()
-    uri, folder = tracking_uri(root), store_folder(root)
+    mlflow, uri = load_mlflow(), tracking_uri(root)
+    folder = _database(uri).parent if uri.startswith("sqlite") else home(root) / "mlruns"
     ours = "MLFLOW_TRACKING_URI" not in os.environ
     remote = uri.startswith(("http:", "https:", "databricks"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,15 +113,21 @@ def open_store(root: Path, profile: str) -> Store:
             experiment_id = _experiment(client, profile, None if remote else folder / "artifacts")
         except Exception as error:
             raise StoreError(f"cannot open the MLflow store {uri}: {_reason(error, uri)}") from error
-    return Store(uri, client, experiment_id)
+    return Store(uri, folder, client, experiment_id)
+
+
+def preload() -> None:
+    """Import MLflow on a thread, while other work goes on."""
+    threading.Thread(target=load_mlflow, name="satclr-mlflow-import", daemon=True).start()
 
 
 def load_mlflow() -> Any:
-    """Import MLflow without telemetry, hints, progress bars and INFO lines."""
+    """Import MLflow and what opens a store, without telemetry, hints, progress bars and INFO lines."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
-        import mlflow
+    with warnings.catch_warnings(action="ignore"):
+        import mlflow.pyfunc
+        import mlflow.store.tracking.sqlalchemy_store
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("mlflow.system_metrics", "mlflow.utils.environment"):  # `live` warns already; pip is not needed
@@ -154,17 +156,36 @@ def stamped(numbers: Iterable[Number]) -> list[Point]:
     return [(key, float(value), now_ms, step) for key, value, step in numbers]
 
 
+def owner(pid: int | None = None) -> dict[str, str]:
+    """Tags that name a process, with its start since ids are reused; none if it does not run."""
+    import psutil
+
+    pid = pid or os.getpid()
+    with suppress(psutil.NoSuchProcess):
+        started = f"{psutil.Process(pid).create_time():.2f}"
+        return {"satclr.host": socket.gethostname(), "satclr.pid": str(pid), "satclr.pid_started": started}
+    return {}
+
+
+def mark_killed(store: Store) -> None:
+    """Mark KILLED the runs that a dead process of this machine left RUNNING."""
+    for run in store.search("attributes.status = 'RUNNING'", tag("host", socket.gethostname())):
+        started = owner(int(run.data.tags["satclr.pid"])).get("satclr.pid_started")
+        if started != run.data.tags["satclr.pid_started"]:
+            store.client.set_terminated(run.info.run_id, "KILLED")
+
+
 def serve(project: Project, *, port: int, browser: bool) -> int:
     """Serve the store until Ctrl-C and print the profile's page; return the exit code.
 
     With `MLFLOW_TRACKING_URI` on a server only the page is printed. Raises `TrackingError` if the port is taken or
     the server does not start.
     """
-    uri, folder = tracking_uri(project.root), store_folder(project.root)
-    remote = uri.startswith(("http:", "https:"))
-    base = uri.rstrip("/") if remote else f"http://{HOST}:{port}"
-    experiment_id = open_store(project.root, project.profile).experiment_id
-    page = f"{base}/#/experiments/{experiment_id}/runs?viewStateShareKey={ARM_RUNS}&workflowType=machine_learning"
+    store = open_store(project.root, project.profile)
+    remote = store.uri.startswith(("http:", "https:"))
+    base = store.uri.rstrip("/") if remote else f"http://{HOST}:{port}"
+    runs = f"{base}/#/experiments/{store.experiment_id}/runs"
+    page = f"{runs}?viewStateShareKey={ARM_RUNS}&workflowType=machine_learning"
     if remote:
         print(page)
         return 0
@@ -172,11 +193,11 @@ def serve(project: Project, *, port: int, browser: bool) -> int:
         socket.create_server((HOST, port)).close()
     except OSError:
         raise TrackingError(f"port {port} on {HOST} is taken; choose another, such as --port {port + 1}") from None
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--artifacts-destination"]
-    command += [(folder / "artifacts").as_uri(), "--host", HOST, "--port", str(port), "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri, "--artifacts-destination"]
+    command += [(store.folder / "artifacts").as_uri(), "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--uvicorn-opts", "--log-level warning"]
     environment = QUIET | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | os.environ
-    with subprocess.Popen(command, env=environment, cwd=folder) as server:
+    with subprocess.Popen(command, env=environment, cwd=store.folder) as server:
         try:
             _wait_for(server, base)
             print(page, flush=True)
