@@ -16,6 +16,8 @@ from satclr.project import Run, leaves
 from satclr.study.results import Results, git_state
 from satclr.tracking.store import Number
 
+NUMBERS = ("test_mAP_sd", "test_mAP_bias", "val_mAP", "p_value", "p_holm", "labels_better", "labels_worse")
+ESTIMATES = [f"{kind}_{name}" for kind in ("test", "delta") for name in ("mAP", "converged_mAP", "within_category_mAP")]
 CARD_LENGTH = 5000  # characters that a registry keeps of a description
 
 
@@ -39,35 +41,27 @@ def metrics(results: Results) -> list[Number]:
 
 def report_metrics(report: Mapping[str, Any], per_class: Path) -> list[Number]:
     """The numbers of compare.json, `<what>/<arm>` and `<what>/<arm> - <against>`, and of compare's AP table."""
+    entries = {**report["arms"], **report["references"]}
+    for c in report["contrasts"]:
+        entries[f"{c['arm']} - {c['against']}"] = c | {"delta_mAP_ci95": c["ci95"]}
     rows: list[tuple[str, Any]] = []
-    for arm, entry in report["arms"].items():
-        rows += [(f"{key}/{arm}", entry.get(key)) for key in ("test_mAP_sd", "test_mAP_bias", "val_mAP")]
+    for name, entry in entries.items():
+        rows += [(f"{key}/{name}", entry.get(key)) for key in (*NUMBERS, *ESTIMATES)]
+        for key in ESTIMATES:
+            low, high = entry.get(f"{key}_ci95") or (None, None)
+            rows += [(f"{key}_lo/{name}", low), (f"{key}_hi/{name}", high)]
         for row in entry.get("label_efficiency", []):
-            name = f"{arm}/{100 * row['fraction']:g}_percent"
-            rows += [(f"label_efficiency_mAP/{name}", row["test_mAP"]), (f"label_efficiency_sd/{name}", row["sd"])]
+            part = f"{name}/{100 * row['fraction']:g}_percent"
+            rows += [(f"label_efficiency_mAP/{part}", row["test_mAP"]), (f"label_efficiency_sd/{part}", row["sd"])]
         for stage in ("robustness", "maps"):
             for key, value in entry.get(stage, {}).items():
-                rows += leaves(value, "/", f"{stage}_{key}/{arm}")
-    for name, entry in {**report["arms"], **report["references"]}.items():
-        for key in ("test_mAP", "test_converged_mAP", "test_within_category_mAP"):
-            rows += _with_ends(key, name, entry)
-    for contrast in report["contrasts"]:
-        name = f"{contrast['arm']} - {contrast['against']}"
-        for key in ("delta_mAP", "delta_converged_mAP", "delta_within_category_mAP"):
-            rows += _with_ends(key, name, contrast | {"delta_mAP_ci95": contrast["ci95"]})
-        rows += [(f"{key}/{name}", contrast.get(key)) for key in ("p_value", "p_holm", "labels_better", "labels_worse")]
+                rows += leaves(value, "/", f"{stage}_{key}/{name}")
     known = [row for row in files.read_csv(per_class) if row["delta_AP"]] if per_class.is_file() else []
     names = metric_names(dict.fromkeys(row["label"] for row in known))
     for row in known:
         keys = ("delta_AP", "delta_AP_lo", "delta_AP_hi")
         rows += [(f"{key}/{row['arm']}/{names[row['label']]}", row[key]) for key in keys]
     return [(key, float(value), 0) for key, value in rows if value is not None]
-
-
-def _with_ends(key: str, name: str, entry: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """A value, and the ends of its interval if it has one."""
-    low, high = entry.get(f"{key}_ci95") or (None, None)
-    return [(f"{key}/{name}", entry.get(key)), (f"{key}_lo/{name}", low), (f"{key}_hi/{name}", high)]
 
 
 def report_note(report: Mapping[str, Any]) -> str:
