@@ -99,7 +99,6 @@ class Stop:
     def __init__(self) -> None:
         self.requested: int | None = None
         self._deferred = False
-        self._deadline = threading.Timer(GRACE_S, os._exit)
 
     def listen(self) -> None:
         """Handle signals, and stop when the process that started this one is gone (a killed `dvc repro`)."""
@@ -126,9 +125,9 @@ class Stop:
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self.requested = number
         if self._deferred:
-            self._deadline = threading.Timer(GRACE_S, os._exit, (128 + number,))
-            self._deadline.daemon = True
-            self._deadline.start()
+            deadline = threading.Timer(GRACE_S, os._exit, (128 + number,))
+            deadline.daemon = True
+            deadline.start()
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
         else:

@@ -109,22 +109,15 @@ def _check_names(params: Params) -> None:
             raise ParamsError(f"{FILE}: {key}: duplicate entry {', '.join(repeated)}")
         for arm in values if key != "seeds" else ():
             pick(params.arms, arm, f"arm in `{key}`:")
-    for name, profile in params.profiles.items():
-        _check_sections(f"profiles.{name}", profile, required=SECTIONS, allowed=SECTIONS)
-    for name, arm in params.arms.items():
-        _check_sections(f"arms.{name}", arm, required=("pretrain",), allowed=ARM_SECTIONS)
-
-
-def _check_sections(
-    path: str, sections: Mapping[str, Any], *, required: tuple[str, ...], allowed: tuple[str, ...]
-) -> None:
-    """Every section must be present, if only as `{}`: DVC stops at a missing parameter."""
-    for section in required:
-        if section not in sections:
-            raise ParamsError(f"{path}.{section} is missing; add `{section}: {{}}` to change nothing")
-    for section in sections:
-        if section not in allowed:
-            raise ParamsError(f"{_printable(f'{path}.{section}')}: unknown key; allowed are {', '.join(allowed)}")
+    for kind, required, allowed in (("profiles", SECTIONS, SECTIONS), ("arms", ("pretrain",), ARM_SECTIONS)):
+        for name, sections in getattr(params, kind).items():
+            for key in required:  # if only as `{}`: DVC stops at a missing parameter
+                if key not in sections:
+                    raise ParamsError(f"{kind}.{name}.{key} is missing; add `{key}: {{}}` to change nothing")
+            for key in sections:
+                if key not in allowed:
+                    path = _printable(f"{kind}.{name}.{key}")
+                    raise ParamsError(f"{path}: unknown key; allowed are {', '.join(allowed)}")
 
 
 def _validate(model: type[M], tree: Mapping[str, Any], *, sources: Mapping[str, Mapping[str, Any]]) -> M:
@@ -154,10 +147,8 @@ def _sentence(problem: Any, model: type[Model], sources: Mapping[str, Mapping[st
 
 def _origin(keys: list[str], sources: Mapping[str, Mapping[str, Any]]) -> str:
     """The path at which the file sets `keys`: in the arm, else the profile, else the defaults."""
-    for name, tree in sources.items():
-        if _sets(tree, keys):
-            return _printable(".".join([name, *keys]))
-    return _printable(".".join([*list(sources)[-1:], *keys]))
+    where = [name for name, tree in sources.items() if _sets(tree, keys)] or list(sources)[-1:]
+    return _printable(".".join([*where[:1], *keys]))
 
 
 def _sets(tree: Any, keys: list[str]) -> bool:
