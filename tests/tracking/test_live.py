@@ -10,7 +10,8 @@ from satclr.project import Project
 from satclr.tracking import live as module
 from satclr.tracking import runs, store
 from satclr.tracking.live import live
-from tests.tracking.conftest import Make, stored, write
+from tests.made_up import write
+from tests.tracking.conftest import Make, stored
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

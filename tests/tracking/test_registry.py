@@ -1,19 +1,21 @@
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
+from satclr import files
 from satclr.project import Project, ProjectError
 from satclr.study import contrasts
-from satclr.study.results import Scores
+from satclr.study.results import Scores, read_json
 from satclr.tracking import registry, runs, store
-from tests.tracking.conftest import Make, make_project, write
+from tests.made_up import write
+from tests.tracking.conftest import Make, make_project
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -24,8 +26,11 @@ def aliases(project: Project) -> dict[str, str]:
 
 
 def history(project: Project) -> list[tuple[str, str]]:
-    with (project.reports / "promotions.csv").open(encoding="utf-8", newline="") as stream:
-        return [(row["decision"], row["version"]) for row in csv.DictReader(stream)]
+    return [(row["decision"], row["version"]) for row in files.read_csv(project.reports / "promotions.csv")]
+
+
+def champion(project: Project) -> dict[str, Any]:
+    return read_json(project.reports / "champion.json")
 
 
 def test_a_better_candidate_becomes_champion_until_a_rollback(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,9 +44,8 @@ def test_a_better_candidate_becomes_champion_until_a_rollback(make: Make, capsys
     decision = registry.run(project)
     assert (decision.decision, decision.version, decision.against) == ("champion", "2", "1")
     assert aliases(project) == {"champion": "2", "previous": "1"}
-    tree = json.loads((project.reports / "champion.json").read_text())
-    assert tree["champion"]["arm"] == "simclr"
-    assert [row["arm"] for row in tree["ranking"]] == ["simclr", "baseline"]
+    assert champion(project)["champion"]["arm"] == "simclr"
+    assert [row["arm"] for row in champion(project)["ranking"]] == ["simclr", "baseline"]
 
     assert registry.run(project).decision == "kept"
     assert registry.rollback(project).version == "1"
@@ -70,7 +74,7 @@ def test_a_decision_that_was_broken_off_is_completed_as_if_it_had_not_been(
             registry.run(project)
     for _ in range(2):
         registry.run(project)
-        tree = json.loads((project.reports / "champion.json").read_text())
+        tree = champion(project)
         assert (tree["decision"], tree["champion"]["arm"]) == ("champion", "simclr")
         assert tree["reason"].startswith("better than champion version 1 (baseline-s0)")
         assert history(project) == [("champion", "1"), ("champion", "2")]
@@ -159,11 +163,11 @@ def test_arms_compete_by_their_mean_over_seeds_and_test_decides_nothing(make: Ma
     decision = registry.run(project)
     assert (decision.decision, decision.arm, decision.test_mAP) == ("champion", "random", 0.1)
     assert "over validation tiles and seeds" in decision.reason
-    tree = json.loads((project.reports / "champion.json").read_text())
-    means = [row["val_mAP"] for row in tree["ranking"]]
+    ranking = champion(project)["ranking"]
+    means = [row["val_mAP"] for row in ranking]
     assert means[1] == pytest.approx(np.mean(val["baseline"]))
     assert decision.delta_val_mAP == pytest.approx(means[0] - means[1], abs=1e-6)
-    assert [row["model"]["seed"] for row in tree["ranking"]] == [decision.seed, first.seed]
+    assert [row["model"]["seed"] for row in ranking] == [decision.seed, first.seed]
 
 
 def test_the_gate_sees_a_true_difference_and_none_in_equal_scores() -> None:

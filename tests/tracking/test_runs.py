@@ -17,7 +17,8 @@ import pytest
 from satclr import files
 from satclr.project import Project, ProjectError
 from satclr.tracking import content, registry, runs, store
-from tests.tracking.conftest import Make, stored, write
+from tests.made_up import write
+from tests.tracking.conftest import Make, stored
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

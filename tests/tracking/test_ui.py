@@ -17,7 +17,8 @@ from PIL import Image
 
 from satclr.project import Project
 from satclr.tracking import registry
-from tests.tracking.conftest import free_port, make_project, write
+from tests.made_up import write
+from tests.tracking.conftest import free_port, make_project
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 WAIT_S = 300
