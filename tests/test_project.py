@@ -79,13 +79,6 @@ def test_a_cached_repro_adds_nothing_and_a_changed_one_supersedes(project: Path)
     assert before[superseded] == "simclr-s0"
 
 
-def test_a_clone_that_was_moved_predicts_as_before(project: Path, tmp_path: Path) -> None:
-    before = sh(project, "satclr", "predict", "--json", TILE)
-    moved = Path(shutil.move(project, tmp_path / "another place"))
-    assert sh(moved, "satclr", "sync").startswith("2 arm runs in the store\nchampion restored")
-    assert sh(moved, "satclr", "predict", "--json", TILE) == before
-
-
 @pytest.fixture(params=["folder", "s3"])
 def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[Path], None]]:
     """Points the DVC remote `storage` of a project at a folder, or at a bucket of an S3 server on loopback."""

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import pytest
 
 from satclr.project import Project
-from satclr.tracking import live as module
 from satclr.tracking import runs, store
 from satclr.tracking.live import live
 from tests.made_up import write
@@ -18,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FLUSH_S", 0.05)
+    monkeypatch.setattr("satclr.tracking.live.FLUSH_S", 0.05)
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
 
 

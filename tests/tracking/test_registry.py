@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from satclr.study import contrasts
 from satclr.study.results import Scores, read_json
 from satclr.tracking import registry, runs, store
 from tests.made_up import write
-from tests.tracking.conftest import Make, make_project
+from tests.tracking.conftest import Make, make_project, stored
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -120,18 +119,25 @@ def test_other_validation_tiles_are_not_compared(make: Make) -> None:
     assert "other tiles" in decision.reason
 
 
-def test_a_clone_restores_its_champion_from_the_results(make: Make, tmp_path: Path) -> None:
+def test_a_moved_project_starts_a_new_store_and_restores_its_champion_from_the_results(
+    make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
     project = make("baseline", "simclr")
     write(project.run("baseline"), skill=2)
     write(project.run("simclr"), skill=3)
     registry.run(project)
-    clone = Project(tmp_path / "elsewhere")
-    shutil.copytree(project.root, clone.root)  # its store too, which has then moved
-    runs.publish_all(clone)
-    restored = registry.restore(clone)
+    moved = Project(project.root.parent / "what? 1#%41 élan")
+    shutil.move(project.root, moved.root)
+    assert len(runs.publish_all(moved)[0]) == 2
+    assert "the project folder has moved" in capsys.readouterr().err
+    artifacts = f"{moved.root.as_uri()}/mlruns/artifacts/tiny/"
+    assert [run.info.artifact_uri.startswith(artifacts) for run in stored(moved)] == [True, True]
+    assert len(list(moved.root.glob("mlruns/mlflow.db.moved-*"))) == 1
+    assert [path.name for path in moved.root.parent.iterdir()] == [moved.root.name], "nothing beside the project"
+    restored = registry.restore(moved)
     assert restored is not None
     assert (restored.arm, restored.version) == ("simclr", "1")
-    assert registry.restore(clone) is None
+    assert registry.restore(moved) is None
 
 
 def test_a_version_shows_its_origin(make: Make) -> None:

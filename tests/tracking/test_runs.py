@@ -131,20 +131,6 @@ print(*sorted({"torch", "torchvision", "matplotlib"} & sys.modules.keys()), "imp
     assert (done.stdout.strip(), done.returncode) == ("imported", 0), done.stderr
 
 
-def test_a_moved_project_starts_a_new_store(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    project = make("simclr")
-    write(project.run("simclr"))
-    runs.publish_all(project)
-    moved = Project(project.root.parent / "what? 1#%41 élan")
-    shutil.move(project.root, moved.root)
-    assert len(runs.publish_all(moved)[0]) == 1
-    assert "the project folder has moved" in capsys.readouterr().err
-    (run,) = stored(moved)
-    assert run.info.artifact_uri.startswith(f"{moved.root.as_uri()}/mlruns/artifacts/tiny/")
-    assert len(list(moved.root.glob("mlruns/mlflow.db.moved-*"))) == 1
-    assert [path.name for path in moved.root.parent.iterdir()] == [moved.root.name], "nothing beside the project"
-
-
 def test_a_temporary_copy_uses_the_projects_store(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     project = make("simclr")
     temporary = project.root / ".dvc" / "tmp" / "exps" / "standalone" / "tmp1"
