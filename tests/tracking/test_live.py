@@ -14,6 +14,8 @@ from tests.tracking.conftest import Make, stored
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
+CPU = "system/cpu_utilization_percentage"
+
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,13 +34,13 @@ def test_a_live_run_shows_the_machine_and_becomes_a_child_of_its_arm_run(make: M
     write(run)
     with live(run, "pretrain", "f0") as log:
         log(1, {"loss": 4.0})
-        time.sleep(2.5)
+        until(lambda: [run for run in stored(project) if CPU in run.data.metrics])
     run_id = runs.publish(run)
     (child,) = stored(project, store.tag("kind", "live"))
     assert (child.info.run_name, child.info.status) == ("simclr-s0 pretrain", "FINISHED")
     assert child.data.tags["mlflow.parentRunId"] == run_id
     assert child.data.params == run.parameters()
-    assert 0 <= child.data.metrics["system/cpu_utilization_percentage"] <= 100
+    assert 0 <= child.data.metrics[CPU] <= 100
 
 
 @pytest.mark.parametrize(("error", "status"), [(FloatingPointError, "FAILED"), (KeyboardInterrupt, "KILLED")])

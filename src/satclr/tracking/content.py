@@ -1,4 +1,4 @@
-"""What MLflow shows of a run and of a report: metrics, tags, descriptions, the data set, the model card."""
+"""What MLflow shows: metrics, tags and texts of a run, a report and a version; the views of an experiment."""
 
 from __future__ import annotations
 
@@ -14,11 +14,20 @@ import yaml
 from satclr import files
 from satclr.project import Run, leaves
 from satclr.study.results import Results, git_state
-from satclr.tracking.store import Number
 
 NUMBERS = ("test_mAP_sd", "test_mAP_bias", "val_mAP", "p_value", "p_holm", "labels_better", "labels_worse")
 ESTIMATES = [f"{kind}_{name}" for kind in ("test", "delta") for name in ("mAP", "converged_mAP", "within_category_mAP")]
+# Views are saved as experiment tags; `satclr ui` opens the first, and the menu Views lists both.
+ARM_RUNS, BY_ARM = "satclr-arm-runs", "satclr-by-arm"
+CURRENT = "tags.`satclr.state` = 'current' and tags.`satclr.kind` = 'arm'"
+COLUMNS = (
+    *(f"metrics.`{name}`" for name in ("test/mAP", "test/mAP_lo", "test/mAP_hi", "test/micro_mAP", "val/mAP")),
+    *("metrics.`best_epoch`", "tags.`satclr.arm`", "tags.`satclr.seed`"),
+    *("attributes.`Dataset`", "attributes.`Models`", "attributes.`Description`"),
+)
 CARD_LENGTH = 5000  # characters that a registry keeps of a description
+
+Number = tuple[str, float, int]  # key, value, step
 
 
 def metrics(results: Results) -> list[Number]:
@@ -154,6 +163,28 @@ positives, hence of unknown quality: {without}. Chosen by validation mAP {result
     while len(head) + len("\n".join(lines)) > CARD_LENGTH - 60:
         lines = [*lines[:-2], "(more in the run's per_class_ap.csv)"]
     return head + "\n".join(lines)
+
+
+def experiment_tags(profile: str) -> dict[str, str]:
+    """A profile's kind, description and two saved views."""
+    by_arm = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "satclr.arm"}]}
+    return {
+        "mlflow.experimentKind": "custom_model_development",  # else the UI opens as for language models
+        "mlflow.note.content": (
+            f"Arms of profile `{profile}`. **Views → Arm runs** lists the current run of each arm and seed,"
+            " best test mAP first; **Views → Arms, mean over seeds** groups them. Runs of earlier settings are"
+            " tagged `satclr.state = superseded`; live runs of the stages are children of their arm run."
+        ),
+        f"mlflow.sharedViewState.{ARM_RUNS}": _view("Arm runs", None),
+        f"mlflow.sharedViewState.{BY_ARM}": _view("Arms, mean over seeds", by_arm),
+    }
+
+
+def _view(name: str, group_by: dict[str, Any] | None) -> str:
+    state = {"searchFilter": CURRENT, "orderByKey": COLUMNS[0], "orderByAsc": False, "groupBy": group_by}
+    state |= {"startTime": "ALL", "lifecycleFilter": "Active", "modelVersionFilter": "All Runs", "datasetsFilter": []}
+    state |= {"selectedColumns": list(COLUMNS), "columnOrder": list(COLUMNS), "runsHiddenMode": "SHOW_ALL"}
+    return json.dumps({"name": name, "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)})
 
 
 def data_md5(run: Run) -> str | None:

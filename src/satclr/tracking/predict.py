@@ -88,21 +88,19 @@ def run(project: Project, tiles: Sequence[str], *, form: str, top: int, scene_ti
 def predict(model: Tagger, sources: Sequence[Source], *, done: Callable[[int], None]) -> Iterator[Prediction]:
     """Tag tiles in batches, in order; a tile that cannot be read has an error and no labels."""
     for start in range(0, len(sources), BATCH):
-        batch, decoded, failed = sources[start : start + BATCH], [], dict[int, Prediction]()
+        batch = sources[start : start + BATCH]
+        decoded: dict[int, Any] = {}
+        found: dict[int, Prediction] = {}
         for i, source in enumerate(batch):
             try:
-                decoded.append(model.decode(source.read()))
+                decoded[i] = model.decode(source.read())
             except Exception as error:  # noqa: BLE001 - whatever a broken picture raises
                 reason = " ".join(str(error).split()) or type(error).__name__
-                failed[i] = Prediction(source, {}, [], reason, isinstance(error, pixels.NoDataError))
-        scores: Iterator[Any] = iter(model.scores(decoded) if decoded else ())
-        for i, source in enumerate(batch):
-            if i in failed:
-                yield failed[i]
-                continue
-            row = next(scores)
+                found[i] = Prediction(source, {}, [], reason, isinstance(error, pixels.NoDataError))
+        for i, row in zip(decoded, model.scores(list(decoded.values())) if decoded else (), strict=True):
             best = sorted(zip(model.labels, map(float, row), strict=True), key=lambda pair: -pair[1])
-            yield Prediction(source, dict(best), model.chosen(row))
+            found[i] = Prediction(batch[i], dict(best), model.chosen(row))
+        yield from (found[i] for i in range(len(batch)))
         done(len(batch))
 
 

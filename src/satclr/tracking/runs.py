@@ -22,7 +22,7 @@ from typing import Any
 from satclr import files, progress
 from satclr.evaluation.linear import LinearProbe
 from satclr.project import PACKAGE, Project, ProjectError, Run
-from satclr.study.results import Results
+from satclr.study.results import Results, read_json
 from satclr.tracking import content
 from satclr.tracking.store import Store, load_mlflow, log, mark_killed, open_store, owner, stamped, tag
 
@@ -38,8 +38,7 @@ def publish(run: Run) -> str:
     It is recognised by the digest of its files and parameters. Other runs of the arm and seed are marked superseded,
     and the live runs of its stages become its children. Raises `ProjectError` naming a missing file.
     """
-    results = Results(run)
-    store = open_store(run.root, run.profile)
+    results, store = Results(run), open_store(run.root, run.profile)
     mark_killed(store)
     return _publish(store, results, _digest(results))
 
@@ -74,7 +73,7 @@ def publish_report(project: Project) -> str:
     digest = files.sha256(*found)
     run_id = _finished(store, digest)
     if run_id is None:
-        report = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
+        report = read_json(folder / "compare.json")
         tags = {"satclr.kind": "compare", "satclr.profile": project.profile, "satclr.digest": digest}
         run_id = _create(store, "compare", tags | {"mlflow.note.content": content.report_note(report)})
         log(store, run_id, metrics=stamped(content.report_metrics(report, folder / "per_class_ap.csv")))
@@ -110,9 +109,8 @@ def _digest(results: Results) -> str:
 
 def _log(store: Store, results: Results, digest: str) -> str:
     run, client = results.run, store.client
-    probe = LinearProbe.load(run.probe)
+    probe, (audit, _) = LinearProbe.load(run.probe), content.audit(run)
     tags = content.tags(results, str(probe.encoder.get("fingerprint", "unknown")))
-    audit, _ = content.audit(run)
     run_id = _create(store, run.key, tags | {"satclr.digest": digest})
     try:
         _log_data(store, results, run_id, audit)

@@ -7,7 +7,6 @@ In: a project's root and a profile. Out: `Store`, a client and the profile's exp
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -33,6 +32,7 @@ from filelock import FileLock
 
 from satclr import files, progress
 from satclr.project import Project, home
+from satclr.tracking import content
 
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -43,19 +43,10 @@ QUIET = {
     "MLFLOW_LOG_UV_FILES": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-# Views are saved as experiment tags; `satclr ui` opens the first, and the menu Views lists both.
-ARM_RUNS, BY_ARM = "satclr-arm-runs", "satclr-by-arm"
-CURRENT = "tags.`satclr.state` = 'current' and tags.`satclr.kind` = 'arm'"
-COLUMNS = (
-    *(f"metrics.`{name}`" for name in ("test/mAP", "test/mAP_lo", "test/mAP_hi", "test/micro_mAP", "val/mAP")),
-    *("metrics.`best_epoch`", "tags.`satclr.arm`", "tags.`satclr.seed`"),
-    *("attributes.`Dataset`", "attributes.`Models`", "attributes.`Description`"),
-)
 METRICS, PAIRS, VALUE_LENGTH = (800, 100, 6000)  # per request; MLflow allows 1000 entities, 100 parameters or tags
 STARTUP_S = 180.0
 HOST = "127.0.0.1"
 
-Number = tuple[str, float, int]  # key, value, step
 Point = tuple[str, float, int, int]  # key, value, milliseconds, step
 
 
@@ -150,7 +141,7 @@ def log(
         points, pairs, labels = points[METRICS:], pairs[PAIRS:], labels[PAIRS:]
 
 
-def stamped(numbers: Iterable[Number]) -> list[Point]:
+def stamped(numbers: Iterable[content.Number]) -> list[Point]:
     """Metrics as of now."""
     now_ms = int(time.time() * 1000)
     return [(key, float(value), now_ms, step) for key, value, step in numbers]
@@ -185,7 +176,7 @@ def serve(project: Project, *, port: int, browser: bool) -> int:
     remote = store.uri.startswith(("http:", "https:"))
     base = store.uri.rstrip("/") if remote else f"http://{HOST}:{port}"
     runs = f"{base}/#/experiments/{store.experiment_id}/runs"
-    page = f"{runs}?viewStateShareKey={ARM_RUNS}&workflowType=machine_learning"
+    page = f"{runs}?viewStateShareKey={content.ARM_RUNS}&workflowType=machine_learning"
     if remote:
         print(page)
         return 0
@@ -251,7 +242,7 @@ def _set_moved_aside(database: Path) -> None:
 def _experiment(client: Any, profile: str, artifacts: Path | None) -> str:
     from mlflow.exceptions import MlflowException
 
-    tags = _experiment_tags(profile)
+    tags = content.experiment_tags(profile)
     location = None if artifacts is None else f"{artifacts.as_uri()}/{quote(profile)}"
     if client.get_experiment_by_name(profile) is None:
         with suppress(MlflowException):  # another machine creates it at the same moment
@@ -262,28 +253,6 @@ def _experiment(client: Any, profile: str, artifacts: Path | None) -> str:
     for key in tags.keys() - existing.tags.keys():  # keep what people changed
         client.set_experiment_tag(existing.experiment_id, key, tags[key])
     return str(existing.experiment_id)
-
-
-def _experiment_tags(profile: str) -> dict[str, str]:
-    """A profile's kind, description and two saved views."""
-    by_arm = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "satclr.arm"}]}
-    return {
-        "mlflow.experimentKind": "custom_model_development",  # else the UI opens as for language models
-        "mlflow.note.content": (
-            f"Arms of profile `{profile}`. **Views → Arm runs** lists the current run of each arm and seed,"
-            " best test mAP first; **Views → Arms, mean over seeds** groups them. Runs of earlier settings are"
-            " tagged `satclr.state = superseded`; live runs of the stages are children of their arm run."
-        ),
-        f"mlflow.sharedViewState.{ARM_RUNS}": _view("Arm runs", None),
-        f"mlflow.sharedViewState.{BY_ARM}": _view("Arms, mean over seeds", by_arm),
-    }
-
-
-def _view(name: str, group_by: dict[str, Any] | None) -> str:
-    state = {"searchFilter": CURRENT, "orderByKey": COLUMNS[0], "orderByAsc": False, "groupBy": group_by}
-    state |= {"startTime": "ALL", "lifecycleFilter": "Active", "modelVersionFilter": "All Runs", "datasetsFilter": []}
-    state |= {"selectedColumns": list(COLUMNS), "columnOrder": list(COLUMNS), "runsHiddenMode": "SHOW_ALL"}
-    return json.dumps({"name": name, "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)})
 
 
 def _reason(error: Exception, uri: str) -> str:
