@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import shutil
 from typing import Any
@@ -179,17 +177,12 @@ def test_arms_compete_by_their_mean_over_seeds_and_test_decides_nothing(make: Ma
 def test_the_gate_sees_a_true_difference_and_none_in_equal_scores() -> None:
     rng = np.random.default_rng(0)
     targets = (rng.random((300, 6)) < 0.3).astype(np.uint8)
-    noise = rng.normal(size=(2, 2, *targets.shape))
     names = tuple("abcdef"), tuple(f"{number}.jpg" for number in range(300))
-    good, weak = (
-        [Scores((skill * targets + one).astype(np.float32), targets, *names) for one in noise[i]]
-        for i, skill in enumerate((2.0, 1.0))
-    )
+    noisy = (skill * targets + rng.normal(size=targets.shape) for skill in (2.0, 2.0, 1.0, 1.0))
+    scores = [Scores(one.astype(np.float32), targets, *names) for one in noisy]
+    good, weak = scores[:2], scores[2:]
     assert contrasts.gap(good, weak)[1] > 0 > contrasts.gap(weak, good)[1]
     assert contrasts.gap(good[:1], good[:1]) == (0, 0, 0)
     assert contrasts.gap(good, good)[0] == 0
-    plain = [
-        np.mean([average_precision_score(*pair) for x in seeds for pair in zip(targets.T, x.scores.T, strict=True)])
-        for seeds in (good, weak)
-    ]
+    plain = [np.mean([average_precision_score(targets, one.scores) for one in seeds]) for seeds in (good, weak)]
     assert contrasts.gap(good, weak)[0] == pytest.approx(plain[0] - plain[1], abs=1e-12)

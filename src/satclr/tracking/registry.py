@@ -8,14 +8,13 @@ reports/<profile>/champion.json, and a line of reports/<profile>/promotions.csv.
     satclr rollback
 """
 
-from __future__ import annotations
-
 import csv
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -203,27 +202,27 @@ class _Registry:
         champion, version, tags = self.by_alias(CHAMPION), self.made_from(candidate.model), self.tags(candidate)
         if version is None and val_mAP < minimum:
             reason = f"validation mAP {val_mAP:.4f} is below register.minimum_val_mAP {minimum}"
-            return self.decision("rejected", "", tags, champion, reason)
+            return self.decision("rejected", SimpleNamespace(version="", tags=tags), champion, reason)
         version = version or self.create(candidate)
         self.client.set_model_version_tag(self.name, version.version, SEEDS, tags[SEEDS])  # seeds may have been added
         if champion is None:
             return self.set_champion("champion", version, None, "the first version")
-        known = (version.version, tags, champion)
         if champion.version == version.version:
             if champion.tags.get("satclr.decision", CHALLENGER) == CHALLENGER:  # killed before it was recorded
                 former = self.versions().get(champion.tags.get(OVER, ""))
-                why = self.gate(candidate, former)[1:] if former else ("the first version",)
+                _, *why = self.gate(candidate, former) if former else (True, "the first version")
                 return self.record("champion", champion, former, *why)
-            return self.decision("kept", *known, "it is the champion already")
-        better, reason, *difference = self.gate(candidate, champion)
+            return self.decision("kept", version, champion, "it is the champion already")
+        better, *why = self.gate(candidate, champion)
         if ROLLED_BACK in version.tags:
-            return self.decision("kept", *known, "it was rolled back; `satclr promote` undoes that", *difference)
+            why[0] = "it was rolled back; `satclr promote` undoes that"
+            return self.decision("kept", version, champion, *why)
         if better:
-            return self.set_champion("champion", version, champion, reason, *difference)
+            return self.set_champion("champion", version, champion, *why)
         if version.tags.get("satclr.decision") == "challenger":
-            return self.decision("challenger", *known, reason, *difference)
+            return self.decision("challenger", version, champion, *why)
         self.client.set_registered_model_alias(self.name, CHALLENGER, version.version)
-        return self.record("challenger", version, champion, reason, *difference)
+        return self.record("challenger", version, champion, *why)
 
     def gate(self, candidate: Candidate, champion: Any) -> tuple[Any, ...]:
         """Whether the candidate is better, a reason, and the difference with its interval."""
@@ -242,20 +241,16 @@ class _Registry:
         short = f"not shown to be better than {interval}, short by {-low:.4f}"
         return low > 0, f"better than {interval}" if low > 0 else short, delta, low, high
 
-    def decision(
-        self, outcome: Outcome, version: str, tags: Any, champion: Any, reason: str, *difference: float
-    ) -> Decision:
-        arm, seed, val, test = (tags[f"satclr.{key}"] for key in ("arm", "seed", "val_mAP", "test_mAP"))
-        now, against = datetime.now(UTC).isoformat(timespec="seconds"), "" if champion is None else champion.version
-        means = (float(val), float(test.split()[0]))
+    def decision(self, outcome: Outcome, version: Any, champion: Any, reason: str, *difference: float) -> Decision:
+        arm, seed, val, test = (version.tags[f"satclr.{key}"] for key in ("arm", "seed", "val_mAP", "test_mAP"))
+        chosen = (self.name, str(version.version), arm, int(seed), float(val), float(test.split()[0]))
+        now, against = datetime.now(UTC).isoformat(timespec="seconds"), str(champion.version) if champion else ""
         delta, low, high = difference or (None, None, None)
-        return Decision(
-            now, outcome, self.name, str(version), arm, int(seed), *means, str(against), delta, low, high, reason
-        )
+        return Decision(now, outcome, *chosen, against, delta, low, high, reason)
 
     def record(self, outcome: Outcome, version: Any, former: Any, reason: str, *difference: float) -> Decision:
         """Keep a decision as tags of its version and as a line of promotions.csv."""
-        line = self.decision(outcome, version.version, version.tags, former, reason, *difference)
+        line = self.decision(outcome, version, former, reason, *difference)
         for key in ("decision", "decided_at", "reason"):
             self.client.set_model_version_tag(self.name, line.version, f"satclr.{key}", getattr(line, key))
         path = self.project.reports / "promotions.csv"
