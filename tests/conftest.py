@@ -1,7 +1,5 @@
 """A tiny data set and a project around it, for tests that run stages for real."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Stage outputs as the stages write them, made up: a small encoder, a probe, scores and curves."""
 
-from __future__ import annotations
-
 import io
 from typing import Any
 

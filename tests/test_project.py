@@ -1,7 +1,5 @@
 """A project as people live with it: DVC runs it, MLflow keeps it, folders move, other machines pull it. Minutes."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -5,8 +5,6 @@
 Exit code 1: a run failed; 2: bad input. Heavy imports are inside the commands, so that help is instant.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import traceback

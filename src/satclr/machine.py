@@ -3,8 +3,6 @@
 torch is imported inside functions, so that a stage that works on numbers starts quickly.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys
@@ -13,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +23,7 @@ GRACE_S = 4.0  # for a checkpoint after SIGINT or SIGTERM; then the process exit
 Computed = Literal["float32", "bfloat16"]
 
 
-def device() -> torch.device:
+def device() -> "torch.device":
     """The GPU if there is one."""
     import torch
 
@@ -62,7 +60,7 @@ def _bfloat16() -> tuple[bool, str]:
     return native, f"this CPU ({capability}) {'has' if native else 'lacks'} native bfloat16"
 
 
-def autocast(where: torch.device, computed: str) -> torch.autocast:
+def autocast(where: "torch.device", computed: str) -> "torch.autocast":
     """A context in which the encoder computes in `float32` or `bfloat16`."""
     import torch
 
@@ -107,7 +105,7 @@ class Stop:
             threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
 
     @contextmanager
-    def deferred(self) -> Iterator[Stop]:
+    def deferred(self) -> Iterator[Self]:
         """Inside, a signal only sets `requested`, for at most GRACE_S; it takes effect on leaving."""
         self._deferred = True
         try:

@@ -3,8 +3,6 @@
 Also how its errors read and which exit code they give.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import threading
@@ -48,7 +46,7 @@ ARM_STAGES = {
 }
 
 
-def find_project(profile: str | None = None, *, or_ours: bool = False) -> Project:
+def find_project(profile: str | None = None, *, or_ours: bool = False) -> "Project":
     """The project of the working folder, as `project.find`."""
     from satclr import project
 
@@ -142,7 +140,7 @@ def lock(root: Path, name: str) -> Iterator[None]:
         file_lock.release()
 
 
-def _torchrun(name: str, run: Run) -> None:
+def _torchrun(name: str, run: "Run") -> None:
     """Run a stage in several processes of this machine, which end with this one."""
     import torch.distributed.run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException

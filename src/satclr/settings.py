@@ -5,8 +5,6 @@ In: params.yaml. Out: `load` → Params, `resolve(params, profile, arm)` → Set
     satclr arms
 """
 
-from __future__ import annotations
-
 import re
 import reprlib
 from collections.abc import Mapping

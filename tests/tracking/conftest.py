@@ -1,7 +1,5 @@
 """One empty MLflow store for all tests, since a database takes seconds to make, and servers on loopback."""
 
-from __future__ import annotations
-
 import shutil
 import socket
 import subprocess

@@ -1,7 +1,5 @@
 """Predictions, sources, the served model and ONNX, of one champion with a real encoder."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """The store on a shared server: minutes, so left out of `make test`."""
 
-from __future__ import annotations
-
 import os
 import pwd
 import shutil

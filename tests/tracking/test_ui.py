@@ -1,7 +1,5 @@
 """The pages that people open, in a real browser (Debian's packages chromium and chromium-driver)."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

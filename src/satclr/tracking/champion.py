@@ -3,8 +3,6 @@
 satclr export champion.onnx
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import logging
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
 PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".joblib", ".dill"}
 
 
-def champion(project: Project) -> Tagger:
+def champion(project: Project) -> "Tagger":
     """Load the champion with this project's code. Raises as `champion_files` does, and for damaged files."""
     preload()
     import torchvision  # noqa: F401 - meanwhile

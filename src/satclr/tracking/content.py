@@ -1,7 +1,5 @@
 """What MLflow shows: metrics, tags and texts of a run, a report and a version; the views of an experiment."""
 
-from __future__ import annotations
-
 import getpass
 import json
 import re

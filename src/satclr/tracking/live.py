@@ -6,8 +6,6 @@ with live(run, "pretrain", fingerprint) as log:
 MLflow's own asynchronous logging is not used: it drops a batch that the server does not accept.
 """
 
-from __future__ import annotations
-
 import os
 import threading
 from collections.abc import Iterator, Mapping

@@ -5,8 +5,6 @@
 The table has a line per tile: the labels above their threshold, most probable first, then the next ones in parentheses.
 """
 
-from __future__ import annotations
-
 import csv
 import glob
 import json
@@ -85,7 +83,7 @@ def run(project: Project, tiles: Sequence[str], *, form: str, top: int, scene_ti
     return sum(bool(p.error) and not p.no_data for p in predictions)
 
 
-def predict(model: Tagger, sources: Sequence[Source], *, done: Callable[[int], None]) -> Iterator[Prediction]:
+def predict(model: "Tagger", sources: Sequence[Source], *, done: Callable[[int], None]) -> Iterator[Prediction]:
     """Tag tiles in batches, in order; a tile that cannot be read has an error and no labels."""
     for start in range(0, len(sources), BATCH):
         batch = sources[start : start + BATCH]

@@ -6,8 +6,6 @@
 No torch here: `evaluate` publishes, and works on numbers.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

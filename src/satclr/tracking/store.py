@@ -5,8 +5,6 @@ In: a project's root and a profile. Out: `Store`, a client and the profile's exp
     satclr ui
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import re
