@@ -44,10 +44,11 @@ def load(path: Path) -> Params:
     params = _validate(Params, tree, sources={})
     _check_names(params)
     scales = {**params.profiles, "": {}}  # and the defaults alone, of which a profile may have to set some
+    scaled = params.model_copy(update={"profiles": scales})
     failed: dict[tuple[str, str], ParamsError] = {}
     for profile, arm in product(scales, params.arms):
         try:
-            _resolve(params, profile, scales[profile], arm)
+            resolve(scaled, profile, arm)
         except ParamsError as error:
             if profile and not isinstance(error, CombinationError):
                 raise
@@ -65,18 +66,12 @@ def resolve(params: Params, profile: str, arm: str) -> Settings:
 
     Raises `ParamsError` for an unknown profile or arm and for settings that do not go together.
     """
-    return _resolve(params, profile, pick(params.profiles, profile, "profile"), arm)
-
-
-def _resolve(params: Params, profile: str, scale: Mapping[str, Any], arm: str) -> Settings:
-    method = pick(params.arms, arm, "arm")
+    scale, method = pick(params.profiles, profile, "profile"), pick(params.arms, arm, "arm")
     sources = {f"arms.{arm}": method, f"profiles.{profile}": scale, "defaults": params.defaults}
     settings = _validate(Settings, merge(merge(params.defaults, scale), method), sources=sources)
-    return settings if settings.pretrain.normalization != "released" else _in_float32(settings)
-
-
-def _in_float32(settings: Settings) -> Settings:
-    """`precision: auto` as float32: the input as released is near -22, which bfloat16 rounds to steps of 0.125."""
+    if settings.pretrain.normalization != "released":
+        return settings
+    # The input as released is near -22, which bfloat16 rounds to steps of 0.125: `precision: auto` is float32.
     sections = {name: getattr(settings, name) for name in ("pretrain", "embed")}
     exact = {n: s.model_copy(update={"precision": "float32"}) for n, s in sections.items() if s.precision == "auto"}
     return settings.model_copy(update=exact)

@@ -99,7 +99,6 @@ def export(project: Project, target: Path) -> None:
             input_names=["pixels"],
             output_names=["probabilities"],
             dynamic_shapes={"pixels": {0: torch.export.Dim("tiles", min=1)}},
-            dynamo=True,
             external_data=False,
             verbose=False,
         )
