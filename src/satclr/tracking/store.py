@@ -1,4 +1,4 @@
-"""The MLflow store: its address, its first use, logging in batches, whose runs are, and a server for one person.
+"""The MLflow store: its address, its first use, logging in batches, runs of dead processes, and a server of it.
 
 In: a project's root and a profile. Out: `Store`, a client and the profile's experiment.
 
