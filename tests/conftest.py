@@ -1,12 +1,9 @@
 """A tiny data set and a project around it, for tests that run stages for real."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +21,7 @@ from satclr.params import Params
 from satclr.project import Run
 from satclr.settings import merge
 from satclr.settings import resolve as resolve_settings
-from satclr.tracking import runs
+from satclr.tracking.store import load_mlflow
 
 ROOT = Path(__file__).parents[1]
 LABELS = ("grass", "road", "water")
@@ -154,8 +151,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Makes a project folder with params.yaml and tiny data, and enters it."""
-    with warnings.catch_warnings(action="ignore"):
-        runs._import()  # else a thread imports it, and its warnings are errors in the middle of a test
+    load_mlflow()  # else a thread imports it, and its warnings are errors in the middle of a test
 
     def make(change: Callable[[dict[str, Any]], None] = lambda _: None, *, data: bool = True) -> Path:
         tree = tiny_params()

@@ -7,8 +7,6 @@ A reference project runs undisturbed; its twin is killed (SIGKILL to the stage, 
 during the writes that matter. In the end both must hold the same bytes.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """The benchmarks still run with the product as it is; what they measure is for a quiet machine."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import os

@@ -1,11 +1,10 @@
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -25,17 +24,10 @@ Make = Callable[..., Path]
 def satclr(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
     """Run a command in this process: exit code, output, errors."""
     capsys.readouterr()
-    argv = sys.argv
-    sys.argv = ["satclr", *arguments]
-    try:
+    with mock.patch.object(sys, "argv", ["satclr", *arguments]), pytest.raises(SystemExit) as ended:
         cli.main()
-        code = 0
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else int(bool(stop.code))
-    finally:
-        sys.argv = argv
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+    assert isinstance(ended.value.code, int)
+    return ended.value.code, *capsys.readouterr()
 
 
 def succeed(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:

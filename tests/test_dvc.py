@@ -1,7 +1,5 @@
 """dvc.yaml against the code: a stage depends on the code it imports, and its files are named by its matrix."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The short form of `make faults`: one stage, two kills; and what it would say of a loss."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from . import faults

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
@@ -20,10 +18,10 @@ def handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[machine.Stop]:
     """A stop flag that listens, and the former handlers afterwards."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.undo()  # conftest makes `listen` do nothing
+    monkeypatch.setattr(machine, "GRACE_S", 10_000)
     stop = machine.Stop()
     stop.listen()
     yield stop
-    stop._deadline.cancel()
     for number, handler in before.items():
         signal.signal(number, handler)
 

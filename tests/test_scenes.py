@@ -1,8 +1,5 @@
 """GeoTIFFs of four bands and 16 bits, from `satclr import` to the labels of a scene."""
 
-from __future__ import annotations
-
-import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from satclr import files
 from satclr.data import tiles
 from tests.test_cli import STAGES, satclr, succeed
 
@@ -44,16 +42,13 @@ def save(path: Path, values: npt.NDArray[np.uint16], **facts: Any) -> None:
 
 
 def download(folder: Path) -> None:
-    rng = np.random.default_rng(0)
-    with (folder / "labels.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["image", *KINDS])
-        for kind in KINDS:
-            for i in range(12):
-                other = KINDS[(KINDS.index(kind) + 1) % 3]
-                kinds = [kind, other] if i % 2 else [kind]
-                save(folder / f"{kind}_land" / f"{kind}_{i:02}.tif", ground(rng, SIDE, kinds))
-                table.writerow([f"{kind}_{i:02}.tif", *(int(name in kinds) for name in KINDS)])
+    rng, rows = np.random.default_rng(0), []
+    for kind, other in zip(KINDS, (*KINDS[1:], KINDS[0]), strict=True):
+        for i in range(12):
+            kinds = [kind, other] if i % 2 else [kind]
+            save(folder / f"{kind}_land" / f"{kind}_{i:02}.tif", ground(rng, SIDE, kinds))
+            rows.append([f"{kind}_{i:02}.tif", *(int(name in kinds) for name in KINDS)])
+    files.write_csv(folder / "labels.csv", ["image", *KINDS], rows)
 
 
 def test_a_set_of_deep_geotiffs_goes_from_import_to_a_scenes_labels(

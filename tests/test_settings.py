@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 from typing import Any
@@ -88,6 +86,7 @@ def test_as_released_is_the_paper_but_for_the_notebooks_departures(arm: str, tex
         ({"defaults": {"probe": {"select": 99}}}, ["defaults.probe.select 99", "at most epochs 30"]),
         ({"defaults": {"pretrain": {"keep_epochs": [0]}}}, ["defaults.pretrain.keep_epochs = [0]", "all or a list"]),
         ({"profiles": {"sample": {"probe": None}}}, ["profiles.sample.probe"]),
+        ({"profiles": {"small": {}}}, ["profiles.small.data is missing; add `data: {}`"]),
     ],
 )  # fmt: skip
 def test_an_invalid_setting_is_named(
@@ -108,12 +107,6 @@ def test_an_arm_need_not_go_together_with_a_profile_that_it_does_not_run_with(
         settings.resolve(params, "brief", "simclr_epoch_2")
     with pytest.raises(ParamsError, match="simclr_epoch_2"):
         load(tree | {"profile": "brief", "run": ["baseline", "simclr_epoch_2"]}, tmp_path)
-
-
-def test_a_missing_section_is_named(tree: dict[str, Any], tmp_path: Path) -> None:
-    del tree["profiles"]["sample"]["register"]
-    with pytest.raises(ParamsError, match=r"profiles\.sample\.register is missing; add `register: {}`"):
-        load(tree, tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "a: [", "- 1", "a: 1\na: 2", "1: 2", "\x00", "a: &a [*a]"])

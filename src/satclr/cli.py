@@ -5,20 +5,16 @@
 Exit code 1: a run failed; 2: bad input. Heavy imports are inside the commands, so that help is instant.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from satclr import progress, runner
-
-if TYPE_CHECKING:
-    from satclr.project import Project
+from satclr.runner import find_project
 
 app = typer.Typer(
     help="Does contrastive pretraining help multi-label tagging of overhead images, by how much, and why?",
@@ -32,12 +28,6 @@ ArmName = Annotated[str, typer.Option("--arm", help="An arm of params.yaml.")]
 Encoders = Annotated[bool, typer.Option("--encoders", help="Show the encoders' size and input statistics instead.")]
 LabelsFrom = Literal["folders", "tables"]
 Seed = Annotated[int | None, typer.Option(help="The seed; by default the first of params.yaml.")]
-
-
-def _project(profile: str | None = None, *, or_ours: bool = False) -> Project:
-    from satclr import project
-
-    return project.find(profile, or_ours=or_ours)
 
 
 @app.command()
@@ -69,7 +59,7 @@ def report(profile: Profile = None) -> None:
     from satclr.tracking import runs
 
     runner.profile_stage("study.report", profile)
-    runs.publish_report(_project(profile))
+    runs.publish_report(find_project(profile))
 
 
 @app.command()
@@ -81,7 +71,7 @@ def register(profile: Profile = None) -> None:
 @app.command()
 def arms(profile: Profile = None, encoders: Encoders = False) -> None:
     """Show the resolved arms: every setting of the first that runs, and what each other arm changes."""
-    project = _project(profile)
+    project = find_project(profile)
     runs, clashes = project.all_arms()
     if encoders:
         from satclr.study import encoders as study
@@ -111,7 +101,7 @@ def views(
     """Draw a contact sheet of tiles' views: one row per augmentation, as pretraining sees them."""
     from satclr.pretrain.views import sheet
 
-    sheet.write(tiles, out, _project(profile).settings, seed=seed)
+    sheet.write(tiles, out, find_project(profile).settings, seed=seed)
     typer.echo(f"{out}: {len(tiles)} tiles")
 
 
@@ -149,7 +139,7 @@ def import_(
 
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise typer.BadParameter(f"{name!r}: use lower-case letters, digits and _, as for a profile")
-    project = _project()
+    project = find_project()
     given: dict[str, Any] = {"labels_source": labels, "labels_from": labels_from, "unlabelled": unlabelled}
     if dry_run:
         typer.echo(str(importing.look(source, **given)))
@@ -175,7 +165,7 @@ def predict(
     from satclr.tracking import predict as serving
 
     form = "json" if json else "csv" if csv else "table"
-    failed = serving.run(_project(profile), tiles, form=form, top=top, scene_tile_px=scene_tile_px)
+    failed = serving.run(find_project(profile), tiles, form=form, top=top, scene_tile_px=scene_tile_px)
     sys.exit(1 if failed else 0)
 
 
@@ -184,7 +174,7 @@ def export(target: Annotated[Path, typer.Argument(help="The ONNX file to write."
     """Write the champion as ONNX (optional packages: `uv sync --group onnx`)."""
     from satclr.tracking import champion
 
-    champion.export(_project(profile), target)
+    champion.export(find_project(profile), target)
     typer.echo(str(target))
 
 
@@ -193,7 +183,7 @@ def promote(version: str, profile: Profile = None) -> None:
     """Make a registered version champion, whatever the gate decided."""
     from satclr.tracking import registry
 
-    typer.echo(registry.promote(_project(profile), version).reason)
+    typer.echo(registry.promote(find_project(profile), version).reason)
 
 
 @app.command()
@@ -201,7 +191,7 @@ def rollback(profile: Profile = None) -> None:
     """Make the former champion champion again."""
     from satclr.tracking import registry
 
-    typer.echo(registry.rollback(_project(profile)).reason)
+    typer.echo(registry.rollback(find_project(profile)).reason)
 
 
 @app.command()
@@ -213,7 +203,7 @@ def ui(
     """Serve this project's MLflow store on 127.0.0.1."""
     from satclr.tracking import runs, store
 
-    project = _project(profile, or_ours=True)
+    project = find_project(profile, or_ours=True)
     runs.publish_all(project)
     sys.exit(store.serve(project, port=port, browser=browser))
 
@@ -223,7 +213,7 @@ def sync(profile: Profile = None) -> None:
     """Publish to MLflow whatever its store lacks of the DVC outputs (after `dvc pull` or a move)."""
     from satclr.tracking import registry, runs
 
-    project = _project(profile)
+    project = find_project(profile)
     published, missing = runs.publish_all(project)
     typer.echo(f"{len(published)} arm runs in the store")
     for line in missing:

@@ -3,8 +3,6 @@
 torch is imported inside functions, so that a stage that works on numbers starts quickly.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys
@@ -13,20 +11,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 if TYPE_CHECKING:
     import torch
 
-# oneDNN's names of instruction sets that compute in bfloat16; a cap at any other forbids it.
-BFLOAT16_ISA = {"", "ALL", "DEFAULT", "AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX512_CORE_AMX", "AVX512_CORE_AMX_FP16",
-                "AVX10_1_512", "AVX10_1_512_AMX", "AVX10_1_512_AMX_FP16"}  # fmt: skip
+# How oneDNN's names of instruction sets that compute in bfloat16 begin; a cap at any other forbids it.
+BFLOAT16_ISA = ("ALL", "DEFAULT", "AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX512_CORE_AMX", "AVX10_1_512")
 GRACE_S = 4.0  # for a checkpoint after SIGINT or SIGTERM; then the process exits
 
 Computed = Literal["float32", "bfloat16"]
 
 
-def device() -> torch.device:
+def device() -> "torch.device":
     """The GPU if there is one."""
     import torch
 
@@ -55,7 +52,7 @@ def _bfloat16() -> tuple[bool, str]:
         return native, f"{torch.cuda.get_device_name()} {'has' if native else 'lacks'} native bfloat16"
     cap = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
     capability = torch.backends.cpu.get_cpu_capability()
-    if cap not in BFLOAT16_ISA:
+    if cap and not cap.startswith(BFLOAT16_ISA):
         return False, f"ONEDNN_MAX_CPU_ISA={cap} rules out native bfloat16"
     if capability in ("DEFAULT", "NO AVX", "AVX2"):
         return False, f"this CPU ({capability}) lacks native bfloat16"
@@ -63,7 +60,7 @@ def _bfloat16() -> tuple[bool, str]:
     return native, f"this CPU ({capability}) {'has' if native else 'lacks'} native bfloat16"
 
 
-def autocast(where: torch.device, computed: str) -> torch.autocast:
+def autocast(where: "torch.device", computed: str) -> "torch.autocast":
     """A context in which the encoder computes in `float32` or `bfloat16`."""
     import torch
 
@@ -99,7 +96,6 @@ class Stop:
     def __init__(self) -> None:
         self.requested: int | None = None
         self._deferred = False
-        self._deadline = threading.Timer(GRACE_S, os._exit)
 
     def listen(self) -> None:
         """Handle signals, and stop when the process that started this one is gone (a killed `dvc repro`)."""
@@ -109,7 +105,7 @@ class Stop:
             threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
 
     @contextmanager
-    def deferred(self) -> Iterator[Stop]:
+    def deferred(self) -> Iterator[Self]:
         """Inside, a signal only sets `requested`, for at most GRACE_S; it takes effect on leaving."""
         self._deferred = True
         try:
@@ -126,9 +122,9 @@ class Stop:
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self.requested = number
         if self._deferred:
-            self._deadline = threading.Timer(GRACE_S, os._exit, (128 + number,))
-            self._deadline.daemon = True
-            self._deadline.start()
+            deadline = threading.Timer(GRACE_S, os._exit, (128 + number,))
+            deadline.daemon = True
+            deadline.start()
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
         else:

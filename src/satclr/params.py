@@ -3,8 +3,6 @@
 `settings.load` reads the file into these models; every default is in params.yaml, none is here.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator

@@ -1,7 +1,5 @@
 """What a person reads: progress on standard error (a bar on a terminal, else a line now and then), and tables."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections import deque
@@ -56,7 +54,7 @@ def _rate(done: int, total: int, unit: str, each_s: float) -> str:
     return f"{done:,}/{total:,} {unit}, {speed}, {left} left"
 
 
-def show(what: RenderableType) -> None:
+def show(what: "RenderableType") -> None:
     """Print a rich table and the like."""
     from rich.console import Console
 

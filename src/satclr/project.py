@@ -3,8 +3,6 @@
 Only this module knows which file goes where; stages are handed a `Run` or a `Project`.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,7 +28,7 @@ class Below:
     def __init__(self, template: str) -> None:
         self.template = template
 
-    def __get__(self, owner: Run | Project, _type: type) -> Path:
+    def __get__(self, owner: "Run | Project", _type: type) -> Path:
         return owner.root / self.template.format(owner)
 
 

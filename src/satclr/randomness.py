@@ -3,8 +3,6 @@
 A resumed run, a micro-batch and another process therefore draw the same numbers.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,14 +25,14 @@ def rng(seed: int, *purpose: str | int) -> np.random.Generator:
     return np.random.default_rng(derive(seed, *purpose))
 
 
-def generator(seed: int, *purpose: str | int) -> torch.Generator:
+def generator(seed: int, *purpose: str | int) -> "torch.Generator":
     """A CPU generator of torch for one purpose."""
     import torch
 
     return torch.Generator().manual_seed(derive(seed, *purpose))
 
 
-def permutation(count: int, seed: int, *purpose: str | int) -> torch.Tensor:
+def permutation(count: int, seed: int, *purpose: str | int) -> "torch.Tensor":
     """The order of `count` rows for one purpose: (count,) int64."""
     import torch
 

@@ -3,8 +3,6 @@
 Also how its errors read and which exit code they give.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import threading
@@ -15,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from satclr.project import Run
+    from satclr.project import Project, Run
 
 WATCH_S, BUSY_CORES = 10.0, 0.5
 MLFLOW = {"mlflow", "sqlalchemy", "sqlite3"}  # packages whose exceptions mean that the store failed
@@ -48,25 +46,27 @@ ARM_STAGES = {
 }
 
 
-def profile_stage(module: str, profile: str | None) -> None:
-    """Run a stage of a profile, alone on its files."""
+def find_project(profile: str | None = None, *, or_ours: bool = False) -> "Project":
+    """The project of the working folder, as `project.find`."""
     from satclr import project
 
-    chosen = project.find(profile)
-    with lock(chosen.root, f"{chosen.profile}-{module}"):
-        import_module(f"satclr.{module}").run(chosen)
+    return project.find(profile, or_ours=or_ours)
+
+
+def profile_stage(module: str, profile: str | None) -> None:
+    """Run a stage of a profile, alone on its files."""
+    project = find_project(profile)
+    with lock(project.root, f"{project.profile}-{module}"):
+        import_module(f"satclr.{module}").run(project)
 
 
 def arm_stage(name: str, arm: str, profile: str | None, seed: int | None) -> None:
     """Run a stage of an arm: alone on its files, with what it logs and publishes."""
-    from satclr import project
-
-    stage = ARM_STAGES[name]
-    run = project.find(profile).run(arm, seed)
+    stage, run = ARM_STAGES[name], find_project(profile).run(arm, seed)
     if stage.publish:
-        from satclr.tracking import runs
+        from satclr.tracking import runs, store
 
-        runs.preload()  # MLflow is imported on a thread while the stage computes
+        store.preload()
     module = import_module(f"satclr.{stage.module}")
     fingerprint = module.fingerprint(run) if stage.live else ""
     with lock(run.root, f"{name}-{fingerprint[:16]}" if fingerprint else f"{run.profile}-{name}-{run.key}"):
@@ -140,7 +140,7 @@ def lock(root: Path, name: str) -> Iterator[None]:
         file_lock.release()
 
 
-def _torchrun(name: str, run: Run) -> None:
+def _torchrun(name: str, run: "Run") -> None:
     """Run a stage in several processes of this machine, which end with this one."""
     import torch.distributed.run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException

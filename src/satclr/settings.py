@@ -5,8 +5,6 @@ In: params.yaml. Out: `load` → Params, `resolve(params, profile, arm)` → Set
     satclr arms
 """
 
-from __future__ import annotations
-
 import re
 import reprlib
 from collections.abc import Mapping
@@ -46,10 +44,11 @@ def load(path: Path) -> Params:
     params = _validate(Params, tree, sources={})
     _check_names(params)
     scales = {**params.profiles, "": {}}  # and the defaults alone, of which a profile may have to set some
+    scaled = params.model_copy(update={"profiles": scales})
     failed: dict[tuple[str, str], ParamsError] = {}
     for profile, arm in product(scales, params.arms):
         try:
-            _resolve(params, profile, scales[profile], arm)
+            resolve(scaled, profile, arm)
         except ParamsError as error:
             if profile and not isinstance(error, CombinationError):
                 raise
@@ -67,18 +66,12 @@ def resolve(params: Params, profile: str, arm: str) -> Settings:
 
     Raises `ParamsError` for an unknown profile or arm and for settings that do not go together.
     """
-    return _resolve(params, profile, pick(params.profiles, profile, "profile"), arm)
-
-
-def _resolve(params: Params, profile: str, scale: Mapping[str, Any], arm: str) -> Settings:
-    method = pick(params.arms, arm, "arm")
+    scale, method = pick(params.profiles, profile, "profile"), pick(params.arms, arm, "arm")
     sources = {f"arms.{arm}": method, f"profiles.{profile}": scale, "defaults": params.defaults}
     settings = _validate(Settings, merge(merge(params.defaults, scale), method), sources=sources)
-    return settings if settings.pretrain.normalization != "released" else _in_float32(settings)
-
-
-def _in_float32(settings: Settings) -> Settings:
-    """`precision: auto` as float32: the input as released is near -22, which bfloat16 rounds to steps of 0.125."""
+    if settings.pretrain.normalization != "released":
+        return settings
+    # The input as released is near -22, which bfloat16 rounds to steps of 0.125: `precision: auto` is float32.
     sections = {name: getattr(settings, name) for name in ("pretrain", "embed")}
     exact = {n: s.model_copy(update={"precision": "float32"}) for n, s in sections.items() if s.precision == "auto"}
     return settings.model_copy(update=exact)
@@ -109,22 +102,15 @@ def _check_names(params: Params) -> None:
             raise ParamsError(f"{FILE}: {key}: duplicate entry {', '.join(repeated)}")
         for arm in values if key != "seeds" else ():
             pick(params.arms, arm, f"arm in `{key}`:")
-    for name, profile in params.profiles.items():
-        _check_sections(f"profiles.{name}", profile, required=SECTIONS, allowed=SECTIONS)
-    for name, arm in params.arms.items():
-        _check_sections(f"arms.{name}", arm, required=("pretrain",), allowed=ARM_SECTIONS)
-
-
-def _check_sections(
-    path: str, sections: Mapping[str, Any], *, required: tuple[str, ...], allowed: tuple[str, ...]
-) -> None:
-    """Every section must be present, if only as `{}`: DVC stops at a missing parameter."""
-    for section in required:
-        if section not in sections:
-            raise ParamsError(f"{path}.{section} is missing; add `{section}: {{}}` to change nothing")
-    for section in sections:
-        if section not in allowed:
-            raise ParamsError(f"{_printable(f'{path}.{section}')}: unknown key; allowed are {', '.join(allowed)}")
+    for kind, required, allowed in (("profiles", SECTIONS, SECTIONS), ("arms", ("pretrain",), ARM_SECTIONS)):
+        for name, sections in getattr(params, kind).items():
+            for key in required:  # if only as `{}`: DVC stops at a missing parameter
+                if key not in sections:
+                    raise ParamsError(f"{kind}.{name}.{key} is missing; add `{key}: {{}}` to change nothing")
+            for key in sections:
+                if key not in allowed:
+                    path = _printable(f"{kind}.{name}.{key}")
+                    raise ParamsError(f"{path}: unknown key; allowed are {', '.join(allowed)}")
 
 
 def _validate(model: type[M], tree: Mapping[str, Any], *, sources: Mapping[str, Mapping[str, Any]]) -> M:
@@ -154,10 +140,8 @@ def _sentence(problem: Any, model: type[Model], sources: Mapping[str, Mapping[st
 
 def _origin(keys: list[str], sources: Mapping[str, Mapping[str, Any]]) -> str:
     """The path at which the file sets `keys`: in the arm, else the profile, else the defaults."""
-    for name, tree in sources.items():
-        if _sets(tree, keys):
-            return _printable(".".join([name, *keys]))
-    return _printable(".".join([*list(sources)[-1:], *keys]))
+    where = [name for name, tree in sources.items() if _sets(tree, keys)] or list(sources)[-1:]
+    return _printable(".".join([*where[:1], *keys]))
 
 
 def _sets(tree: Any, keys: list[str]) -> bool:

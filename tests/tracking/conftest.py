@@ -1,24 +1,20 @@
 """One empty MLflow store for all tests, since a database takes seconds to make, and servers on loopback."""
 
-from __future__ import annotations
-
 import shutil
 import socket
-import sqlite3
 import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from satclr.project import Project, Run
+from satclr.project import Project
 from satclr.tracking import store
-from tests import made_up
 from tests.conftest import tiny_params
 
 Make = Callable[..., Project]
@@ -27,22 +23,14 @@ TRIES = 3000  # five a second; counted, not timed: a busy machine may stand stil
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("empty")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        store.open_store(root, "tiny")
-    return root
+    database = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    store._create(store.load_mlflow(), database)
+    return database
 
 
 def copy_store(empty: Path, root: Path) -> None:
-    """Copy a store and correct its artifacts' location, as if it had been made there."""
     (root / "mlruns").mkdir(parents=True)
-    shutil.copyfile(empty / "mlruns" / "mlflow.db", root / "mlruns" / "mlflow.db")
-    with closing(sqlite3.connect(root / "mlruns" / "mlflow.db")) as connection, connection:
-        connection.execute(
-            "UPDATE experiments SET artifact_location = ? WHERE name = 'tiny'",
-            ((root.resolve() / "mlruns" / "artifacts" / "tiny").as_uri(),),
-        )
+    shutil.copyfile(empty, root / "mlruns" / "mlflow.db")
 
 
 def make_project(root: Path, *arms: str, minimum: float = 0.0, seeds: Sequence[int] = (0,)) -> Project:
@@ -52,11 +40,6 @@ def make_project(root: Path, *arms: str, minimum: float = 0.0, seeds: Sequence[i
     root.mkdir(parents=True, exist_ok=True)
     (root / "params.yaml").write_text(yaml.safe_dump(tree))
     return Project(root)
-
-
-def write(run: Run, **changes: Any) -> dict[str, Any]:
-    """Write all outputs of a run without training; return its metrics."""
-    return made_up.write(run.root, arm=run.arm, seed=run.seed, profile=run.profile, **changes)
 
 
 def stored(project: Project, *conditions: str) -> list[Any]:

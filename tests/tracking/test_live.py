@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import shutil
 import time
 from collections.abc import Callable
@@ -7,17 +5,19 @@ from collections.abc import Callable
 import pytest
 
 from satclr.project import Project
-from satclr.tracking import live as module
 from satclr.tracking import runs, store
 from satclr.tracking.live import live
-from tests.tracking.conftest import Make, stored, write
+from tests.made_up import write
+from tests.tracking.conftest import Make, stored
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+CPU = "system/cpu_utilization_percentage"
 
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FLUSH_S", 0.05)
+    monkeypatch.setattr("satclr.tracking.live.FLUSH_S", 0.05)
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "1")
 
 
@@ -32,13 +32,13 @@ def test_a_live_run_shows_the_machine_and_becomes_a_child_of_its_arm_run(make: M
     write(run)
     with live(run, "pretrain", "f0") as log:
         log(1, {"loss": 4.0})
-        time.sleep(2.5)
+        until(lambda: [run for run in stored(project) if CPU in run.data.metrics])
     run_id = runs.publish(run)
     (child,) = stored(project, store.tag("kind", "live"))
     assert (child.info.run_name, child.info.status) == ("simclr-s0 pretrain", "FINISHED")
     assert child.data.tags["mlflow.parentRunId"] == run_id
     assert child.data.params == run.parameters()
-    assert 0 <= child.data.metrics["system/cpu_utilization_percentage"] <= 100
+    assert 0 <= child.data.metrics[CPU] <= 100
 
 
 @pytest.mark.parametrize(("error", "status"), [(FloatingPointError, "FAILED"), (KeyboardInterrupt, "KILLED")])
@@ -70,7 +70,7 @@ def test_runs_of_dead_processes_are_marked_killed(make: Make) -> None:
     project = make("simclr")
     opened = store.open_store(project.root, "tiny")
     ids = [
-        opened.client.create_run(opened.experiment_id, tags=module.owner() | changes).info.run_id
+        opened.client.create_run(opened.experiment_id, tags=store.owner() | changes).info.run_id
         for changes in ({}, {"satclr.pid": "999999999"}, {"satclr.pid_started": "0.00"}, {"satclr.host": "elsewhere"})
     ]
     with live(project.run("simclr"), "pretrain", "f0"):

@@ -1,7 +1,5 @@
 """Predictions, sources, the served model and ONNX, of one champion with a real encoder."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -27,8 +25,8 @@ from satclr.pretrain.views import evaluation_view
 from satclr.project import Project
 from satclr.tracking import champion, predict, registry, runs, store
 from satclr.tracking.store import TrackingError
-from tests.made_up import CROP_PX, LABELS, MEAN, STD, THRESHOLDS, TILE_PX, jpeg, pixels
-from tests.tracking.conftest import copy_store, make_project, write
+from tests.made_up import CROP_PX, LABELS, MEAN, STD, THRESHOLDS, TILE_PX, jpeg, pixels, write
+from tests.tracking.conftest import copy_store, make_project
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

@@ -1,19 +1,18 @@
-from __future__ import annotations
-
-import csv
 import json
 import shutil
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
+from satclr import files
 from satclr.project import Project, ProjectError
 from satclr.study import contrasts
-from satclr.study.results import Scores
+from satclr.study.results import Scores, read_json
 from satclr.tracking import registry, runs, store
-from tests.tracking.conftest import Make, make_project, write
+from tests.made_up import write
+from tests.tracking.conftest import Make, make_project, stored
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -24,8 +23,11 @@ def aliases(project: Project) -> dict[str, str]:
 
 
 def history(project: Project) -> list[tuple[str, str]]:
-    with (project.reports / "promotions.csv").open(encoding="utf-8", newline="") as stream:
-        return [(row["decision"], row["version"]) for row in csv.DictReader(stream)]
+    return [(row["decision"], row["version"]) for row in files.read_csv(project.reports / "promotions.csv")]
+
+
+def champion(project: Project) -> dict[str, Any]:
+    return read_json(project.reports / "champion.json")
 
 
 def test_a_better_candidate_becomes_champion_until_a_rollback(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,9 +41,8 @@ def test_a_better_candidate_becomes_champion_until_a_rollback(make: Make, capsys
     decision = registry.run(project)
     assert (decision.decision, decision.version, decision.against) == ("champion", "2", "1")
     assert aliases(project) == {"champion": "2", "previous": "1"}
-    tree = json.loads((project.reports / "champion.json").read_text())
-    assert tree["champion"]["arm"] == "simclr"
-    assert [row["arm"] for row in tree["ranking"]] == ["simclr", "baseline"]
+    assert champion(project)["champion"]["arm"] == "simclr"
+    assert [row["arm"] for row in champion(project)["ranking"]] == ["simclr", "baseline"]
 
     assert registry.run(project).decision == "kept"
     assert registry.rollback(project).version == "1"
@@ -70,7 +71,7 @@ def test_a_decision_that_was_broken_off_is_completed_as_if_it_had_not_been(
             registry.run(project)
     for _ in range(2):
         registry.run(project)
-        tree = json.loads((project.reports / "champion.json").read_text())
+        tree = champion(project)
         assert (tree["decision"], tree["champion"]["arm"]) == ("champion", "simclr")
         assert tree["reason"].startswith("better than champion version 1 (baseline-s0)")
         assert history(project) == [("champion", "1"), ("champion", "2")]
@@ -116,18 +117,25 @@ def test_other_validation_tiles_are_not_compared(make: Make) -> None:
     assert "other tiles" in decision.reason
 
 
-def test_a_clone_restores_its_champion_from_the_results(make: Make, tmp_path: Path) -> None:
+def test_a_moved_project_starts_a_new_store_and_restores_its_champion_from_the_results(
+    make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
     project = make("baseline", "simclr")
     write(project.run("baseline"), skill=2)
     write(project.run("simclr"), skill=3)
     registry.run(project)
-    clone = Project(tmp_path / "elsewhere")
-    shutil.copytree(project.root, clone.root)  # its store too, which has then moved
-    runs.publish_all(clone)
-    restored = registry.restore(clone)
+    moved = Project(project.root.parent / "what? 1#%41 élan")
+    shutil.move(project.root, moved.root)
+    assert len(runs.publish_all(moved)[0]) == 2
+    assert "the project folder has moved" in capsys.readouterr().err
+    artifacts = f"{moved.root.as_uri()}/mlruns/artifacts/tiny/"
+    assert [run.info.artifact_uri.startswith(artifacts) for run in stored(moved)] == [True, True]
+    assert len(list(moved.root.glob("mlruns/mlflow.db.moved-*"))) == 1
+    assert [path.name for path in moved.root.parent.iterdir()] == [moved.root.name], "nothing beside the project"
+    restored = registry.restore(moved)
     assert restored is not None
     assert (restored.arm, restored.version) == ("simclr", "1")
-    assert registry.restore(clone) is None
+    assert registry.restore(moved) is None
 
 
 def test_a_version_shows_its_origin(make: Make) -> None:
@@ -159,27 +167,22 @@ def test_arms_compete_by_their_mean_over_seeds_and_test_decides_nothing(make: Ma
     decision = registry.run(project)
     assert (decision.decision, decision.arm, decision.test_mAP) == ("champion", "random", 0.1)
     assert "over validation tiles and seeds" in decision.reason
-    tree = json.loads((project.reports / "champion.json").read_text())
-    means = [row["val_mAP"] for row in tree["ranking"]]
+    ranking = champion(project)["ranking"]
+    means = [row["val_mAP"] for row in ranking]
     assert means[1] == pytest.approx(np.mean(val["baseline"]))
     assert decision.delta_val_mAP == pytest.approx(means[0] - means[1], abs=1e-6)
-    assert [row["model"]["seed"] for row in tree["ranking"]] == [decision.seed, first.seed]
+    assert [row["model"]["seed"] for row in ranking] == [decision.seed, first.seed]
 
 
 def test_the_gate_sees_a_true_difference_and_none_in_equal_scores() -> None:
     rng = np.random.default_rng(0)
     targets = (rng.random((300, 6)) < 0.3).astype(np.uint8)
-    noise = rng.normal(size=(2, 2, *targets.shape))
     names = tuple("abcdef"), tuple(f"{number}.jpg" for number in range(300))
-    good, weak = (
-        [Scores((skill * targets + one).astype(np.float32), targets, *names) for one in noise[i]]
-        for i, skill in enumerate((2.0, 1.0))
-    )
+    noisy = (skill * targets + rng.normal(size=targets.shape) for skill in (2.0, 2.0, 1.0, 1.0))
+    scores = [Scores(one.astype(np.float32), targets, *names) for one in noisy]
+    good, weak = scores[:2], scores[2:]
     assert contrasts.gap(good, weak)[1] > 0 > contrasts.gap(weak, good)[1]
     assert contrasts.gap(good[:1], good[:1]) == (0, 0, 0)
     assert contrasts.gap(good, good)[0] == 0
-    plain = [
-        np.mean([average_precision_score(*pair) for x in seeds for pair in zip(targets.T, x.scores.T, strict=True)])
-        for seeds in (good, weak)
-    ]
+    plain = [np.mean([average_precision_score(targets, one.scores) for one in seeds]) for seeds in (good, weak)]
     assert contrasts.gap(good, weak)[0] == pytest.approx(plain[0] - plain[1], abs=1e-12)

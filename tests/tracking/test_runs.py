@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import re
 import shlex
@@ -17,7 +15,8 @@ import pytest
 from satclr import files
 from satclr.project import Project, ProjectError
 from satclr.tracking import content, registry, runs, store
-from tests.tracking.conftest import Make, stored, write
+from tests.made_up import write
+from tests.tracking.conftest import Make, stored
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -118,9 +117,9 @@ def test_publishing_imports_no_torch(make: Make) -> None:
     code = """
 import sys
 from satclr import project
-from satclr.tracking import runs
+from satclr.tracking import runs, store
 assert "mlflow" not in sys.modules
-runs.preload()
+store.preload()
 runs.publish(project.find().run("simclr"))
 print(*sorted({"torch", "torchvision", "matplotlib"} & sys.modules.keys()), "imported")
 """
@@ -128,20 +127,6 @@ print(*sorted({"torch", "torchvision", "matplotlib"} & sys.modules.keys()), "imp
         [sys.executable, "-W", "ignore", "-c", code], cwd=project.root, capture_output=True, text=True, check=False
     )
     assert (done.stdout.strip(), done.returncode) == ("imported", 0), done.stderr
-
-
-def test_a_moved_project_starts_a_new_store(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    project = make("simclr")
-    write(project.run("simclr"))
-    runs.publish_all(project)
-    moved = Project(project.root.parent / "what? 1#%41 élan")
-    shutil.move(project.root, moved.root)
-    assert len(runs.publish_all(moved)[0]) == 1
-    assert "the project folder has moved" in capsys.readouterr().err
-    (run,) = stored(moved)
-    assert run.info.artifact_uri.startswith(f"{moved.root.as_uri()}/mlruns/artifacts/tiny/")
-    assert len(list(moved.root.glob("mlruns/mlflow.db.moved-*"))) == 1
-    assert [path.name for path in moved.root.parent.iterdir()] == [moved.root.name], "nothing beside the project"
 
 
 def test_a_temporary_copy_uses_the_projects_store(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

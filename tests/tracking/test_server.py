@@ -1,7 +1,5 @@
 """The store on a shared server: minutes, so left out of `make test`."""
 
-from __future__ import annotations
-
 import os
 import pwd
 import shutil
@@ -56,7 +54,7 @@ from satclr.project import Project
 from satclr.tracking import live, runs
 from tests import made_up
 run = Project(Path(sys.argv[1])).run(sys.argv[2])
-made_up.write(run.root, arm=run.arm, profile="tiny", skill=float(sys.argv[3]))
+made_up.write(run, skill=float(sys.argv[3]))
 with live.live(run, "pretrain", run.arm) as log:
     for epoch in range(1, 51):
         log(epoch, {"loss": 1 / epoch})

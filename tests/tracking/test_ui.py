@@ -1,13 +1,11 @@
 """The pages that people open, in a real browser (Debian's packages chromium and chromium-driver)."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,12 +15,13 @@ from PIL import Image
 
 from satclr.project import Project
 from satclr.tracking import registry
-from tests.tracking.conftest import free_port, make_project, write
+from tests.made_up import write
+from tests.tracking.conftest import free_port, make_project
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 WAIT_S = 300
 SHOTS = "SATCLR_SCREENSHOTS"  # a folder to keep the pictures in
-PROJECT = "SATCLR_PROJECT"  # a project after `dvc repro`
+PROJECT = "SATCLR_PROJECT"  # a project after `dvc repro`, to look at instead of a made-up one
 
 
 @pytest.fixture
@@ -43,19 +42,15 @@ def browser() -> Iterator[Any]:
         window.quit()
 
 
-def synthetic(folder: Path) -> Path:
+def made(folder: Path) -> Path:
+    """The project of PROJECT, else a made-up one."""
+    if PROJECT in os.environ:
+        return Path(os.environ[PROJECT])
     project = make_project(folder / "project", "baseline", "simclr")
     for arm, skill in (("baseline", 0.5), ("simclr", 2.0)):
         write(project.run(arm), skill=skill)
     registry.run(project)
     return project.root
-
-
-def reproduced(_folder: Path) -> Path:
-    """A project after `dvc repro`."""
-    if PROJECT not in os.environ:
-        pytest.skip(f"set {PROJECT} to a project after `dvc repro`")
-    return Path(os.environ[PROJECT])
 
 
 @contextmanager
@@ -74,16 +69,15 @@ def satclr_ui(project: Path) -> Iterator[str]:
     assert not (below / "mlruns").exists()
 
 
-@pytest.mark.parametrize("make", [synthetic, pytest.param(reproduced, marks=pytest.mark.slow)])
 def test_a_browser_shows_arms_curves_and_champion(
-    make: Callable[[Path], Path], tmp_path: Path, browser: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, browser: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from selenium.common.exceptions import StaleElementReferenceException
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    project = make(tmp_path)
+    project = made(tmp_path)
     shots = Path(os.environ.get(SHOTS, tmp_path))
 
     def shows(*texts: str) -> bool:

@@ -3,8 +3,6 @@
 satclr export champion.onnx
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import logging
@@ -17,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from satclr.evaluation.linear import LinearProbe
 from satclr.project import Project
-from satclr.tracking.store import TrackingError, load_mlflow, open_store
+from satclr.tracking.store import TrackingError, load_mlflow, open_store, preload
 
 if TYPE_CHECKING:
     from satclr.tracking.serving import Tagger
@@ -25,9 +23,10 @@ if TYPE_CHECKING:
 PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".joblib", ".dill"}
 
 
-def champion(project: Project) -> Tagger:
+def champion(project: Project) -> "Tagger":
     """Load the champion with this project's code. Raises as `champion_files` does, and for damaged files."""
-    import torchvision  # noqa: F401 - while MLflow is imported on its thread
+    preload()
+    import torchvision  # noqa: F401 - meanwhile
 
     load_mlflow()
     with warnings.catch_warnings(action="ignore"):  # advice on type hints
@@ -100,7 +99,6 @@ def export(project: Project, target: Path) -> None:
             input_names=["pixels"],
             output_names=["probabilities"],
             dynamic_shapes={"pixels": {0: torch.export.Dim("tiles", min=1)}},
-            dynamo=True,
             external_data=False,
             verbose=False,
         )

@@ -1,6 +1,4 @@
-"""What MLflow shows of a run and of a report: metrics, tags, descriptions, the data set, the model card."""
-
-from __future__ import annotations
+"""What MLflow shows: metrics, tags and texts of a run, a report and a version; the views of an experiment."""
 
 import getpass
 import json
@@ -14,9 +12,20 @@ import yaml
 from satclr import files
 from satclr.project import Run, leaves
 from satclr.study.results import Results, git_state
-from satclr.tracking.store import Number
 
+NUMBERS = ("test_mAP_sd", "test_mAP_bias", "val_mAP", "p_value", "p_holm", "labels_better", "labels_worse")
+ESTIMATES = [f"{kind}_{name}" for kind in ("test", "delta") for name in ("mAP", "converged_mAP", "within_category_mAP")]
+# Views are saved as experiment tags; `satclr ui` opens the first, and the menu Views lists both.
+ARM_RUNS, BY_ARM = "satclr-arm-runs", "satclr-by-arm"
+CURRENT = "tags.`satclr.state` = 'current' and tags.`satclr.kind` = 'arm'"
+COLUMNS = (
+    *(f"metrics.`{name}`" for name in ("test/mAP", "test/mAP_lo", "test/mAP_hi", "test/micro_mAP", "val/mAP")),
+    *("metrics.`best_epoch`", "tags.`satclr.arm`", "tags.`satclr.seed`"),
+    *("attributes.`Dataset`", "attributes.`Models`", "attributes.`Description`"),
+)
 CARD_LENGTH = 5000  # characters that a registry keeps of a description
+
+Number = tuple[str, float, int]  # key, value, step
 
 
 def metrics(results: Results) -> list[Number]:
@@ -39,35 +48,27 @@ def metrics(results: Results) -> list[Number]:
 
 def report_metrics(report: Mapping[str, Any], per_class: Path) -> list[Number]:
     """The numbers of compare.json, `<what>/<arm>` and `<what>/<arm> - <against>`, and of compare's AP table."""
+    entries = {**report["arms"], **report["references"]}
+    for c in report["contrasts"]:
+        entries[f"{c['arm']} - {c['against']}"] = c | {"delta_mAP_ci95": c["ci95"]}
     rows: list[tuple[str, Any]] = []
-    for arm, entry in report["arms"].items():
-        rows += [(f"{key}/{arm}", entry.get(key)) for key in ("test_mAP_sd", "test_mAP_bias", "val_mAP")]
+    for name, entry in entries.items():
+        rows += [(f"{key}/{name}", entry.get(key)) for key in (*NUMBERS, *ESTIMATES)]
+        for key in ESTIMATES:
+            low, high = entry.get(f"{key}_ci95") or (None, None)
+            rows += [(f"{key}_lo/{name}", low), (f"{key}_hi/{name}", high)]
         for row in entry.get("label_efficiency", []):
-            name = f"{arm}/{100 * row['fraction']:g}_percent"
-            rows += [(f"label_efficiency_mAP/{name}", row["test_mAP"]), (f"label_efficiency_sd/{name}", row["sd"])]
+            part = f"{name}/{100 * row['fraction']:g}_percent"
+            rows += [(f"label_efficiency_mAP/{part}", row["test_mAP"]), (f"label_efficiency_sd/{part}", row["sd"])]
         for stage in ("robustness", "maps"):
             for key, value in entry.get(stage, {}).items():
-                rows += leaves(value, "/", f"{stage}_{key}/{arm}")
-    for name, entry in {**report["arms"], **report["references"]}.items():
-        for key in ("test_mAP", "test_converged_mAP", "test_within_category_mAP"):
-            rows += _with_ends(key, name, entry)
-    for contrast in report["contrasts"]:
-        name = f"{contrast['arm']} - {contrast['against']}"
-        for key in ("delta_mAP", "delta_converged_mAP", "delta_within_category_mAP"):
-            rows += _with_ends(key, name, contrast | {"delta_mAP_ci95": contrast["ci95"]})
-        rows += [(f"{key}/{name}", contrast.get(key)) for key in ("p_value", "p_holm", "labels_better", "labels_worse")]
+                rows += leaves(value, "/", f"{stage}_{key}/{name}")
     known = [row for row in files.read_csv(per_class) if row["delta_AP"]] if per_class.is_file() else []
     names = metric_names(dict.fromkeys(row["label"] for row in known))
     for row in known:
         keys = ("delta_AP", "delta_AP_lo", "delta_AP_hi")
         rows += [(f"{key}/{row['arm']}/{names[row['label']]}", row[key]) for key in keys]
     return [(key, float(value), 0) for key, value in rows if value is not None]
-
-
-def _with_ends(key: str, name: str, entry: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """A value, and the ends of its interval if it has one."""
-    low, high = entry.get(f"{key}_ci95") or (None, None)
-    return [(f"{key}/{name}", entry.get(key)), (f"{key}_lo/{name}", low), (f"{key}_hi/{name}", high)]
 
 
 def report_note(report: Mapping[str, Any]) -> str:
@@ -160,6 +161,28 @@ positives, hence of unknown quality: {without}. Chosen by validation mAP {result
     while len(head) + len("\n".join(lines)) > CARD_LENGTH - 60:
         lines = [*lines[:-2], "(more in the run's per_class_ap.csv)"]
     return head + "\n".join(lines)
+
+
+def experiment_tags(profile: str) -> dict[str, str]:
+    """A profile's kind, description and two saved views."""
+    by_arm = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "satclr.arm"}]}
+    return {
+        "mlflow.experimentKind": "custom_model_development",  # else the UI opens as for language models
+        "mlflow.note.content": (
+            f"Arms of profile `{profile}`. **Views → Arm runs** lists the current run of each arm and seed,"
+            " best test mAP first; **Views → Arms, mean over seeds** groups them. Runs of earlier settings are"
+            " tagged `satclr.state = superseded`; live runs of the stages are children of their arm run."
+        ),
+        f"mlflow.sharedViewState.{ARM_RUNS}": _view("Arm runs", None),
+        f"mlflow.sharedViewState.{BY_ARM}": _view("Arms, mean over seeds", by_arm),
+    }
+
+
+def _view(name: str, group_by: dict[str, Any] | None) -> str:
+    state = {"searchFilter": CURRENT, "orderByKey": COLUMNS[0], "orderByAsc": False, "groupBy": group_by}
+    state |= {"startTime": "ALL", "lifecycleFilter": "Active", "modelVersionFilter": "All Runs", "datasetsFilter": []}
+    state |= {"selectedColumns": list(COLUMNS), "columnOrder": list(COLUMNS), "runsHiddenMode": "SHOW_ALL"}
+    return json.dumps({"name": name, "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)})
 
 
 def data_md5(run: Run) -> str | None:

@@ -6,20 +6,16 @@ with live(run, "pretrain", fingerprint) as log:
 MLflow's own asynchronous logging is not used: it drops a batch that the server does not accept.
 """
 
-from __future__ import annotations
-
 import os
-import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from queue import SimpleQueue
+from contextlib import contextmanager
 from typing import Any
 
 from satclr import progress
 from satclr.progress import Log
 from satclr.project import Run
-from satclr.tracking.store import Point, Store, StoreError, log, open_store, stamped, tag
+from satclr.tracking.store import Point, Store, StoreError, log, mark_killed, open_store, owner, stamped, tag
 
 FLUSH_S = 5.0
 KILLED_S = 10.0  # to end the run of an interrupted stage
@@ -47,25 +43,6 @@ def live(run: Run, stage: str, fingerprint: str) -> Iterator[Log]:
         raise StoreError(f"{stage} has written its files but not its MLflow run: {worker.error}")
 
 
-def owner(pid: int | None = None) -> dict[str, str]:
-    """Tags that name a process, with its start since ids are reused; none if it does not run."""
-    import psutil
-
-    pid = pid or os.getpid()
-    with suppress(psutil.NoSuchProcess):
-        started = f"{psutil.Process(pid).create_time():.2f}"
-        return {"satclr.host": socket.gethostname(), "satclr.pid": str(pid), "satclr.pid_started": started}
-    return {}
-
-
-def mark_killed(store: Store) -> None:
-    """Mark KILLED the runs that a dead process of this machine left RUNNING."""
-    for run in store.search("attributes.status = 'RUNNING'", tag("host", socket.gethostname())):
-        started = owner(int(run.data.tags["satclr.pid"])).get("satclr.pid_started")
-        if started != run.data.tags["satclr.pid_started"]:
-            store.client.set_terminated(run.info.run_id, "KILLED")
-
-
 class _Worker(threading.Thread):
     def __init__(self, run: Run, stage: str, fingerprint: str) -> None:
         super().__init__(name="satclr-mlflow", daemon=True)
@@ -75,15 +52,13 @@ class _Worker(threading.Thread):
         self._store: Store
         self._monitor: Any = None
         self._logged: dict[str, int] = {}  # metric → its last step
-        self._queue: SimpleQueue[Point] = SimpleQueue()
         self._unsent: list[Point] = []
         self._ended = threading.Event()
         self._status = ""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Queue the metrics of a step (an epoch, from 1)."""
-        for point in stamped((f"{self._stage}/{key}", value, step) for key, value in metrics.items()):
-            self._queue.put(point)
+        self._unsent += stamped((f"{self._stage}/{key}", value, step) for key, value in metrics.items())
 
     def end(self, status: str, timeout_s: float | None = None) -> None:
         """Send what is queued and end the run; wait for it."""
@@ -108,10 +83,9 @@ class _Worker(threading.Thread):
 
     def _send(self) -> None:
         self.run_id = self.run_id or self._open()
-        while not self._queue.empty():
-            self._unsent.append(self._queue.get())
-        log(self._store, self.run_id, metrics=[p for p in self._unsent if p[3] > self._logged.get(p[0], -1)])
-        self._unsent.clear()
+        points = self._unsent.copy()
+        log(self._store, self.run_id, metrics=[p for p in points if p[3] > self._logged.get(p[0], -1)])
+        del self._unsent[: len(points)]  # `log` may have added more
         if self._monitor is None or self.error is not None:  # MLflow's monitor stops once the store is away
             from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 

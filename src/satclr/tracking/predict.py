@@ -5,8 +5,6 @@
 The table has a line per tile: the labels above their threshold, most probable first, then the next ones in parentheses.
 """
 
-from __future__ import annotations
-
 import csv
 import glob
 import json
@@ -28,7 +26,6 @@ from PIL import Image
 from satclr import files, progress
 from satclr.data import pixels
 from satclr.project import Project
-from satclr.tracking import runs
 from satclr.tracking.champion import champion
 from satclr.tracking.store import TrackingError
 
@@ -72,7 +69,6 @@ def run(project: Project, tiles: Sequence[str], *, form: str, top: int, scene_ti
     Raises `TrackingError` for a path that does not exist and without a champion.
     """
     sources = find(tiles, scene_tile_px=scene_tile_px)
-    runs.preload()
     model = champion(project)
     model.minimum_valid = project.settings.data.minimum_valid
     with progress.bar("predict", len(sources)) as advance:
@@ -87,24 +83,22 @@ def run(project: Project, tiles: Sequence[str], *, form: str, top: int, scene_ti
     return sum(bool(p.error) and not p.no_data for p in predictions)
 
 
-def predict(model: Tagger, sources: Sequence[Source], *, done: Callable[[int], None]) -> Iterator[Prediction]:
+def predict(model: "Tagger", sources: Sequence[Source], *, done: Callable[[int], None]) -> Iterator[Prediction]:
     """Tag tiles in batches, in order; a tile that cannot be read has an error and no labels."""
     for start in range(0, len(sources), BATCH):
-        batch, decoded, failed = sources[start : start + BATCH], [], dict[int, Prediction]()
+        batch = sources[start : start + BATCH]
+        decoded: dict[int, Any] = {}
+        found: dict[int, Prediction] = {}
         for i, source in enumerate(batch):
             try:
-                decoded.append(model.decode(source.read()))
+                decoded[i] = model.decode(source.read())
             except Exception as error:  # noqa: BLE001 - whatever a broken picture raises
                 reason = " ".join(str(error).split()) or type(error).__name__
-                failed[i] = Prediction(source, {}, [], reason, isinstance(error, pixels.NoDataError))
-        scores: Iterator[Any] = iter(model.scores(decoded) if decoded else ())
-        for i, source in enumerate(batch):
-            if i in failed:
-                yield failed[i]
-                continue
-            row = next(scores)
+                found[i] = Prediction(source, {}, [], reason, isinstance(error, pixels.NoDataError))
+        for i, row in zip(decoded, model.scores(list(decoded.values())) if decoded else (), strict=True):
             best = sorted(zip(model.labels, map(float, row), strict=True), key=lambda pair: -pair[1])
-            yield Prediction(source, dict(best), model.chosen(row))
+            found[i] = Prediction(batch[i], dict(best), model.chosen(row))
+        yield from (found[i] for i in range(len(batch)))
         done(len(batch))
 
 

@@ -8,15 +8,13 @@ reports/<profile>/champion.json, and a line of reports/<profile>/promotions.csv.
     satclr rollback
 """
 
-from __future__ import annotations
-
 import csv
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -25,9 +23,9 @@ from filelock import FileLock
 from satclr import files
 from satclr.project import Project
 from satclr.study import contrasts
-from satclr.study.results import Results, scores
+from satclr.study.results import Results, read_json, scores
 from satclr.tracking import content, runs
-from satclr.tracking.store import TrackingError, open_store, store_folder, tag
+from satclr.tracking.store import TrackingError, open_store, tag
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 OVER, ROLLED_BACK, FILES = "satclr.promoted_over", "satclr.rolled_back", "satclr.files"
@@ -82,13 +80,13 @@ def run(project: Project) -> Decision:
     """
     # The score of a probe on batch statistics depends on the other tiles of the batch: it cannot be served.
     served = [seeds for seeds in project.arms() if seeds[0].settings.probe.batch_norm == "frozen"]
-    ranking = [Candidate([Results(run) for run in seeds]) for seeds in served]
-    ranking.sort(key=lambda candidate: -candidate.mean("val_mAP"))
+    candidates = [Candidate([Results(run) for run in seeds]) for seeds in served]
+    ranking = sorted(candidates, key=lambda candidate: -candidate.mean("val_mAP"))
     if not ranking:
         raise TrackingError("no arm of `run` has probe.batch_norm: frozen; only such a probe can be registered")
     runs.publish_all(project)
     registry = _Registry(project)
-    with FileLock(store_folder(project.root) / ".register.lock"):
+    with FileLock(registry.store.folder / ".register.lock"):
         decision = registry.decide(ranking[0])
         champion = registry.by_alias(CHAMPION)
     _write_champion(project, decision, ranking, champion)
@@ -131,16 +129,15 @@ def restore(project: Project) -> Decision | None:
     Returns None if there is nothing to do. Raises `TrackingError` if the results have changed since.
     """
     path, registry = project.reports / "champion.json", _Registry(project)
-    named = json.loads(path.read_text(encoding="utf-8"))["champion"] if path.is_file() else None
+    named = read_json(path)["champion"] if path.is_file() else None
     if named is None or registry.by_alias(CHAMPION) is not None:
         return None
     candidate = Candidate([Results(project.run(named["arm"], seed)) for seed in project.params.seeds])
     results = candidate.model
     if results.digest != named["digest"]:
-        raise TrackingError(
-            f"{path.relative_to(project.root)} names {results.run.key}, whose files have changed; run `satclr register`"
-        )
-    version = registry.of(results) or registry.create(candidate)
+        changed = f"names {results.run.key}, whose files have changed"
+        raise TrackingError(f"{path.relative_to(project.root)} {changed}; run `satclr register`")
+    version = registry.made_from(results) or registry.create(candidate)
     return registry.set_champion("restored", version, None, "from champion.json")
 
 
@@ -160,27 +157,21 @@ class _Registry:
         number = models[0].aliases.get(alias) if models else None
         return None if number is None else self.client.get_model_version(self.name, number)
 
-    def of(self, results: Results) -> Any | None:
-        """The version made from these files."""
+    def made_from(self, results: Results) -> Any | None:
         return next((v for v in self.versions().values() if v.tags[FILES] == results.digest), None)
 
     def create(self, candidate: Candidate) -> Any:
         """Make a version from the published run of the candidate's model."""
-        results = candidate.model
         if not self.client.search_registered_models(f"name = '{self.name}'"):
             text = "Labels of overhead image tiles: a frozen encoder and a linear probe."
-            self.client.create_registered_model(self.name, {"satclr.profile": results.run.profile}, text)
-        arm_run = self.published(results)
+            self.client.create_registered_model(self.name, {"satclr.profile": self.project.profile}, text)
+        arm_run = self.published(candidate.model)
         model_id, told = arm_run.outputs.model_outputs[0].model_id, arm_run.data.tags
         tags = self.tags(candidate) | {key: told[key] for key in ("satclr.data_md5", "satclr.fingerprint")}
-        return self.client.create_model_version(
-            self.name,
-            source=f"models:/{model_id}",
-            run_id=arm_run.info.run_id,
-            model_id=model_id,
-            description=content.card(results, told),
-            tags=tags | {"satclr.commit": told.get("mlflow.source.git.commit", "none")},
-        )
+        tags["satclr.commit"] = told.get("mlflow.source.git.commit", "none")
+        facts = {"run_id": arm_run.info.run_id, "model_id": model_id, "tags": tags}
+        card = content.card(candidate.model, told)
+        return self.client.create_model_version(self.name, f"models:/{model_id}", description=card, **facts)
 
     def published(self, results: Results) -> Any:
         return self.store.search(tag("files", results.digest), runs.FINISHED)[0]
@@ -208,30 +199,30 @@ class _Registry:
     def decide(self, candidate: Candidate) -> Decision:
         """Compare the candidate with the champion, and act on it."""
         val_mAP, minimum = candidate.mean("val_mAP"), self.project.settings.register_.minimum_val_mAP
-        champion, version, tags = self.by_alias(CHAMPION), self.of(candidate.model), self.tags(candidate)
+        champion, version, tags = self.by_alias(CHAMPION), self.made_from(candidate.model), self.tags(candidate)
         if version is None and val_mAP < minimum:
             reason = f"validation mAP {val_mAP:.4f} is below register.minimum_val_mAP {minimum}"
-            return self.decision("rejected", "", tags, champion, reason)
+            return self.decision("rejected", SimpleNamespace(version="", tags=tags), champion, reason)
         version = version or self.create(candidate)
         self.client.set_model_version_tag(self.name, version.version, SEEDS, tags[SEEDS])  # seeds may have been added
         if champion is None:
             return self.set_champion("champion", version, None, "the first version")
-        known = (version.version, tags, champion)
         if champion.version == version.version:
             if champion.tags.get("satclr.decision", CHALLENGER) == CHALLENGER:  # killed before it was recorded
                 former = self.versions().get(champion.tags.get(OVER, ""))
-                why = self.gate(candidate, former)[1:] if former else ("the first version",)
+                _, *why = self.gate(candidate, former) if former else (True, "the first version")
                 return self.record("champion", champion, former, *why)
-            return self.decision("kept", *known, "it is the champion already")
-        better, reason, *difference = self.gate(candidate, champion)
+            return self.decision("kept", version, champion, "it is the champion already")
+        better, *why = self.gate(candidate, champion)
         if ROLLED_BACK in version.tags:
-            return self.decision("kept", *known, "it was rolled back; `satclr promote` undoes that", *difference)
+            why[0] = "it was rolled back; `satclr promote` undoes that"
+            return self.decision("kept", version, champion, *why)
         if better:
-            return self.set_champion("champion", version, champion, reason, *difference)
+            return self.set_champion("champion", version, champion, *why)
         if version.tags.get("satclr.decision") == "challenger":
-            return self.decision("challenger", *known, reason, *difference)
+            return self.decision("challenger", version, champion, *why)
         self.client.set_registered_model_alias(self.name, CHALLENGER, version.version)
-        return self.record("challenger", version, champion, reason, *difference)
+        return self.record("challenger", version, champion, *why)
 
     def gate(self, candidate: Candidate, champion: Any) -> tuple[Any, ...]:
         """Whether the candidate is better, a reason, and the difference with its interval."""
@@ -250,20 +241,16 @@ class _Registry:
         short = f"not shown to be better than {interval}, short by {-low:.4f}"
         return low > 0, f"better than {interval}" if low > 0 else short, delta, low, high
 
-    def decision(
-        self, outcome: Outcome, version: str, tags: Any, champion: Any, reason: str, *difference: float
-    ) -> Decision:
-        arm, seed, val, test = (tags[f"satclr.{key}"] for key in ("arm", "seed", "val_mAP", "test_mAP"))
-        now, against = datetime.now(UTC).isoformat(timespec="seconds"), "" if champion is None else champion.version
-        means = (float(val), float(test.split()[0]))
+    def decision(self, outcome: Outcome, version: Any, champion: Any, reason: str, *difference: float) -> Decision:
+        arm, seed, val, test = (version.tags[f"satclr.{key}"] for key in ("arm", "seed", "val_mAP", "test_mAP"))
+        chosen = (self.name, str(version.version), arm, int(seed), float(val), float(test.split()[0]))
+        now, against = datetime.now(UTC).isoformat(timespec="seconds"), str(champion.version) if champion else ""
         delta, low, high = difference or (None, None, None)
-        return Decision(
-            now, outcome, self.name, str(version), arm, int(seed), *means, str(against), delta, low, high, reason
-        )
+        return Decision(now, outcome, *chosen, against, delta, low, high, reason)
 
     def record(self, outcome: Outcome, version: Any, former: Any, reason: str, *difference: float) -> Decision:
         """Keep a decision as tags of its version and as a line of promotions.csv."""
-        line = self.decision(outcome, version.version, version.tags, former, reason, *difference)
+        line = self.decision(outcome, version, former, reason, *difference)
         for key in ("decision", "decided_at", "reason"):
             self.client.set_model_version_tag(self.name, line.version, f"satclr.{key}", getattr(line, key))
         path = self.project.reports / "promotions.csv"

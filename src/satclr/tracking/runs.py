@@ -6,14 +6,11 @@
 No torch here: `evaluate` publishes, and works on numbers.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
 import shutil
 import tempfile
-import threading
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -23,21 +20,14 @@ from typing import Any
 from satclr import files, progress
 from satclr.evaluation.linear import LinearProbe
 from satclr.project import PACKAGE, Project, ProjectError, Run
-from satclr.study.results import Results
+from satclr.study.results import Results, read_json
 from satclr.tracking import content
-from satclr.tracking.live import mark_killed, owner
-from satclr.tracking.store import Store, load_mlflow, log, open_store, stamped, tag
+from satclr.tracking.store import Store, load_mlflow, log, mark_killed, open_store, owner, stamped, tag
 
 PACKAGES = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "torch", "torchvision")
 REGISTRYS = ("champion.json", "promotions.csv")  # in reports/, but not part of the report
 FIGURES = {".png", ".svg", ".html", ".json", ".csv"}
-RACES = 5
 FINISHED = "attributes.status = 'FINISHED'"
-
-
-def preload() -> None:
-    """Import MLflow on a thread, while the stage computes."""
-    threading.Thread(target=_import, name="satclr-mlflow-import", daemon=True).start()
 
 
 def publish(run: Run) -> str:
@@ -46,8 +36,7 @@ def publish(run: Run) -> str:
     It is recognised by the digest of its files and parameters. Other runs of the arm and seed are marked superseded,
     and the live runs of its stages become its children. Raises `ProjectError` naming a missing file.
     """
-    results = Results(run)
-    store = open_store(run.root, run.profile)
+    results, store = Results(run), open_store(run.root, run.profile)
     mark_killed(store)
     return _publish(store, results, _digest(results))
 
@@ -82,7 +71,7 @@ def publish_report(project: Project) -> str:
     digest = files.sha256(*found)
     run_id = _finished(store, digest)
     if run_id is None:
-        report = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
+        report = read_json(folder / "compare.json")
         tags = {"satclr.kind": "compare", "satclr.profile": project.profile, "satclr.digest": digest}
         run_id = _create(store, "compare", tags | {"mlflow.note.content": content.report_note(report)})
         log(store, run_id, metrics=stamped(content.report_metrics(report, folder / "per_class_ap.csv")))
@@ -118,9 +107,8 @@ def _digest(results: Results) -> str:
 
 def _log(store: Store, results: Results, digest: str) -> str:
     run, client = results.run, store.client
-    probe = LinearProbe.load(run.probe)
+    probe, (audit, _) = LinearProbe.load(run.probe), content.audit(run)
     tags = content.tags(results, str(probe.encoder.get("fingerprint", "unknown")))
-    audit, _ = content.audit(run)
     run_id = _create(store, run.key, tags | {"satclr.digest": digest})
     try:
         _log_data(store, results, run_id, audit)
@@ -152,14 +140,13 @@ def _log_data(store: Store, results: Results, run_id: str, audit: Mapping[str, i
     source = json.dumps({"uri": f"data/{profile}", "dvc_md5": md5})
     facts = json.dumps({"test_tiles": results.metrics["test_tiles"], **audit})
     data = Dataset(profile, md5 or "unknown", "local", source, profile=facts)
-    for attempt in range(RACES):
-        try:
-            store.client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
-        except MlflowException as error:  # another arm added the same data set at the same moment
-            if "unique" not in str(error).lower() or attempt == RACES - 1:
-                raise
-        else:
-            return
+    inputs = [DatasetInput(data, [InputTag("mlflow.data.context", "training")])]
+    try:
+        store.client.log_inputs(run_id, inputs)
+    except MlflowException as error:
+        if "unique" not in str(error).lower():
+            raise
+        store.client.log_inputs(run_id, inputs)  # another arm added the same data set at the same moment
 
 
 def _log_model(store: Store, results: Results, probe: LinearProbe, run_id: str) -> str:
@@ -233,10 +220,3 @@ def _make_current(store: Store, run_id: str, *conditions: str) -> None:
         if "satclr.superseded_by" in tags:  # DVC restored former outputs
             client.delete_tag(run_id, "satclr.superseded_by")
             client.update_run(run_id, name=tags["mlflow.runName"].removesuffix(" (superseded)"))
-
-
-def _import() -> None:
-    load_mlflow()
-    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
-        import mlflow.pyfunc
-        import mlflow.store.tracking.sqlalchemy_store  # noqa: F401

@@ -6,8 +6,6 @@ pickle, no installation of satclr. It also runs it to log the model, hence torch
     mlflow models serve -m models:/satclr-sample@champion --env-manager local
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from itertools import islice

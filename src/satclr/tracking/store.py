@@ -1,13 +1,10 @@
-"""The MLflow store: its address, its first use, logging in batches, and a server of it for one person.
+"""The MLflow store: its address, its first use, logging in batches, runs of dead processes, and a server of it.
 
 In: a project's root and a profile. Out: `Store`, a client and the profile's experiment.
 
     satclr ui
 """
 
-from __future__ import annotations
-
-import json
 import logging
 import os
 import re
@@ -16,6 +13,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 import warnings
@@ -32,6 +30,7 @@ from filelock import FileLock
 
 from satclr import files, progress
 from satclr.project import Project, home
+from satclr.tracking import content
 
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -42,19 +41,10 @@ QUIET = {
     "MLFLOW_LOG_UV_FILES": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-# Views are saved as experiment tags; `satclr ui` opens the first, and the menu Views lists both.
-ARM_RUNS, BY_ARM = "satclr-arm-runs", "satclr-by-arm"
-CURRENT = "tags.`satclr.state` = 'current' and tags.`satclr.kind` = 'arm'"
-COLUMNS = (
-    *(f"metrics.`{name}`" for name in ("test/mAP", "test/mAP_lo", "test/mAP_hi", "test/micro_mAP", "val/mAP")),
-    *("metrics.`best_epoch`", "tags.`satclr.arm`", "tags.`satclr.seed`"),
-    *("attributes.`Dataset`", "attributes.`Models`", "attributes.`Description`"),
-)
 METRICS, PAIRS, VALUE_LENGTH = (800, 100, 6000)  # per request; MLflow allows 1000 entities, 100 parameters or tags
 STARTUP_S = 180.0
 HOST = "127.0.0.1"
 
-Number = tuple[str, float, int]  # key, value, step
 Point = tuple[str, float, int, int]  # key, value, milliseconds, step
 
 
@@ -71,6 +61,7 @@ class Store:
     """One experiment of one tracking store."""
 
     uri: str
+    folder: Path  # of its lock files and artifacts
     client: Any  # mlflow.MlflowClient
     experiment_id: str
 
@@ -90,16 +81,10 @@ def tracking_uri(root: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or _sqlite(home(root) / "mlruns" / "mlflow.db")
 
 
-def store_folder(root: Path) -> Path:
-    """The folder of the store's lock and artifacts: the database's own if it is SQLite."""
-    uri = tracking_uri(root)
-    return _database(uri).parent if uri.startswith("sqlite") else home(root) / "mlruns"
-
-
 def open_store(root: Path, profile: str) -> Store:
     """Open the store as MLflow's default, creating it and the experiment on first use. Raises `StoreError`."""
-    mlflow = load_mlflow()
-    uri, folder = tracking_uri(root), store_folder(root)
+    mlflow, uri = load_mlflow(), tracking_uri(root)
+    folder = _database(uri).parent if uri.startswith("sqlite") else home(root) / "mlruns"
     ours = "MLFLOW_TRACKING_URI" not in os.environ
     remote = uri.startswith(("http:", "https:", "databricks"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,15 +102,21 @@ def open_store(root: Path, profile: str) -> Store:
             experiment_id = _experiment(client, profile, None if remote else folder / "artifacts")
         except Exception as error:
             raise StoreError(f"cannot open the MLflow store {uri}: {_reason(error, uri)}") from error
-    return Store(uri, client, experiment_id)
+    return Store(uri, folder, client, experiment_id)
+
+
+def preload() -> None:
+    """Import MLflow on a thread, while other work goes on."""
+    threading.Thread(target=load_mlflow, name="satclr-mlflow-import", daemon=True).start()
 
 
 def load_mlflow() -> Any:
-    """Import MLflow without telemetry, hints, progress bars and INFO lines."""
+    """Import MLflow and what opens a store, without telemetry, hints, progress bars and INFO lines."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
-        import mlflow
+    with warnings.catch_warnings(action="ignore"):
+        import mlflow.pyfunc
+        import mlflow.store.tracking.sqlalchemy_store
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for name in ("mlflow.system_metrics", "mlflow.utils.environment"):  # `live` warns already; pip is not needed
@@ -148,10 +139,29 @@ def log(
         points, pairs, labels = points[METRICS:], pairs[PAIRS:], labels[PAIRS:]
 
 
-def stamped(numbers: Iterable[Number]) -> list[Point]:
+def stamped(numbers: Iterable[content.Number]) -> list[Point]:
     """Metrics as of now."""
     now_ms = int(time.time() * 1000)
     return [(key, float(value), now_ms, step) for key, value, step in numbers]
+
+
+def owner(pid: int | None = None) -> dict[str, str]:
+    """Tags that name a process, with its start since ids are reused; none if it does not run."""
+    import psutil
+
+    pid = pid or os.getpid()
+    with suppress(psutil.NoSuchProcess):
+        started = f"{psutil.Process(pid).create_time():.2f}"
+        return {"satclr.host": socket.gethostname(), "satclr.pid": str(pid), "satclr.pid_started": started}
+    return {}
+
+
+def mark_killed(store: Store) -> None:
+    """Mark KILLED the runs that a dead process of this machine left RUNNING."""
+    for run in store.search("attributes.status = 'RUNNING'", tag("host", socket.gethostname())):
+        started = owner(int(run.data.tags["satclr.pid"])).get("satclr.pid_started")
+        if started != run.data.tags["satclr.pid_started"]:
+            store.client.set_terminated(run.info.run_id, "KILLED")
 
 
 def serve(project: Project, *, port: int, browser: bool) -> int:
@@ -160,11 +170,11 @@ def serve(project: Project, *, port: int, browser: bool) -> int:
     With `MLFLOW_TRACKING_URI` on a server only the page is printed. Raises `TrackingError` if the port is taken or
     the server does not start.
     """
-    uri, folder = tracking_uri(project.root), store_folder(project.root)
-    remote = uri.startswith(("http:", "https:"))
-    base = uri.rstrip("/") if remote else f"http://{HOST}:{port}"
-    experiment_id = open_store(project.root, project.profile).experiment_id
-    page = f"{base}/#/experiments/{experiment_id}/runs?viewStateShareKey={ARM_RUNS}&workflowType=machine_learning"
+    store = open_store(project.root, project.profile)
+    remote = store.uri.startswith(("http:", "https:"))
+    base = store.uri.rstrip("/") if remote else f"http://{HOST}:{port}"
+    runs = f"{base}/#/experiments/{store.experiment_id}/runs"
+    page = f"{runs}?viewStateShareKey={content.ARM_RUNS}&workflowType=machine_learning"
     if remote:
         print(page)
         return 0
@@ -172,11 +182,11 @@ def serve(project: Project, *, port: int, browser: bool) -> int:
         socket.create_server((HOST, port)).close()
     except OSError:
         raise TrackingError(f"port {port} on {HOST} is taken; choose another, such as --port {port + 1}") from None
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--artifacts-destination"]
-    command += [(folder / "artifacts").as_uri(), "--host", HOST, "--port", str(port), "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri, "--artifacts-destination"]
+    command += [(store.folder / "artifacts").as_uri(), "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--uvicorn-opts", "--log-level warning"]
     environment = QUIET | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | os.environ
-    with subprocess.Popen(command, env=environment, cwd=folder) as server:
+    with subprocess.Popen(command, env=environment, cwd=store.folder) as server:
         try:
             _wait_for(server, base)
             print(page, flush=True)
@@ -230,7 +240,7 @@ def _set_moved_aside(database: Path) -> None:
 def _experiment(client: Any, profile: str, artifacts: Path | None) -> str:
     from mlflow.exceptions import MlflowException
 
-    tags = _experiment_tags(profile)
+    tags = content.experiment_tags(profile)
     location = None if artifacts is None else f"{artifacts.as_uri()}/{quote(profile)}"
     if client.get_experiment_by_name(profile) is None:
         with suppress(MlflowException):  # another machine creates it at the same moment
@@ -241,28 +251,6 @@ def _experiment(client: Any, profile: str, artifacts: Path | None) -> str:
     for key in tags.keys() - existing.tags.keys():  # keep what people changed
         client.set_experiment_tag(existing.experiment_id, key, tags[key])
     return str(existing.experiment_id)
-
-
-def _experiment_tags(profile: str) -> dict[str, str]:
-    """A profile's kind, description and two saved views."""
-    by_arm = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "satclr.arm"}]}
-    return {
-        "mlflow.experimentKind": "custom_model_development",  # else the UI opens as for language models
-        "mlflow.note.content": (
-            f"Arms of profile `{profile}`. **Views → Arm runs** lists the current run of each arm and seed,"
-            " best test mAP first; **Views → Arms, mean over seeds** groups them. Runs of earlier settings are"
-            " tagged `satclr.state = superseded`; live runs of the stages are children of their arm run."
-        ),
-        f"mlflow.sharedViewState.{ARM_RUNS}": _view("Arm runs", None),
-        f"mlflow.sharedViewState.{BY_ARM}": _view("Arms, mean over seeds", by_arm),
-    }
-
-
-def _view(name: str, group_by: dict[str, Any] | None) -> str:
-    state = {"searchFilter": CURRENT, "orderByKey": COLUMNS[0], "orderByAsc": False, "groupBy": group_by}
-    state |= {"startTime": "ALL", "lifecycleFilter": "Active", "modelVersionFilter": "All Runs", "datasetsFilter": []}
-    state |= {"selectedColumns": list(COLUMNS), "columnOrder": list(COLUMNS), "runsHiddenMode": "SHOW_ALL"}
-    return json.dumps({"name": name, "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)})
 
 
 def _reason(error: Exception, uri: str) -> str:
