@@ -130,8 +130,8 @@ def test_a_vits_positions_are_interpolated_as_timm_does(tmp_path: Path) -> None:
 
 def test_the_input_statistics_are_the_encoders_own(saved: Path, store: TileStore) -> None:
     def own(arch: str, start: str, normalization: str = "encoder") -> Any:
-        run = make_run(pretrain={"arch": arch, "weights": start, "normalization": normalization})
-        return architectures.input_statistics(run.settings.pretrain, store, root=saved.parent)
+        run = make_run(saved.parent, pretrain={"arch": arch, "weights": start, "normalization": normalization})
+        return architectures.input_statistics(run, store)
 
     imagenet = store.statistics("imagenet")
     assert own(f"timm/{VIT}", "none") == ((0.5,) * 3, (0.5,) * 3)
@@ -143,8 +143,8 @@ def test_the_input_statistics_are_the_encoders_own(saved: Path, store: TileStore
 
 def test_adapted_statistics_are_the_mean_over_whole_batches(saved: Path, store: TileStore) -> None:
     model, _ = encoder.load(saved)
-    mean, std = statistics = store.statistics("train")
-    encoder.adapt_batch_norm(model, store, make_run(pretrain={"batch_size": 16}).settings, statistics, seed=0)
+    mean, std = store.statistics("train")
+    encoder.adapt_batch_norm(model, store, make_run(pretrain={"batch_size": 16}))
     rows = randomness.rng(0, "batch order", "train").permutation(store.rows("train"))
     batches = torch.from_numpy(store.pixels[rows]).split(16)[: len(rows) // 16]
     h = [model.conv1(views.evaluation_view(batch, crop_px=32, mean=mean, std=std)) for batch in batches]  # type: ignore[operator]
@@ -160,7 +160,7 @@ def test_an_encoder_without_batch_norm_says_so(
 ) -> None:
     model, width = encoder.build(f"timm/{VIT}", 32)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    encoder.adapt_batch_norm(model, store, make_run().settings, store.statistics("train"), seed=0)
+    encoder.adapt_batch_norm(model, store, make_run())
     encoder.save(model, tmp_path / "e.safetensors", arch=f"timm/{VIT}", width=width, **FACTS)
     by_batch, frozen = (encoder.Frozen(tmp_path / "e.safetensors", batch_norm=norm) for norm in ("batch", "frozen"))
     np.testing.assert_array_equal(by_batch(tiles(4)), frozen(tiles(4)))

@@ -97,7 +97,7 @@ def test_an_encoder_that_names_a_large_architecture_takes_no_memory(tmp_path: Pa
 def test_an_encoder_that_claims_an_impossible_view_is_refused(facts: dict[str, Any]) -> None:
     sound = {"mean": [0.5] * 3, "std": [0.2] * 3, "crop_px": 32}
     with pytest.raises(encoder.EncoderError, match="claimed"):
-        encoder.evaluation_facts(sound | facts, "claimed")
+        encoder.recorded_input(sound | facts, "claimed")
 
 
 def test_weights_that_become_infinite_stop_the_run_and_keep_the_last_checkpoint(tmp_path: Path) -> None:

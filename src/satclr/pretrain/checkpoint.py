@@ -149,7 +149,7 @@ def epoch_file(folder: Path, epoch: int) -> Path:
 def selected(run: Run, folder: Path) -> Path:
     """The encoder of the epoch that the run selects, from a finished pretraining."""
     select, losses = run.settings.pretrain.select, [float(row["loss"]) for row in files.read_csv(folder / CURVE)]
-    if not losses or select == "last" or run.settings.pretrain.finetune.epochs:  # which fine-tuned the selected one
+    if not losses or select == "last":
         return folder / run.encoder.name
     epoch = randomness.epoch(select, losses, run.seed, "pretrain")
     progress.say(f"selected epoch {epoch} of {len(losses)} (pretrain.select: {select})")
