@@ -88,7 +88,8 @@ def test_hostile_weights_are_refused_run_nothing_and_take_no_memory(tmp_path: Pa
 
 
 def test_an_encoder_that_names_a_large_architecture_takes_no_memory(tmp_path: Path) -> None:
-    save_file({"conv_proj.weight": torch.zeros(1)}, tmp_path / "e.safetensors", {"arch": '"vit_h_14"'})
+    facts = {"arch": '"vit_h_14"', "mean": "[0, 0, 0]", "std": "[1, 1, 1]", "crop_px": "224"}
+    save_file({"conv_proj.weight": torch.zeros(1)}, tmp_path / "e.safetensors", facts)
     with pytest.raises(encoder.EncoderError, match="do not fit"):  # vit_h_14 is 2.5 GB
         encoder.load(tmp_path / "e.safetensors")
 

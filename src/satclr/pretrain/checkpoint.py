@@ -1,7 +1,4 @@
-"""Checkpoints: progress, weights and the optimizer's moments in one file that is replaced as a whole.
-
-Also the encoders of single epochs, and which of them a run selects.
-"""
+"""Checkpoints: progress, weights and moments in one file that is replaced as a whole; the epochs that are kept."""
 
 import json
 import math
@@ -80,8 +77,8 @@ class Writer:
 def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
     """Replace the last checkpoint; raises `RunError` and keeps it when a weight or a moment is not finite."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    for i, entry in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{k}": v for k, v in entry.items()}
+    moments = optimizer.state_dict()["state"]
+    tensors |= {f"optimizer.{i}.{k}": v for i, entry in moments.items() for k, v in entry.items()}
     require_finite(tensors, state)
     files.save_tensors(folder / FILE, tensors, state=asdict(state))
 
@@ -138,7 +135,7 @@ def kept_epochs(config: Pretrain) -> list[int]:
         return []
     if config.keep_epochs == "all" or config.select in ("best", "arbitrary"):
         return list(range(1, config.epochs + 1))
-    return sorted({*config.keep_epochs, *([config.select] if isinstance(config.select, int) else [])})
+    return sorted({*config.keep_epochs, config.select} - {"last"})
 
 
 def epoch_file(folder: Path, epoch: int) -> Path:

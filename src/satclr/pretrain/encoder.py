@@ -121,10 +121,10 @@ def load(path: Path) -> tuple[nn.Module, int]:
     """The encoder that `save` wrote, in eval mode, and its D. Raises `EncoderError` if it is not one."""
     try:
         facts, (arrays, _) = load_facts(path), files.load_tensors(path)
-        arch, crop_px = str(facts["arch"]), int(facts.get("crop_px", 224))
+        arch = str(facts["arch"])
     except (OSError, LookupError, ValueError, TypeError) as error:
         raise EncoderError(f"{path} is not a readable encoder: {error!r}") from None
-    _require_crop(crop_px, path)
+    crop_px = recorded_input(facts, path).crop_px
     state = {key: torch.from_numpy(value) for key, value in arrays.items()}
     skeleton = architectures.skeleton(arch, crop_px)  # a header may name any: no memory before the tensors fit
     fitted = architectures.fitting(state, skeleton, source=path)
@@ -148,13 +148,9 @@ def recorded_input(facts: Mapping[str, Any], source: object, precision: str = "f
         raise EncoderError(f"{source} lacks its mean, std or crop_px ({error!r}); write it again") from None
     if not (len(mean) == len(std) == 3 and np.isfinite([*mean, *std]).all() and min(std) > 0):
         raise EncoderError(f"{source}: mean {mean} and std {std} must be three numbers each, std above 0")
-    _require_crop(crop_px, source)
-    return Input(mean, std, crop_px, str(facts.get("interpolation", "bicubic")), precision)
-
-
-def _require_crop(crop_px: int, source: object) -> None:
     if not 8 <= crop_px <= MAX_CROP_PX:
         raise EncoderError(f"{source}: crop_px {crop_px} is not between 8 and {MAX_CROP_PX}")
+    return Input(mean, std, crop_px, str(facts.get("interpolation", "bicubic")), precision)
 
 
 class Frozen:

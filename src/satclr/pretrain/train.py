@@ -152,10 +152,9 @@ def train(
     optimizer = optimizers.build(trained, config)
     state = checkpoint.resume(folder, trained, optimizer)
     checkpoints = checkpoint.Writer(folder, trained, optimizer, state)
-    total, done = steps * config.epochs, steps * state.epoch + state.step
-    leader = distributed.rank() == 0
-    bar = progress.bar("pretrain", total, "steps", start=done) if leader else nullcontext(lambda _: None)
-    with bar as advance, machine.stop.deferred() as stop:
+    leader, done = distributed.rank() == 0, steps * state.epoch + state.step
+    bar = progress.bar("pretrain", steps * config.epochs, "steps", start=done)
+    with bar if leader else nullcontext(lambda _: None) as advance, machine.stop.deferred() as stop:
         for epoch in range(state.epoch, config.epochs):
             started, first = time.monotonic(), state.step
             order = rows[randomness.permutation(len(rows), run.seed, "order", epoch).numpy()]
@@ -167,7 +166,8 @@ def train(
                 source = randomness.generator(run.seed, "views", *at)
                 drawn = views.draw(source, 2 * size, run.settings.views, tile_px=pixels.shape[1])
                 targets = torch.from_numpy(store.targets[batch]).bool().to(device).repeat(2, 1)  # (2B,K)
-                rate = optimizers.set_learning_rate(optimizer, config, epoch * steps + state.step, steps)
+                rate = optimizers.learning_rate(config, epoch * steps + state.step, steps)
+                optimizer.param_groups[0]["lr"] = rate
                 optimizer.zero_grad(set_to_none=True)
                 encode = partial(project, forward, inputs, pixels, drawn, (run.seed, "dropout", *at))
                 loss = optimizers.backward(model, encode, parts, partial(objective, targets, epoch))
@@ -210,7 +210,8 @@ def project(
     else:
         x = torch.cat([inputs.render(pixels, drawn[first + own.start : first + own.stop]) for first in (0, size)])
     with randomness.seeded(randomness.derive(*dropout, own.start)):
-        return inputs.encode(forward, x).unflatten(0, (2, -1))
+        z: Tensor = inputs.encode(forward, x).unflatten(0, (2, -1))
+    return z
 
 
 @torch.no_grad()
@@ -246,13 +247,13 @@ def _model(
             f"{processes} processes cannot share {smallest} tiles (batches of {parts[-1].tiles.stop}, "
             f"micro_batch_size {config.micro_batch_size}); start fewer or raise pretrain.micro_batch_size"
         )
+    shape = config.projection
     with randomness.seeded(randomness.derive(run.seed, "projection")):
         if config.objective == "mulcon":
-            shape = config.projection.model_dump(exclude={"batch_norm"})
-            head: nn.Module = objectives.LabelHead(width, labels, **shape)
+            head: nn.Module = objectives.LabelHead(width, labels, hidden=shape.hidden, out=shape.out)
         else:
-            head = encoders.projection_head(width, **config.projection.model_dump())
-    model = nn.Sequential(encoder, head.to(device)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            head = encoders.projection_head(width, **shape.model_dump())
+    model = nn.Sequential(encoder, head.to(device)).to(memory_format=torch.channels_last)
     if config.matmul_convolutions and device.type == "cpu":
         speed_up_small_maps(model)
     distributed.synchronize_batch_norm(model)

@@ -5,13 +5,9 @@ In: uint8 tiles (N,H,W,3) and a generator. Out: normalised float views (count,3,
     parameters = views.draw(torch.Generator().manual_seed(0), 2 * len(tiles), settings, tile_px=256)
     x = views.render(tiles, parameters, crop_px=224, mean=mean, std=std)  # rows i and i+N: views of tile i
 
-torchvision's transforms take one image at a time, decide while they compute, and walk each image through some twenty
-small operations; on a CPU that costs more than the encoder. Here deciding and computing are two steps, and a whole
-batch goes through a few large operations.
-
-**Deciding: `augmentations.draw`.** One row per view, with the distributions of torchvision's RandomResizedCrop,
-ColorJitter, RandomGrayscale and GaussianBlur. Rows are a pure function of the generator, so a micro-batch, another
-process and a resumed run see the views that the whole batch in one process would have seen.
+torchvision's transforms walk one image at a time through some twenty small operations; on a CPU that costs more than
+the encoder. Here deciding (`augmentations.draw`, with torchvision's distributions) and computing are two steps, and a
+whole batch goes through a few large operations.
 
 **Crop, resize and flip.** Resizing is linear: a row of the view is a weighted sum of a few rows of the crop. The
 weights of all rows form a matrix that is zero away from its diagonal (a banded matrix), so a crop resized along both
@@ -27,8 +23,6 @@ identity. Sorted by where their hue comes, views skip most of what they do not n
 
 **All together: `rendering`.** On a CPU, views are cut into chunks that fit in a core's cache, alike in crop size and
 flip, and shared among threads. On a GPU all views take one dense path that never waits for the device.
-
-The tests compare each operation, and all of them together, with torchvision one view at a time.
 """
 
 from satclr.pretrain.views.augmentations import Parameters, draw

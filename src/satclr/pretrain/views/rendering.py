@@ -4,7 +4,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -30,13 +30,13 @@ def render(
     torch.get_num_threads() threads; the result does not depend on their number.
     """
     p = parameters
-    render_job = _render_chunks if tiles.device.type == "cpu" else _render_dense
     out = torch.empty(len(p), crop_px, crop_px, 3, dtype=dtype, device=tiles.device)
     with torch.no_grad(), torch.autocast(tiles.device.type, enabled=False):
         blends, shift, positions = augmentations.coefficients(p)
         single = torch.stack([p.flip.float(), p.sigma * p.blur, shift], 1)
         table = torch.cat([p.boxes.float(), single, blends.flatten(1)], 1)
-        render_job(_Job(tiles, table, positions, out, mean, std, p.blur_reach_px))
+        job = _Job(tiles, table, positions, out, mean, std, p.blur_reach_px)
+        (_render_chunks if tiles.device.type == "cpu" else _render_dense)(job)
     return out.permute(0, 3, 1, 2)
 
 
@@ -96,7 +96,7 @@ def _render_dense(job: _Job) -> None:
     table = job.table
     if job.tiles.is_cuda:
         table = table.pin_memory().to(job.tiles.device, non_blocking=True)
-    up, across, square = (Bands.dense(side_px, length) for length in (height, width, side_px))
+    up, across, square = (Bands((0,), (0,), side_px, length) for length in (height, width, side_px))
     step = max(1, _DEVICE_CHUNK_FLOATS // (3 * max(height * width, side_px**2)))
     for start in range(0, count, step):
         boxes, flip, sigma, shift, blends = _columns(table[start : start + step])
@@ -115,13 +115,8 @@ def _render_dense(job: _Job) -> None:
 def _render_chunks(job: _Job) -> None:
     """Share chunks of rows among threads; chunks do not depend on the threads, so neither does the result."""
     chunks = _chunks(job, max(_CPU_CHUNK_ROWS, _CPU_CHUNK_FLOATS // (3 * job.out.shape[1] ** 2)))
-    threads = min(torch.get_num_threads(), len(chunks))
-    if threads == 1:
-        for rows in chunks:
-            _render_chunk(job, rows)
-    else:  # big chunks, which are the last, first: the threads then finish together
-        pool = _pool(torch.get_num_threads(), os.getpid())
-        list(pool.map(lambda rows: _render_chunk(job, rows), chunks[::-1]))
+    pool = _pool(torch.get_num_threads(), os.getpid())
+    list(pool.map(partial(_render_chunk, job), chunks[::-1]))  # big ones first: the threads then finish together
 
 
 @lru_cache(maxsize=4)
@@ -142,13 +137,10 @@ def _pool(threads: int, _pid: int) -> ThreadPoolExecutor:
 def _chunks(job: _Job, size: int) -> list[Tensor]:
     """Row numbers of chunks alike in flip and crop size, each sorted by the hue's position."""
     boxes, flip, *_ = _columns(job.table)
-    area = boxes[:, 2] * boxes[:, 3]
-    chunks: list[Tensor] = []
-    for flipped in (0, 1):
-        members = (flip == flipped).nonzero()[:, 0]
-        members = members[area[members].argsort(stable=True)]
-        chunks += [chunk[job.positions[chunk].argsort(stable=True)] for chunk in torch.split(members, size)]
-    return [chunk for chunk in chunks if len(chunk)]
+    by_area = (boxes[:, 2] * boxes[:, 3]).argsort(stable=True)
+    halves = (by_area[flip[by_area] == flipped] for flipped in (0, 1))
+    chunks = [chunk for half in halves for chunk in torch.split(half, size) if len(chunk)]
+    return [chunk[job.positions[chunk].argsort(stable=True)] for chunk in chunks]
 
 
 @torch.inference_mode()
