@@ -53,23 +53,15 @@ def test_the_head_is_taken_off(arch: str, width: int) -> None:
     assert model.eval()(torch.zeros(2, 3, 64, 64)).shape == (2, width)
 
 
-def test_features_are_those_before_torchvisions_head() -> None:
-    torch.manual_seed(0)
-    whole = torchvision.models.resnet18(weights=None).eval()
-    model, _ = encoder.build("resnet18")
-    model.load_state_dict({k: v for k, v in whole.state_dict().items() if not k.startswith("fc.")})
-    x = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(whole.fc(model.eval()(x)), whole(x))
-
-
-@pytest.mark.parametrize("name", ["efficientnet_lite0", VIT, "convnext_atto"])
-def test_features_are_those_before_timms_classifier(name: str) -> None:
-    with randomness.seeded(0):
-        model = encoder.build(f"timm/{name}", 64)[0].eval()
+@pytest.mark.parametrize("arch", ["resnet18", "timm/efficientnet_lite0", f"timm/{VIT}", "timm/convnext_atto"])
+def test_features_are_those_before_the_classifier(arch: str) -> None:
+    model, x, name = encoder.build(arch, 64)[0].eval(), torch.randn(2, 3, 64, 64), arch.removeprefix("timm/")
     whole = timm.create_model(name, **{"img_size": 64} if name == VIT else {}).eval()
+    if arch == name:
+        whole = torchvision.models.get_model(name).eval()
     whole.load_state_dict(model.state_dict(), strict=False)
-    x = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(model(x), whole.forward_head(whole.forward_features(x), pre_logits=True))
+    head = whole.fc if arch == name else whole.get_classifier()
+    torch.testing.assert_close(head(model(x)), whole(x))
 
 
 @pytest.mark.parametrize(
@@ -172,13 +164,10 @@ def test_an_encoder_without_batch_norm_says_so(
 
 @pytest.mark.parametrize(
     ("change", "name", "value"),
-    [
-        ("missing", "conv1.weight", None),
-        ("unknown", "layer9.weight", torch.zeros(1)),
-        ("wrong shape", "conv1.weight", torch.zeros(1)),
-        ("not finite", "conv1.weight", torch.full((64, 3, 7, 7), torch.nan)),
-    ],
-)
+    [("missing", "conv1.weight", None), ("unknown", "layer9.weight", torch.zeros(1)),
+     ("wrong shape", "conv1.weight", torch.zeros(1)),
+     ("not finite", "conv1.weight", torch.full((64, 3, 7, 7), torch.nan))],
+)  # fmt: skip
 def test_weights_that_do_not_fit_say_how(change: str, name: str, value: torch.Tensor | None, tmp_path: Path) -> None:
     state = torchvision.models.resnet18(weights=None).state_dict() | {name: value}
     save_file({key: tensor for key, tensor in state.items() if tensor is not None}, tmp_path / "w.safetensors")

@@ -21,7 +21,6 @@ from torch import nn
 from satclr import files, progress
 from satclr.data import tiles
 from satclr.data.tiles import IMAGENET, Statistics
-from satclr.pretrain import distributed
 from satclr.project import Run
 
 HEADS = ("fc", "classifier", "head", "heads", "head_dist")
@@ -237,8 +236,7 @@ def _own_part(state: State, model: nn.Module, path: Path) -> State:
     count, _, prefix = max(((n, -len(name), name) for name, n in found.items()), default=(0, 0, ""))
     if not prefix or 2 * count < len(own):
         return state
-    if distributed.rank() == 0:
-        progress.say(f"{path.name}: {count} tensors named {prefix}* are the encoder's")
+    progress.say(f"{path.name}: {count} tensors named {prefix}* are the encoder's")
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 

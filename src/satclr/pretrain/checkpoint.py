@@ -1,4 +1,4 @@
-"""Checkpoints: progress, weights and moments in one file that is replaced as a whole; the epochs that are kept."""
+"""Checkpoints: progress, weights and the optimizer's moments in one file that is replaced as a whole."""
 
 import json
 import math
@@ -14,14 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from satclr import files, progress, randomness
-from satclr.machine import Stop
-from satclr.params import Pretrain
+from satclr import files, progress
 from satclr.pretrain import distributed
-from satclr.project import Run
 
 FILE = "checkpoint.safetensors"
-CURVE = "pretrain.csv"
 CHECKPOINT_AFTER_S = float(os.environ.get("SATCLR_CHECKPOINT_AFTER_S", "30"))
 COST_RATIO = 50  # train at least so many times as long as the last checkpoint took to write
 REMEDY = "Lower learning_rate or raise temperature; the last checkpoint is kept"
@@ -49,27 +45,21 @@ class State:
 
 
 class Writer:
-    """Writes a checkpoint every CHECKPOINT_AFTER_S, and when the process is asked to stop."""
+    """Writes a checkpoint every CHECKPOINT_AFTER_S."""
 
     def __init__(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
-        self.save, self.state = partial(save, folder, model, optimizer, state), state
+        self._save = partial(save, folder, model, optimizer, state)
         self._since, self._cost_s = time.monotonic(), 0.0  # since and of the last checkpoint
 
-    def due(self, stop: Stop) -> bool:
+    def due(self) -> bool:
         wait_s = max(CHECKPOINT_AFTER_S, COST_RATIO * self._cost_s) if CHECKPOINT_AFTER_S else 0.0
-        return stop.requested is not None or time.monotonic() - self._since >= wait_s
+        return time.monotonic() - self._since >= wait_s
 
-    def write(self, stop: Stop) -> None:
-        """Save on process 0, then leave if a signal asked for it. The losses of all steps must be in `state`.
-
-        The other processes do not leave by themselves: process 0 may need them to finish its step.
-        """
+    def write(self) -> None:
+        """Save on process 0. The losses of all steps must be in the state."""
         began = time.monotonic()
         if distributed.rank() == 0:
-            self.save()
-            if stop.requested is not None:
-                progress.say(f"stopped {self.state}; the same command resumes from there")
-                stop.leave()
+            self._save()
         self._since = time.monotonic()
         self._cost_s = self._since - began
 
@@ -118,8 +108,7 @@ def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
     except (RuntimeError, LookupError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise RunError(f"{path} is not a checkpoint of this run ({reason}); delete it to start over") from None
-    if distributed.rank() == 0:
-        progress.say(f"resuming from the checkpoint {state}")
+    progress.say(f"resuming from the checkpoint {state}")
     return state
 
 
@@ -127,27 +116,3 @@ def copy(source: Path, target: Path) -> None:
     """Replace `target` by a copy of `source`."""
     with files.replacing(target) as part:
         shutil.copyfile(source, part)
-
-
-def kept_epochs(config: Pretrain) -> list[int]:
-    """The epochs whose encoders are kept: those that `config` asks for, and those that may be selected."""
-    if config.objective == "none":
-        return []
-    if config.keep_epochs == "all" or config.select in ("best", "arbitrary"):
-        return list(range(1, config.epochs + 1))
-    return sorted({*config.keep_epochs, config.select} - {"last"})
-
-
-def epoch_file(folder: Path, epoch: int) -> Path:
-    """Where the encoder of a kept epoch is, in the folder of its pretraining."""
-    return folder / "epochs" / f"{epoch:03}.safetensors"
-
-
-def selected(run: Run, folder: Path) -> Path:
-    """The encoder of the epoch that the run selects, from a finished pretraining."""
-    select, losses = run.settings.pretrain.select, [float(row["loss"]) for row in files.read_csv(folder / CURVE)]
-    if not losses or select == "last":
-        return folder / run.encoder.name
-    epoch = randomness.epoch(select, losses, run.seed, "pretrain")
-    progress.say(f"selected epoch {epoch} of {len(losses)} (pretrain.select: {select})")
-    return epoch_file(folder, epoch)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from satclr import files, machine, progress, randomness
 from satclr.data import tiles
-from satclr.pretrain import architectures, distributed, views
+from satclr.pretrain import architectures, views
 from satclr.pretrain.architectures import EncoderError, State, build
 from satclr.project import Run
 
@@ -179,6 +179,6 @@ class Frozen:
 
 def _batch_norms(model: nn.Module, setting: str) -> list[BatchNorm]:
     found = [m for m in model.modules() if isinstance(m, BatchNorm)]
-    if not found and distributed.rank() == 0:
+    if not found:
         progress.say(f"warning: the encoder has no BatchNorm, so {setting} changes nothing")
     return found

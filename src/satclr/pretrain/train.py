@@ -16,7 +16,6 @@ import json
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -39,6 +38,8 @@ from satclr.pretrain.objectives import Forward, Objective
 from satclr.progress import Log
 from satclr.project import Run, code_digest
 
+EPOCH_FILE = "epochs/{:03}.safetensors"  # the encoder of a kept epoch, in the folder of its pretraining
+CURVE = "pretrain.csv"
 LOSSES_AT_ONCE = 32  # on a GPU, where reading a loss waits for the device
 
 Save = Callable[..., None]  # of the encoder, to a path
@@ -61,8 +62,8 @@ def run(run: Run, log: Log) -> None:
         if distributed.rank() == 0:
             if finished:
                 progress.say(f"reusing the encoder of an identical pretraining ({key[:12]})")
-            checkpoint.copy(folder / run.encoder.name if tuned else checkpoint.selected(run, folder), run.encoder)
-            checkpoint.copy(folder / checkpoint.CURVE, run.results / checkpoint.CURVE)
+            checkpoint.copy(folder / run.encoder.name if tuned else _selected(run, folder), run.encoder)
+            checkpoint.copy(folder / CURVE, run.results / CURVE)
         distributed.agree(True, device=device)  # barrier: process 0 has written the files
 
 
@@ -79,7 +80,7 @@ def fingerprint(run: Run, *, finetuned: bool = True) -> str:
     facts = {
         "views": run.settings.views.model_dump(mode="json"),
         "pretrain": config.model_dump(mode="json", exclude=unused)
-        | {"precision": machine.precision(config.precision)[0], "keep_epochs": checkpoint.kept_epochs(config)},
+        | {"precision": machine.precision(config.precision)[0], "keep_epochs": _kept_epochs(run)},
         "seed": run.seed,
         "store": [store.digest, architectures.input_statistics(run, store)],
         "weights": files.sha256(start) if start else None,
@@ -111,14 +112,13 @@ def pretrain(run: Run, folder: Path, log: Log) -> None:
     curve: list[dict[str, float]] = []
     heads: dict[str, Tensor] = {}
     if config.objective != "none":
-        if distributed.rank() == 0:
-            progress.say("pretraining in {}: {}".format(*machine.precision(config.precision)))
+        progress.say("pretraining in {}: {}".format(*machine.precision(config.precision)))
         curve, heads = train(store, encoder, width, run=run, folder=folder, log=log, save=save)
     if distributed.rank() > 0:
         return
     columns = list(dict.fromkeys(["loss", "learning_rate", *(name for row in curve for name in row)]))
     rows = [(epoch, *(row.get(name, "") for name in columns)) for epoch, row in enumerate(curve, 1)]
-    files.write_csv(folder / checkpoint.CURVE, ["epoch", *columns], rows)
+    files.write_csv(folder / CURVE, ["epoch", *columns], rows)
     save(folder / "encoder.safetensors", epoch=len(curve), heads=heads)
     (folder / checkpoint.FILE).unlink(missing_ok=True)
 
@@ -130,8 +130,8 @@ def _finetune(run: Run, folder: Path, log: Log) -> None:
     source = folder.with_name(fingerprint(run, finetuned=False))
     if not (source / run.encoder.name).exists():
         pretrain(run, source, log)
-    checkpoint.copy(source / checkpoint.CURVE, folder / checkpoint.CURVE)
-    finetune.run(run, checkpoint.selected(run, source), folder / run.encoder.name, log)
+    checkpoint.copy(source / CURVE, folder / CURVE)
+    finetune.run(run, _selected(run, source), folder / run.encoder.name, log)
 
 
 def train(
@@ -146,7 +146,7 @@ def train(
     config, device, rows, inputs = run.settings.pretrain, machine.device(), store.rows("train"), Input.of(run, store)
     size = min(config.batch_size, len(rows))  # B
     steps = len(rows) // size  # an epoch; the rest of its random order is left out
-    parts, kept = optimizers.cut(size, config.micro_batch_size), checkpoint.kept_epochs(config)
+    parts, kept = optimizers.cut(size, config.micro_batch_size), _kept_epochs(run)
     model, objective, forward = _model(encoder, width, run, parts, labels=len(store.labels))
     trained = nn.ModuleList([model, objective])
     optimizer = optimizers.build(trained, config)
@@ -154,7 +154,7 @@ def train(
     checkpoints = checkpoint.Writer(folder, trained, optimizer, state)
     leader, done = distributed.rank() == 0, steps * state.epoch + state.step
     bar = progress.bar("pretrain", steps * config.epochs, "steps", start=done)
-    with bar if leader else nullcontext(lambda _: None) as advance, machine.stop.deferred() as stop:
+    with bar as advance, machine.stop.deferred() as stop:
         for epoch in range(state.epoch, config.epochs):
             started, first = time.monotonic(), state.step
             order = rows[randomness.permutation(len(rows), run.seed, "order", epoch).numpy()]
@@ -175,7 +175,7 @@ def train(
                 objective.after_step(model)
                 state.step += 1
                 unread.append((loss, batch))
-                last, due = state.step == steps, checkpoints.due(stop)
+                last, due = state.step == steps, stop.requested is not None or checkpoints.due()
                 if last or due or device.type == "cpu" or len(unread) == LOSSES_AT_ONCE:
                     _read(unread, state, store)
                 advance(1)
@@ -184,9 +184,12 @@ def train(
                     state.finish_epoch(learning_rate=rate, **seen)
                     if state.epoch in kept and leader:  # before a checkpoint says that it is
                         checkpoint.require_finite(encoder.state_dict(), state)
-                        save(checkpoint.epoch_file(folder, state.epoch), epoch=state.epoch)
+                        save(folder / EPOCH_FILE.format(state.epoch), epoch=state.epoch)
                 if due:
-                    checkpoints.write(stop)
+                    checkpoints.write()
+                    if leader and stop.requested is not None:  # the others stay: process 0 may need them for its step
+                        progress.say(f"stopped {state}; the same command resumes from there")
+                        stop.leave()
             speed = (steps - first) * size / (time.monotonic() - started)
             if leader:
                 log(state.epoch, state.curve[-1] | {"tiles_per_s": speed})
@@ -224,6 +227,26 @@ def _label_logits(model: nn.Sequential, store: tiles.TileStore, run: Run, inputs
         logits = [model[1](inputs.encode(model[0], x))[:, : len(store.labels)] for x in streamed]
         found[f"heads.{split}_logits"] = torch.cat(logits)
     return found
+
+
+def _kept_epochs(run: Run) -> list[int]:
+    """The epochs whose encoders are kept: those that the run asks for, and those that may be selected."""
+    config = run.settings.pretrain
+    if config.objective == "none":
+        return []
+    if config.keep_epochs == "all" or config.select in ("best", "arbitrary"):
+        return list(range(1, config.epochs + 1))
+    return sorted({*config.keep_epochs, config.select} - {"last"})
+
+
+def _selected(run: Run, folder: Path) -> Path:
+    """The encoder of the epoch that the run selects, from a finished pretraining."""
+    select, losses = run.settings.pretrain.select, [float(row["loss"]) for row in files.read_csv(folder / CURVE)]
+    if not losses or select == "last":
+        return folder / run.encoder.name
+    epoch = randomness.epoch(select, losses, run.seed, "pretrain")
+    progress.say(f"selected epoch {epoch} of {len(losses)} (pretrain.select: {select})")
+    return folder / EPOCH_FILE.format(epoch)
 
 
 def _shuffled(store: tiles.TileStore, seed: int) -> tiles.TileStore:
@@ -268,9 +291,8 @@ def _model(
 def _read(unread: Unread, state: checkpoint.State, store: tiles.TileStore) -> None:
     """Move the losses of the latest steps to `state`. Raises `RunError` if one is not finite."""
     values = torch.stack([loss for loss, _ in unread]).tolist()
-    for i, (value, (_, batch)) in enumerate(zip(values, unread, strict=True)):
+    for step, (value, (_, batch)) in enumerate(zip(values, unread, strict=True), state.step - len(unread) + 1):
         if not math.isfinite(value):
-            step = state.step - len(unread) + i + 1
             names = ", ".join(store.names[row] for row in batch[:5])
             where = f"epoch {state.epoch + 1}, step {step}; its {len(batch)} tiles begin with {names}"
             raise RunError(f"the loss is {value} in {where}. {checkpoint.REMEDY}")
