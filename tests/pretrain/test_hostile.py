@@ -103,9 +103,9 @@ def test_an_encoder_that_claims_an_impossible_view_is_refused(facts: dict[str, A
 
 def test_weights_that_become_infinite_stop_the_run_and_keep_the_last_checkpoint(tmp_path: Path) -> None:
     model, optimizer = trainer()
-    checkpoint.save(tmp_path, model, optimizer, checkpoint.State(epoch=1))
+    checkpoint.Writer(tmp_path, model, optimizer, checkpoint.State(epoch=1)).write()
     with torch.no_grad():
         next(model.parameters())[0, 1] = torch.inf
     with pytest.raises(checkpoint.RunError, match=r"not finite in model\.weight after epoch 2, step 3.*is kept"):
-        checkpoint.save(tmp_path, model, optimizer, checkpoint.State(epoch=2, step=3))
+        checkpoint.Writer(tmp_path, model, optimizer, checkpoint.State(epoch=2, step=3)).write()
     assert checkpoint.resume(tmp_path, *trainer()).epoch == 1

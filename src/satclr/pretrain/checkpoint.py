@@ -8,7 +8,6 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -48,7 +47,7 @@ class Writer:
     """Writes a checkpoint every CHECKPOINT_AFTER_S."""
 
     def __init__(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
-        self._save = partial(save, folder, model, optimizer, state)
+        self.path, self.model, self.optimizer, self.state = folder / FILE, model, optimizer, state
         self._since, self._cost_s = time.monotonic(), 0.0  # since and of the last checkpoint
 
     def due(self) -> bool:
@@ -56,21 +55,19 @@ class Writer:
         return time.monotonic() - self._since >= wait_s
 
     def write(self) -> None:
-        """Save on process 0. The losses of all steps must be in the state."""
+        """Replace the last checkpoint, on process 0. The losses of all steps must be in the state.
+
+        Raises `RunError`, and keeps the last one, when a weight or a moment is not finite.
+        """
         began = time.monotonic()
         if distributed.rank() == 0:
-            self._save()
+            tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+            moments = self.optimizer.state_dict()["state"]
+            tensors |= {f"optimizer.{i}.{k}": v for i, entry in moments.items() for k, v in entry.items()}
+            require_finite(tensors, self.state)
+            files.save_tensors(self.path, tensors, state=asdict(self.state))
         self._since = time.monotonic()
         self._cost_s = self._since - began
-
-
-def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
-    """Replace the last checkpoint; raises `RunError` and keeps it when a weight or a moment is not finite."""
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    moments = optimizer.state_dict()["state"]
-    tensors |= {f"optimizer.{i}.{k}": v for i, entry in moments.items() for k, v in entry.items()}
-    require_finite(tensors, state)
-    files.save_tensors(folder / FILE, tensors, state=asdict(state))
 
 
 def require_finite(tensors: Mapping[str, Tensor], state: State) -> None:

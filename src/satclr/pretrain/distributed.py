@@ -65,14 +65,13 @@ def group(device_type: str) -> Iterator[None]:
 
 
 def share(whole: slice) -> slice:
-    """The part of `whole` that is this process's; parts differ by one at most and keep the order."""
-    mine = shares(whole.stop - whole.start, processes())[rank()]
-    return slice(whole.start + mine.start, whole.start + mine.stop)
+    """The part of `whole` that is this process's."""
+    return shares(whole, processes())[rank()]
 
 
-def shares(count: int, parts: int) -> list[slice]:
-    """`count` things cut into `parts` runs whose lengths differ by one at most."""
-    ends = [count * i // parts for i in range(parts + 1)]
+def shares(whole: slice, parts: int) -> list[slice]:
+    """`whole` cut into `parts` runs whose lengths differ by one at most."""
+    ends = [whole.start + (whole.stop - whole.start) * i // parts for i in range(parts + 1)]
     return [slice(start, stop) for start, stop in pairwise(ends)]
 
 
@@ -84,7 +83,7 @@ def gather(z: Tensor, whole: slice) -> Tensor:
     if processes() == 1:
         return z
     count = whole.stop - whole.start
-    rows = shares(count, processes())[rank()]
+    rows = share(slice(0, count))
     every = z.new_zeros(z.shape[0], count, z.shape[2])
     every[:, rows] = z.detach()
     _sum(every, "gathering projections")

@@ -31,7 +31,7 @@ def cut(count: int, micro_batch_size: int | None) -> list[Part]:
     """
     parts: list[Part] = []
     stop = 0
-    for tiles in distributed.shares(count, -(-count // (micro_batch_size or count))):
+    for tiles in distributed.shares(slice(0, count), -(-count // (micro_batch_size or count))):
         own = distributed.share(tiles)
         start, stop = stop, stop + own.stop - own.start
         parts.append(Part(tiles, own, slice(start, stop)))
