@@ -103,9 +103,8 @@ def pretrain(run: Run, folder: Path, log: Log) -> None:
     encoder.to(machine.device())
     if config.adapt_batch_norm:
         encoders.adapt_batch_norm(encoder, store, run)
-    facts = asdict(inputs) | {"tile_px": store.stats["tile_px"], "fingerprint": folder.name}
-    facts |= {"weights_sha256": files.sha256(start) if start else None}
-    facts |= {"scale": store.stats["scale"]} if "scale" in store.stats else {}  # of tiles of other than 8 bits
+    facts = asdict(inputs) | {"fingerprint": folder.name, "weights_sha256": files.sha256(start) if start else None}
+    facts |= {name: store.stats[name] for name in ("tile_px", "scale") if name in store.stats}  # scale: not of 8 bits
     save: Save = partial(encoders.save, encoder, arch=config.arch, width=width, **facts)
     if config.shuffle_labels:
         store = _shuffled(store, run.seed)
