@@ -146,8 +146,7 @@ def measure(which: str, size: Size) -> dict[str, Any]:
         pixels[:] = decoded(size)
         store = common.made_store(pixels)
         encoder, width = enc.build(size.arch, size.crop_px)
-        statistics = store.statistics("train")
-        train.train(store, encoder.to(device), width, statistics=statistics, run=run, folder=Path(name), log=log)
+        train.train(store, encoder.to(device), width, run=run, folder=Path(name), log=log)
     row = common.rate_row(
         f"pretraining {size.arch} {size.crop_px} px against the limit, {device.type}", ours, theirs, "tiles/s"
     )

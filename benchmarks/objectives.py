@@ -79,9 +79,7 @@ def step_ms(name: str, store: tiles.TileStore, *, steps: int) -> float:
         encoder, width = enc.build("resnet18", 64)
         after_epoch = mock.patch.object(diagnostics, "after_epoch", return_value={})
         with after_epoch, mock.patch.object(train, "_label_logits", return_value={}):
-            train.train(
-                store, encoder, width, statistics=store.statistics("train"), run=run, folder=Path(folder), log=log
-            )
+            train.train(store, encoder, width, run=run, folder=Path(folder), log=log)
     return 1000 * size / statistics.median(speeds[1:])
 
 

@@ -128,9 +128,8 @@ def take_turns(
     run = common.changed(run, epochs=rounds + warm_up)
     with tempfile.TemporaryDirectory(dir=run.root) as fresh:  # no checkpoint to resume from
         encoder, width = enc.build(run.settings.pretrain.arch, run.settings.views.crop_px)
-        statistics = store.statistics("train")
         with mock.patch.object(diagnostics, "after_epoch", return_value={}):
-            train.train(store, encoder, width, statistics=statistics, run=run, folder=Path(fresh), log=log)
+            train.train(store, encoder, width, run=run, folder=Path(fresh), log=log)
     return ours, theirs
 
 

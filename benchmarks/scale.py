@@ -94,9 +94,8 @@ def worker(arch: str, crop_px: int, batch_size: int, micro_batch_size: int | Non
         pixels = np.random.default_rng(0).integers(0, 256, (batch_size, crop_px, crop_px, 3), np.uint8)
         store = made_store(pixels)  # an epoch is one step
         encoder.to(machine.device())
-        statistics = store.statistics("train")
         train.train(
-            store, encoder, width, statistics=statistics, run=config, folder=Path(name),
+            store, encoder, width, run=config, folder=Path(name),
             log=lambda _, m: speeds.append(m["tiles_per_s"]),
         )  # fmt: skip
         on_gpu = machine.device().type == "cuda"

@@ -1,5 +1,6 @@
 """What a person reads: progress on standard error (a bar on a terminal, else a line now and then), and tables."""
 
+import os
 import sys
 import time
 from collections import deque
@@ -18,7 +19,7 @@ FIRST_LINE_S, LINE_EVERY_S, WINDOW = 2.0, 10.0, 3
 @contextmanager
 def bar(what: str, total: int, unit: str = "tiles", *, start: int = 0) -> Iterator[Callable[[int], None]]:
     """Yield `advance(count)`; `start` were done before (a resumed run) and do not count as speed."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and _speaks():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -63,7 +64,13 @@ def show(what: "RenderableType") -> None:
 
 def say(line: str) -> None:
     """Print one line."""
-    print(line, file=sys.stderr, flush=True)
+    if _speaks():
+        print(line, file=sys.stderr, flush=True)
+
+
+def _speaks() -> bool:
+    """Of several processes that share the work, process 0 does."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def print_table(rows: Sequence[tuple[str, ...]], *, header: tuple[str, ...]) -> None:

@@ -53,23 +53,15 @@ def test_the_head_is_taken_off(arch: str, width: int) -> None:
     assert model.eval()(torch.zeros(2, 3, 64, 64)).shape == (2, width)
 
 
-def test_features_are_those_before_torchvisions_head() -> None:
-    torch.manual_seed(0)
-    whole = torchvision.models.resnet18(weights=None).eval()
-    model, _ = encoder.build("resnet18")
-    model.load_state_dict({k: v for k, v in whole.state_dict().items() if not k.startswith("fc.")})
-    x = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(whole.fc(model.eval()(x)), whole(x))
-
-
-@pytest.mark.parametrize("name", ["efficientnet_lite0", VIT, "convnext_atto"])
-def test_features_are_those_before_timms_classifier(name: str) -> None:
-    with randomness.seeded(0):
-        model = encoder.build(f"timm/{name}", 64)[0].eval()
+@pytest.mark.parametrize("arch", ["resnet18", "timm/efficientnet_lite0", f"timm/{VIT}", "timm/convnext_atto"])
+def test_features_are_those_before_the_classifier(arch: str) -> None:
+    model, x, name = encoder.build(arch, 64)[0].eval(), torch.randn(2, 3, 64, 64), arch.removeprefix("timm/")
     whole = timm.create_model(name, **{"img_size": 64} if name == VIT else {}).eval()
+    if arch == name:
+        whole = torchvision.models.get_model(name).eval()
     whole.load_state_dict(model.state_dict(), strict=False)
-    x = torch.randn(2, 3, 64, 64)
-    torch.testing.assert_close(model(x), whole.forward_head(whole.forward_features(x), pre_logits=True))
+    head = whole.fc if arch == name else whole.get_classifier()
+    torch.testing.assert_close(head(model(x)), whole(x))
 
 
 @pytest.mark.parametrize(
@@ -130,8 +122,8 @@ def test_a_vits_positions_are_interpolated_as_timm_does(tmp_path: Path) -> None:
 
 def test_the_input_statistics_are_the_encoders_own(saved: Path, store: TileStore) -> None:
     def own(arch: str, start: str, normalization: str = "encoder") -> Any:
-        run = make_run(pretrain={"arch": arch, "weights": start, "normalization": normalization})
-        return architectures.input_statistics(run.settings.pretrain, store, root=saved.parent)
+        run = make_run(saved.parent, pretrain={"arch": arch, "weights": start, "normalization": normalization})
+        return architectures.input_statistics(run, store)
 
     imagenet = store.statistics("imagenet")
     assert own(f"timm/{VIT}", "none") == ((0.5,) * 3, (0.5,) * 3)
@@ -143,8 +135,8 @@ def test_the_input_statistics_are_the_encoders_own(saved: Path, store: TileStore
 
 def test_adapted_statistics_are_the_mean_over_whole_batches(saved: Path, store: TileStore) -> None:
     model, _ = encoder.load(saved)
-    mean, std = statistics = store.statistics("train")
-    encoder.adapt_batch_norm(model, store, make_run(pretrain={"batch_size": 16}).settings, statistics, seed=0)
+    mean, std = store.statistics("train")
+    encoder.adapt_batch_norm(model, store, make_run(pretrain={"batch_size": 16}))
     rows = randomness.rng(0, "batch order", "train").permutation(store.rows("train"))
     batches = torch.from_numpy(store.pixels[rows]).split(16)[: len(rows) // 16]
     h = [model.conv1(views.evaluation_view(batch, crop_px=32, mean=mean, std=std)) for batch in batches]  # type: ignore[operator]
@@ -160,7 +152,7 @@ def test_an_encoder_without_batch_norm_says_so(
 ) -> None:
     model, width = encoder.build(f"timm/{VIT}", 32)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    encoder.adapt_batch_norm(model, store, make_run().settings, store.statistics("train"), seed=0)
+    encoder.adapt_batch_norm(model, store, make_run())
     encoder.save(model, tmp_path / "e.safetensors", arch=f"timm/{VIT}", width=width, **FACTS)
     by_batch, frozen = (encoder.Frozen(tmp_path / "e.safetensors", batch_norm=norm) for norm in ("batch", "frozen"))
     np.testing.assert_array_equal(by_batch(tiles(4)), frozen(tiles(4)))
@@ -172,13 +164,10 @@ def test_an_encoder_without_batch_norm_says_so(
 
 @pytest.mark.parametrize(
     ("change", "name", "value"),
-    [
-        ("missing", "conv1.weight", None),
-        ("unknown", "layer9.weight", torch.zeros(1)),
-        ("wrong shape", "conv1.weight", torch.zeros(1)),
-        ("not finite", "conv1.weight", torch.full((64, 3, 7, 7), torch.nan)),
-    ],
-)
+    [("missing", "conv1.weight", None), ("unknown", "layer9.weight", torch.zeros(1)),
+     ("wrong shape", "conv1.weight", torch.zeros(1)),
+     ("not finite", "conv1.weight", torch.full((64, 3, 7, 7), torch.nan))],
+)  # fmt: skip
 def test_weights_that_do_not_fit_say_how(change: str, name: str, value: torch.Tensor | None, tmp_path: Path) -> None:
     state = torchvision.models.resnet18(weights=None).state_dict() | {name: value}
     save_file({key: tensor for key, tensor in state.items() if tensor is not None}, tmp_path / "w.safetensors")

@@ -10,7 +10,7 @@ import torch
 from satclr import files
 from satclr.data import tiles
 from satclr.params import Views
-from satclr.pretrain import checkpoint, finetune, optimizer, train, views
+from satclr.pretrain import checkpoint, optimizer, train, views
 from tests.conftest import make_run
 from tests.pretrain.conftest import at_step, losses, pretrained, pretrained_anew, same
 
@@ -34,12 +34,15 @@ def test_fine_tuning_starts_from_the_pretrained_encoder_and_keeps_its_best_epoch
     assert logged[-1][1]["finetune_loss"] < logged[0][1]["finetune_loss"]
     facts = {name: json.loads(text) for name, text in files.load_facts(run.encoder).items()}
     assert facts["finetuned"] == {"epoch": best, "val_loss": min(found)}
-    assert facts["fingerprint"] == train.fingerprint(run) != train.fingerprint(make_run(root))
+    assert facts["fingerprint"] == train.fingerprint(run)
+    other = make_run(root, pretrain=changes | {"select": 1, "keep_epochs": "all"})
+    plain = make_run(root, pretrain=changes | {"keep_epochs": "all"})
+    assert len({train.fingerprint(r) for r in (run, make_run(root), other, plain)}) == 4, "selects another start"
     short = make_run(root, pretrain={"finetune": changes["finetune"] | {"epochs": best}})
     assert same(pretrained_anew(short), weights)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(checkpoint.RunError, match=r"pretrain\.finetune requires one process, not 2"):
-        finetune.without(run)
+        train._finetune(run, root, lambda *_: None)
 
 
 def test_fine_tuning_shows_every_tile_in_large_crops_and_no_tiny_batch(

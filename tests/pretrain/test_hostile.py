@@ -88,7 +88,8 @@ def test_hostile_weights_are_refused_run_nothing_and_take_no_memory(tmp_path: Pa
 
 
 def test_an_encoder_that_names_a_large_architecture_takes_no_memory(tmp_path: Path) -> None:
-    save_file({"conv_proj.weight": torch.zeros(1)}, tmp_path / "e.safetensors", {"arch": '"vit_h_14"'})
+    facts = {"arch": '"vit_h_14"', "mean": "[0, 0, 0]", "std": "[1, 1, 1]", "crop_px": "224"}
+    save_file({"conv_proj.weight": torch.zeros(1)}, tmp_path / "e.safetensors", facts)
     with pytest.raises(encoder.EncoderError, match="do not fit"):  # vit_h_14 is 2.5 GB
         encoder.load(tmp_path / "e.safetensors")
 
@@ -97,14 +98,14 @@ def test_an_encoder_that_names_a_large_architecture_takes_no_memory(tmp_path: Pa
 def test_an_encoder_that_claims_an_impossible_view_is_refused(facts: dict[str, Any]) -> None:
     sound = {"mean": [0.5] * 3, "std": [0.2] * 3, "crop_px": 32}
     with pytest.raises(encoder.EncoderError, match="claimed"):
-        encoder.evaluation_facts(sound | facts, "claimed")
+        encoder.recorded_input(sound | facts, "claimed")
 
 
 def test_weights_that_become_infinite_stop_the_run_and_keep_the_last_checkpoint(tmp_path: Path) -> None:
     model, optimizer = trainer()
-    checkpoint.save(tmp_path, model, optimizer, checkpoint.State(epoch=1))
+    checkpoint.Writer(tmp_path, model, optimizer, checkpoint.State(epoch=1)).write()
     with torch.no_grad():
         next(model.parameters())[0, 1] = torch.inf
     with pytest.raises(checkpoint.RunError, match=r"not finite in model\.weight after epoch 2, step 3.*is kept"):
-        checkpoint.save(tmp_path, model, optimizer, checkpoint.State(epoch=2, step=3))
+        checkpoint.Writer(tmp_path, model, optimizer, checkpoint.State(epoch=2, step=3)).write()
     assert checkpoint.resume(tmp_path, *trainer()).epoch == 1

@@ -21,8 +21,7 @@ from torch import nn
 from satclr import files, progress
 from satclr.data import tiles
 from satclr.data.tiles import IMAGENET, Statistics
-from satclr.params import Pretrain
-from satclr.pretrain import distributed
+from satclr.project import Run
 
 HEADS = ("fc", "classifier", "head", "heads", "head_dist")
 TIMM = "timm/"
@@ -137,23 +136,30 @@ def load_into(model: nn.Module, arch: str, weights: str, *, root: Path) -> None:
     model.load_state_dict(fitted, strict=False)
 
 
-def input_statistics(config: Pretrain, store: tiles.TileStore, *, root: Path) -> Statistics:
+def input_statistics(run: Run, store: tiles.TileStore) -> Statistics:
     """Mean and std of the encoder's input, as `normalization` asks for."""
-    return own_statistics(config, root=root) or store.statistics(config.normalization)
+    return own_statistics(run) or store.statistics(run.settings.pretrain.normalization)
 
 
-def own_statistics(config: Pretrain, *, root: Path) -> Statistics | None:
+def own_statistics(run: Run) -> Statistics | None:
     """Mean and std of the input as far as they do not depend on the tiles: `imagenet` and `encoder`.
 
     `encoder`: an encoder file's own, those of published weights or of timm's model, and ImageNet's otherwise.
     """
+    config = run.settings.pretrain
     if config.normalization != "encoder":
         return IMAGENET if config.normalization == "imagenet" else None
-    file = named_file(config.arch, config.weights, root=root)
+    file = named_file(config.arch, config.weights, root=run.root)
     facts = files.load_facts(file) if file and file.suffix == ".safetensors" else {}
     if {"arch", "mean", "std"} <= facts.keys():  # an encoder of ours
         return tuple(json.loads(facts["mean"])), tuple(json.loads(facts["std"]))
-    return _published_statistics(config.arch, config.weights) or IMAGENET
+    trained, name = config.weights in published(config.arch), config.arch.removeprefix(TIMM)
+    found: Any = None
+    if config.arch.startswith(TIMM):
+        found = _timm(config.arch).get_pretrained_cfg(f"{name}.{config.weights}" if trained else name)
+    elif trained:
+        found = torchvision.models.get_model_weights(name)[config.weights].transforms()
+    return (tuple(found.mean), tuple(found.std)) if found else IMAGENET
 
 
 def _published(arch: str, weights: str) -> State:
@@ -230,8 +236,7 @@ def _own_part(state: State, model: nn.Module, path: Path) -> State:
     count, _, prefix = max(((n, -len(name), name) for name, n in found.items()), default=(0, 0, ""))
     if not prefix or 2 * count < len(own):
         return state
-    if distributed.rank() == 0:
-        progress.say(f"{path.name}: {count} tensors named {prefix}* are the encoder's")
+    progress.say(f"{path.name}: {count} tensors named {prefix}* are the encoder's")
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
@@ -249,17 +254,6 @@ def fitting(state: State, model: nn.Module, *, source: object) -> State:
         if names:
             raise EncoderError(f"weights {source} do not fit the encoder: {problem}: {files.some(names)}")
     return given
-
-
-def _published_statistics(arch: str, weights: str) -> Statistics | None:
-    """Mean and std of the input that published weights were trained on; None where nobody says."""
-    config: Any = None
-    if arch.startswith(TIMM):
-        name = arch.removeprefix(TIMM)
-        config = _timm(arch).get_pretrained_cfg(f"{name}.{weights}" if weights in published(arch) else name)
-    elif weights in published(arch):
-        config = torchvision.models.get_model_weights(arch)[weights].transforms()
-    return (tuple(config.mean), tuple(config.std)) if config else None
 
 
 def _timm(arch: str) -> Any:

@@ -1,7 +1,4 @@
-"""Checkpoints: progress, weights and the optimizer's moments in one file that is replaced as a whole.
-
-Also the encoders of single epochs, and which of them a run selects.
-"""
+"""Checkpoints: progress, weights and the optimizer's moments in one file that is replaced as a whole."""
 
 import json
 import math
@@ -11,20 +8,15 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from satclr import files, progress, randomness
-from satclr.machine import Stop
-from satclr.params import Pretrain
+from satclr import files, progress
 from satclr.pretrain import distributed
-from satclr.project import Run
 
 FILE = "checkpoint.safetensors"
-CURVE = "pretrain.csv"
 CHECKPOINT_AFTER_S = float(os.environ.get("SATCLR_CHECKPOINT_AFTER_S", "30"))
 COST_RATIO = 50  # train at least so many times as long as the last checkpoint took to write
 REMEDY = "Lower learning_rate or raise temperature; the last checkpoint is kept"
@@ -52,38 +44,30 @@ class State:
 
 
 class Writer:
-    """Writes a checkpoint every CHECKPOINT_AFTER_S, and when the process is asked to stop."""
+    """Writes a checkpoint every CHECKPOINT_AFTER_S."""
 
     def __init__(self, folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
-        self.save, self.state = partial(save, folder, model, optimizer, state), state
+        self.path, self.model, self.optimizer, self.state = folder / FILE, model, optimizer, state
         self._since, self._cost_s = time.monotonic(), 0.0  # since and of the last checkpoint
 
-    def due(self, stop: Stop) -> bool:
+    def due(self) -> bool:
         wait_s = max(CHECKPOINT_AFTER_S, COST_RATIO * self._cost_s) if CHECKPOINT_AFTER_S else 0.0
-        return stop.requested is not None or time.monotonic() - self._since >= wait_s
+        return time.monotonic() - self._since >= wait_s
 
-    def write(self, stop: Stop) -> None:
-        """Save on process 0, then leave if a signal asked for it. The losses of all steps must be in `state`.
+    def write(self) -> None:
+        """Replace the last checkpoint, on process 0. The losses of all steps must be in the state.
 
-        The other processes do not leave by themselves: process 0 may need them to finish its step.
+        Raises `RunError`, and keeps the last one, when a weight or a moment is not finite.
         """
         began = time.monotonic()
         if distributed.rank() == 0:
-            self.save()
-            if stop.requested is not None:
-                progress.say(f"stopped {self.state}; the same command resumes from there")
-                stop.leave()
+            tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+            moments = self.optimizer.state_dict()["state"]
+            tensors |= {f"optimizer.{i}.{k}": v for i, entry in moments.items() for k, v in entry.items()}
+            require_finite(tensors, self.state)
+            files.save_tensors(self.path, tensors, state=asdict(self.state))
         self._since = time.monotonic()
         self._cost_s = self._since - began
-
-
-def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
-    """Replace the last checkpoint; raises `RunError` and keeps it when a weight or a moment is not finite."""
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    for i, entry in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{k}": v for k, v in entry.items()}
-    require_finite(tensors, state)
-    files.save_tensors(folder / FILE, tensors, state=asdict(state))
 
 
 def require_finite(tensors: Mapping[str, Tensor], state: State) -> None:
@@ -121,8 +105,7 @@ def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
     except (RuntimeError, LookupError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise RunError(f"{path} is not a checkpoint of this run ({reason}); delete it to start over") from None
-    if distributed.rank() == 0:
-        progress.say(f"resuming from the checkpoint {state}")
+    progress.say(f"resuming from the checkpoint {state}")
     return state
 
 
@@ -130,27 +113,3 @@ def copy(source: Path, target: Path) -> None:
     """Replace `target` by a copy of `source`."""
     with files.replacing(target) as part:
         shutil.copyfile(source, part)
-
-
-def kept_epochs(config: Pretrain) -> list[int]:
-    """The epochs whose encoders are kept: those that `config` asks for, and those that may be selected."""
-    if config.objective == "none":
-        return []
-    if config.keep_epochs == "all" or config.select in ("best", "arbitrary"):
-        return list(range(1, config.epochs + 1))
-    return sorted({*config.keep_epochs, *([config.select] if isinstance(config.select, int) else [])})
-
-
-def epoch_file(folder: Path, epoch: int) -> Path:
-    """Where the encoder of a kept epoch is, in the folder of its pretraining."""
-    return folder / "epochs" / f"{epoch:03}.safetensors"
-
-
-def selected(run: Run, folder: Path) -> Path:
-    """The encoder of the epoch that the run selects, from a finished pretraining."""
-    select, losses = run.settings.pretrain.select, [float(row["loss"]) for row in files.read_csv(folder / CURVE)]
-    if not losses or select == "last" or run.settings.pretrain.finetune.epochs:  # which fine-tuned the selected one
-        return folder / run.encoder.name
-    epoch = randomness.epoch(select, losses, run.seed, "pretrain")
-    progress.say(f"selected epoch {epoch} of {len(losses)} (pretrain.select: {select})")
-    return epoch_file(folder, epoch)

@@ -1,8 +1,7 @@
 """3×3 convolutions of maps a few pixels wide, on a CPU: the same sums, as matrix products.
 
-oneDNN computes the gradient of such a convolution's weights slowly: forward and backward, 512 → 512 channels on
-2×2 maps take it three times as long as matrix products (`benchmarks/convolution.py`). The setting
-`pretrain.matmul_convolutions` turns this off.
+Forward and backward, 512 → 512 channels on 2×2 maps take oneDNN three times as long as matrix products
+(`benchmarks/convolution.py`). The setting `pretrain.matmul_convolutions` turns this off.
 """
 
 from collections.abc import Iterator
@@ -109,7 +108,7 @@ def _by_weight(x: Tensor, gradient: Tensor, stride: int) -> Tensor:
 def _windows(inputs: int, outputs: int, stride: int) -> Iterator[tuple[slice, slice]]:
     """Along one axis, for each of 3 taps: output pixel i meets input pixel i·stride + tap − 1, where there is one."""
     for tap in range(3):
-        first = 1 if tap == 0 else 0
+        first = int(tap == 0)
         last = max(first, min(outputs, (inputs - tap) // stride + 1))
         start = first * stride + tap - 1
         yield slice(first, last), slice(start, start + (last - first) * stride, stride)

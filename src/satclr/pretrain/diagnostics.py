@@ -4,10 +4,9 @@ In: the model in training. Out: numbers for pretrain.csv and MLflow, and one war
 A measurement changes nothing of the training. Its views come from a generator of their own, the same in every epoch.
 """
 
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +16,9 @@ from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from satclr import machine, progress, randomness
 from satclr.data import tiles
-from satclr.data.tiles import Statistics
 from satclr.params import WITHOUT_LABELS
 from satclr.pretrain import views
+from satclr.pretrain.encoder import BatchNorm, Input
 from satclr.project import Run
 
 TILES, SHARE, MIN_TILES = 256, 32, 32  # at most 256 and one in 32, for a cost below 3 % of an epoch; at least 32
@@ -33,21 +32,19 @@ Rows = npt.NDArray[np.int64]
 
 @torch.no_grad()
 def after_epoch(
-    model: nn.Sequential, store: tiles.TileStore, run: Run, statistics: Statistics,
-    former: Sequence[Mapping[str, float]],
-) -> dict[str, float]:  # fmt: skip
+    model: nn.Sequential, store: tiles.TileStore, run: Run, inputs: Input, former: Sequence[Mapping[str, float]]
+) -> dict[str, float]:
     """Measure `model`, an encoder and its projection head, in training; `former` are the earlier epochs' values.
 
-    `statistics` are the mean and std of the encoder's input. Warns in the first epoch whose projections have collapsed.
+    Warns in the first epoch whose projections have collapsed.
     """
     config, epoch = run.settings.pretrain, len(former) + 1
     rows = _some(store, "train", max(MIN_TILES, min(TILES, len(store.rows("train")) // SHARE)), run)
-    with _still(model):
-        h, z = _encode_views(model, store, rows, run, statistics)
+    h, z = _encode_views(_still(model), store, rows, run, inputs)
     values = measure(h, z, model)
     if config.knn_every_epochs and (epoch % config.knn_every_epochs == 0 or epoch == config.epochs):
         model.eval()  # with BatchNorm's running statistics, as the encoder will be used
-        values["knn_val_mAP"] = _knn_map(model, run, statistics)
+        values["knn_val_mAP"] = _knn_map(model[0], run, inputs)
         model.train()
     by_labels = config.objective not in WITHOUT_LABELS  # it asks for no more directions than there are labels
     possible = min(*z.shape, len(store.labels)) if by_labels else min(z.shape)
@@ -98,35 +95,26 @@ def knn_scores(queries: Tensor, features: Tensor, targets: Tensor) -> Tensor:
     return torch.einsum("mk,mkl->ml", (near / TEMPERATURE).softmax(1), targets[rows])
 
 
-@contextmanager
-def _still(model: nn.Module) -> Iterator[None]:
-    """No dropout, and BatchNorm by the batch: its running statistics lag behind in the first epochs, and stay."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]  # noqa: SLF001
-    kept = [(norm.running_mean, norm.running_var) for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.running_mean = norm.running_var = None
-    try:
-        yield
-    finally:
-        for norm, (mean, var) in zip(norms, kept, strict=True):
-            norm.running_mean, norm.running_var = mean, var
-        model.train()
+def _still(model: nn.Sequential) -> nn.Sequential:
+    """A copy without dropout, with BatchNorm by the batch: its running statistics lag behind in the first epochs."""
+    still = copy.deepcopy(model).eval()
+    for norm in still.modules():
+        if isinstance(norm, BatchNorm):
+            norm.running_mean = norm.running_var = None
+    return still
 
 
 def _encode_views(
-    model: nn.Sequential, store: tiles.TileStore, rows: Rows, run: Run, statistics: Statistics
+    model: nn.Sequential, store: tiles.TileStore, rows: Rows, run: Run, inputs: Input
 ) -> tuple[Tensor, Tensor]:
     """Features h (2N,D) and z (2N,P), float32, of two views of each of N tiles."""
-    crop_px, (mean, std) = run.settings.views.crop_px, statistics
     source = randomness.generator(run.seed, "diagnostics views")
     drawn = views.draw(source, 2 * len(rows), run.settings.views, tile_px=store.pixels.shape[1])
     parts: list[tuple[Tensor, Tensor]] = []
     first = 0
     for batch, pixels in _batches(store, rows):
         both = [drawn[i : i + len(batch)] for i in (first, first + len(rows))]
-        x = torch.cat([views.render(pixels, p, crop_px=crop_px, mean=mean, std=std) for p in both])
-        h = _encode(model[0], x, run)
+        h = inputs.encode(model[0], torch.cat([inputs.render(pixels, p) for p in both]))
         z = model[1](h).float()
         if run.settings.pretrain.objective == "mulcon":
             z = z[:, : len(store.labels)]  # the logits: all that it says of a tile as a whole
@@ -136,17 +124,15 @@ def _encode_views(
     return features, projections
 
 
-def _knn_map(model: nn.Sequential, run: Run, statistics: Statistics) -> float:
+def _knn_map(encoder: nn.Module, run: Run, inputs: Input) -> float:
     """Macro mAP of a nearest-neighbour tagger from training to validation tiles, over labels that have positives."""
     from sklearn.metrics import average_precision_score
 
-    config, (mean, std) = run.settings.views, statistics
-    view = partial(views.evaluation_view, crop_px=config.crop_px, interpolation=config.interpolation)
     store = tiles.open_store(run.store).learning(run.settings.pretrain.near_duplicates)  # without unlabelled tiles
     h, y = {}, {}
     for split in ("train", "val"):
         rows = _some(store, split, KNN_TILES, run)
-        encoded = [_encode(model[0], view(pixels, mean=mean, std=std), run) for _, pixels in _batches(store, rows)]
+        encoded = [inputs.encode(encoder, inputs.whole(pixels)) for _, pixels in _batches(store, rows)]
         h[split], y[split] = torch.cat(encoded).cpu(), torch.from_numpy(store.targets[rows]).float()
     known = y["val"].any(0)
     scores = knn_scores(h["val"], h["train"], y["train"])
@@ -155,13 +141,6 @@ def _knn_map(model: nn.Sequential, run: Run, statistics: Statistics) -> float:
 
 def _batches(store: tiles.TileStore, rows: Rows) -> Iterator[tuple[Rows, Tensor]]:
     return tiles.stream(store, np.array_split(rows, -(-len(rows) // BATCH)), machine.device())
-
-
-def _encode(encoder: nn.Module, x: Tensor, run: Run) -> Tensor:
-    computed, _ = machine.precision(run.settings.pretrain.precision)
-    with machine.autocast(x.device, computed):
-        h: Tensor = encoder(x)
-    return h.float()
 
 
 def _some(store: tiles.TileStore, split: str, count: int, run: Run) -> Rows:

@@ -52,13 +52,12 @@ def group(device_type: str) -> Iterator[None]:
     if processes() == 1 or dist.is_initialized():
         yield
         return
-    device = None
-    if device_type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if device_type == "cuda" else None
+    if device:
         torch.cuda.set_device(device)
     with _peers("starting"):
-        backend = "nccl" if device else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=TIMEOUT_S), device_id=device)
+        backend, timeout = "nccl" if device else "gloo", timedelta(seconds=TIMEOUT_S)
+        dist.init_process_group(backend, timeout=timeout, device_id=device)
     try:
         yield
     finally:
@@ -66,14 +65,13 @@ def group(device_type: str) -> Iterator[None]:
 
 
 def share(whole: slice) -> slice:
-    """The part of `whole` that is this process's; parts differ by one at most and keep the order."""
-    mine = shares(whole.stop - whole.start, processes())[rank()]
-    return slice(whole.start + mine.start, whole.start + mine.stop)
+    """The part of `whole` that is this process's."""
+    return shares(whole, processes())[rank()]
 
 
-def shares(count: int, parts: int) -> list[slice]:
-    """`count` things cut into `parts` runs whose lengths differ by one at most."""
-    ends = [count * i // parts for i in range(parts + 1)]
+def shares(whole: slice, parts: int) -> list[slice]:
+    """`whole` cut into `parts` runs whose lengths differ by one at most."""
+    ends = [whole.start + (whole.stop - whole.start) * i // parts for i in range(parts + 1)]
     return [slice(start, stop) for start, stop in pairwise(ends)]
 
 
@@ -84,9 +82,9 @@ def gather(z: Tensor, whole: slice) -> Tensor:
     """
     if processes() == 1:
         return z
-    mine = share(whole)
-    rows = slice(mine.start - whole.start, mine.stop - whole.start)
-    every = z.new_zeros(z.shape[0], whole.stop - whole.start, z.shape[2])
+    count = whole.stop - whole.start
+    rows = share(slice(0, count))
+    every = z.new_zeros(z.shape[0], count, z.shape[2])
     every[:, rows] = z.detach()
     _sum(every, "gathering projections")
     every[:, rows] = z  # the same values, with their graph
@@ -119,8 +117,7 @@ def agree(word: bool, *, device: torch.device) -> bool:
     """What process 0 passed, on every process; waits for all of them."""
     if processes() == 1:
         return word
-    flag = torch.tensor([int(word and rank() == 0)], device=device)
-    return bool(_sum(flag, "waiting").item())
+    return bool(_sum(torch.tensor([int(word and rank() == 0)], device=device), "waiting"))
 
 
 def share_file(path: Path, *, device: torch.device) -> None:
@@ -152,16 +149,16 @@ def synchronize_batch_norm(model: nn.Module) -> None:
     """
     if processes() == 1:
         return
-    if next(model.parameters()).is_cuda:
-        if "timm" in sys.modules:  # whose BatchNorms have an activation
-            from timm.layers import convert_sync_batchnorm
-        else:
-            convert_sync_batchnorm = nn.SyncBatchNorm.convert_sync_batchnorm
+    if not next(model.parameters()).is_cuda:
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 - the base of all three
+                module.__class__ = SyncBatchNorm
+    elif "timm" in sys.modules:  # whose BatchNorms have an activation
+        from timm.layers import convert_sync_batchnorm
+
         convert_sync_batchnorm(model)
-        return
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 - the base of all three
-            module.__class__ = SyncBatchNorm
+    else:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):  # noqa: SLF001

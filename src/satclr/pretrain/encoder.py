@@ -4,28 +4,63 @@ In: an architecture's name and where its weights come from. Out: a module (B,3,S
 """
 
 import json
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from satclr import files, machine, progress, randomness
 from satclr.data import tiles
-from satclr.data.tiles import Channels, Statistics
-from satclr.params import Settings
-from satclr.pretrain import architectures, distributed, views
+from satclr.pretrain import architectures, views
 from satclr.pretrain.architectures import EncoderError, State, build
+from satclr.project import Run
 
-__all__ = ["EncoderError", "Frozen", "build", "initial", "load", "save"]
+__all__ = ["EncoderError", "Frozen", "Input", "build", "initial", "load", "save"]
 
 MAX_CROP_PX = 1024  # as params.yaml allows; a file with more would fill the memory
 
 BatchNorm = nn.modules.batchnorm._BatchNorm  # noqa: SLF001 - the base of all three
+
+
+@dataclass(frozen=True)
+class Input:
+    """What an encoder is given and how it computes, as its file records it: S = crop_px, mean and std in [0,1] units.
+
+    `precision` is float32 or bfloat16.
+    """
+
+    mean: tiles.Channels
+    std: tiles.Channels
+    crop_px: int
+    interpolation: str
+    precision: str
+
+    @classmethod
+    def of(cls, run: Run, store: tiles.TileStore) -> Self:
+        """The input of the run's encoder."""
+        computed, _ = machine.precision(run.settings.pretrain.precision)
+        config, statistics = run.settings.views, architectures.input_statistics(run, store)
+        return cls(*statistics, config.crop_px, config.interpolation, computed)
+
+    def whole(self, pixels: Tensor) -> Tensor:
+        """Whole tiles (B,H,W,3) uint8 as evaluation shows them: (B,3,S,S)."""
+        mean, std, interpolation = self.mean, self.std, self.interpolation
+        return views.evaluation_view(pixels, crop_px=self.crop_px, mean=mean, std=std, interpolation=interpolation)
+
+    def render(self, pixels: Tensor, drawn: views.Parameters) -> Tensor:
+        """The views of tiles (B,H,W,3) uint8 that were drawn: (count,3,S,S), in the precision."""
+        dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+        return views.render(pixels, drawn, crop_px=self.crop_px, mean=self.mean, std=self.std, dtype=dtype)
+
+    def encode(self, model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """What `model` makes of views (B,3,S,S), computed in the precision: float32."""
+        with machine.autocast(x.device, self.precision):
+            return model(x).float()
 
 
 def initial(arch: str, start: str, *, seed: int, root: Path, crop_px: int = 224) -> tuple[nn.Module, int]:
@@ -42,26 +77,24 @@ def initial(arch: str, start: str, *, seed: int, root: Path, crop_px: int = 224)
     return model.eval(), width
 
 
-def adapt_batch_norm(
-    encoder: nn.Module, store: tiles.TileStore, settings: Settings, statistics: Statistics, *, seed: int
-) -> None:
+def adapt_batch_norm(encoder: nn.Module, store: tiles.TileStore, run: Run) -> None:
     """Re-estimate BatchNorm's running statistics on evaluation views of the training tiles (arXiv:1603.04779).
 
     They become the mean over batches, in an order drawn by the seed: a batch of one category would have too small a
-    variance. `statistics` are the mean and std of the input of the encoder, which is not to be trained afterwards.
+    variance. The encoder is not to be trained afterwards.
     """
-    size, config, (mean, std) = settings.pretrain.batch_size, settings.views, statistics
-    view = partial(views.evaluation_view, crop_px=config.crop_px, interpolation=config.interpolation)
+    size, inputs = run.settings.pretrain.batch_size, Input.of(run, store)
     for norm in _batch_norms(encoder, "pretrain.adapt_batch_norm"):
         norm.reset_running_stats()
         norm.momentum = None  # the plain average over batches
         norm.train()
-    batches = tiles.split_batches(randomness.rng(seed, "batch order", "train").permutation(store.rows("train")), size)
+    order = randomness.rng(run.seed, "batch order", "train").permutation(store.rows("train"))
+    batches = tiles.split_batches(order, size)
     if len(batches) > 1 and len(batches[-1]) < size:
         del batches[-1]  # a small rest would count as much as a whole batch
     with torch.inference_mode():
         for _, batch in tiles.stream(store, batches, next(encoder.parameters()).device):
-            encoder(view(batch, mean=mean, std=std))
+            encoder(inputs.whole(batch))
     encoder.eval()
 
 
@@ -88,10 +121,10 @@ def load(path: Path) -> tuple[nn.Module, int]:
     """The encoder that `save` wrote, in eval mode, and its D. Raises `EncoderError` if it is not one."""
     try:
         facts, (arrays, _) = load_facts(path), files.load_tensors(path)
-        arch, crop_px = str(facts["arch"]), int(facts.get("crop_px", 224))
+        arch = str(facts["arch"])
     except (OSError, LookupError, ValueError, TypeError) as error:
         raise EncoderError(f"{path} is not a readable encoder: {error!r}") from None
-    _require_crop(crop_px, path)
+    crop_px = recorded_input(facts, path).crop_px
     state = {key: torch.from_numpy(value) for key, value in arrays.items()}
     skeleton = architectures.skeleton(arch, crop_px)  # a header may name any: no memory before the tensors fit
     fitted = architectures.fitting(state, skeleton, source=path)
@@ -106,8 +139,8 @@ def load_facts(path: Path) -> dict[str, Any]:
     return {name: json.loads(text) for name, text in files.load_facts(path).items()}
 
 
-def evaluation_facts(facts: Mapping[str, Any], source: object) -> tuple[Channels, Channels, int]:
-    """Mean, std and crop_px of an encoder's input, from its file's facts; raises `EncoderError` for impossible ones."""
+def recorded_input(facts: Mapping[str, Any], source: object, precision: str = "float32") -> Input:
+    """The input that an encoder's file records, in another precision; raises `EncoderError` for an impossible one."""
     try:
         mean, std = (tuple(float(v) for v in facts[name]) for name in ("mean", "std"))
         crop_px = int(facts["crop_px"])
@@ -115,13 +148,9 @@ def evaluation_facts(facts: Mapping[str, Any], source: object) -> tuple[Channels
         raise EncoderError(f"{source} lacks its mean, std or crop_px ({error!r}); write it again") from None
     if not (len(mean) == len(std) == 3 and np.isfinite([*mean, *std]).all() and min(std) > 0):
         raise EncoderError(f"{source}: mean {mean} and std {std} must be three numbers each, std above 0")
-    _require_crop(crop_px, source)
-    return mean, std, crop_px
-
-
-def _require_crop(crop_px: int, source: object) -> None:
     if not 8 <= crop_px <= MAX_CROP_PX:
         raise EncoderError(f"{source}: crop_px {crop_px} is not between 8 and {MAX_CROP_PX}")
+    return Input(mean, std, crop_px, str(facts.get("interpolation", "bicubic")), precision)
 
 
 class Frozen:
@@ -133,11 +162,7 @@ class Frozen:
 
     def __init__(self, path: Path, *, precision: str = "float32", batch_norm: str = "frozen") -> None:
         model, self.width = load(path)
-        facts = load_facts(path)
-        mean, std, crop_px = evaluation_facts(facts, path)
-        interpolation = str(facts.get("interpolation", "bicubic"))
-        self.view = partial(views.evaluation_view, crop_px=crop_px, mean=mean, std=std, interpolation=interpolation)
-        self.precision, _ = machine.precision(precision)
+        self.inputs = recorded_input(load_facts(path), path, machine.precision(precision)[0])
         self.device = machine.device()
         if batch_norm == "batch":
             for norm in _batch_norms(model, "probe.batch_norm"):
@@ -145,17 +170,15 @@ class Frozen:
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.inference_mode()
-    def __call__(self, batch: torch.Tensor) -> npt.NDArray[np.float32]:
+    def __call__(self, batch: Tensor) -> npt.NDArray[np.float32]:
         """Features (B,D) of tiles (B,H,H,3) uint8."""
-        x = self.view(batch.to(self.device))
-        with machine.autocast(self.device, self.precision):
-            h: torch.Tensor = self.model(x)
-        features: npt.NDArray[np.float32] = h.float().cpu().numpy()
+        x = self.inputs.whole(batch.to(self.device))
+        features: npt.NDArray[np.float32] = self.inputs.encode(self.model, x).cpu().numpy()
         return features
 
 
 def _batch_norms(model: nn.Module, setting: str) -> list[BatchNorm]:
     found = [m for m in model.modules() if isinstance(m, BatchNorm)]
-    if not found and distributed.rank() == 0:
+    if not found:
         progress.say(f"warning: the encoder has no BatchNorm, so {setting} changes nothing")
     return found

@@ -5,7 +5,10 @@ Most are one sum over pairs of rows, with their own weights W and with S = x x�
     loss = Σᵢⱼ Wᵢⱼ (logΣ_{l≠i} exp Sᵢₗ − Sᵢⱼ)
 
 Both loss and gradient are accumulated over blocks of rows, so that memory grows with M·D and not with M².
-Matrix products are float32 or better whatever the dtype of z and whatever autocast asks for.
+
+z (M,D) are unnormalised projections, targets (M,K) of 0 and 1 their labels: every view has its tile's. temperature > 0.
+A loss is a scalar in float32 (float64 for float64 z), and so are its matrix products, whatever autocast asks for. A row
+without labels is a negative only: nothing draws the two views of an unlabelled tile together.
 """
 
 import math
@@ -29,18 +32,13 @@ _BLOCK_ELEMENTS = 2**20  # of S at a time: 4 MiB in float32, the size of a cache
 def nt_xent(z: Tensor, temperature: float) -> Tensor:
     """NT-Xent: each view must find its tile's other view among the 2B-1 others.
 
-    z: (2B,D) unnormalised projections, rows i and i+B are the views of tile i; temperature > 0.
-    Returns the mean over the 2B anchors, a scalar in float32 (float64 for float64 z).
-    Raises ValueError for an odd number of rows.
+    z: (2B,D), rows i and i+B are the views of tile i. Returns the mean over the 2B anchors.
     Source: SimCLR eq. 1, arXiv:2002.05709.
     """
     rows = len(z)
-    if rows % 2:
-        raise ValueError(f"z has {rows} rows; nt_xent needs both views of each tile: cat([z1, z2])")
 
     def weights(start: int, stop: int) -> Tensor:
-        anchor = torch.arange(start, stop, device=z.device)
-        partner = (anchor + rows // 2) % rows
+        partner = (torch.arange(start, stop, device=z.device) + rows // 2) % rows
         block = torch.zeros(stop - start, rows, dtype=_dtype(z), device=z.device)
         block.scatter_(1, partner[:, None], 1 / rows)
         return block
@@ -51,15 +49,13 @@ def nt_xent(z: Tensor, temperature: float) -> Tensor:
 def supcon(z: Tensor, targets: Tensor, temperature: float, positives: Positives) -> Tensor:
     """Supervised contrastive loss: each anchor must find the rows whose labels are like its own.
 
-    z: (M,D) unnormalised projections; targets: (M,K) of 0 and 1, every view with its tile's labels;
-    temperature > 0; positives of an anchor are the other rows that
+    z: (M,D); targets: (M,K); positives of an anchor are the other rows that
       "any"      share a label with it,
       "all"      have the same set of labels,
       "jaccard"  share a label, weighted by |yᵢ∩yⱼ|/|yᵢ∪yⱼ| and normalised by the sum of the weights;
       "multisupcon"  have a Jaccard similarity of at least 0.3, weighted by it and divided by their number.
-    Returns the mean, over the anchors that have a positive, of the (weighted) mean of -log p over their
-    positives: a scalar in float32 (float64 for float64 z); 0, with a zero gradient, when no anchor has one.
-    A row without labels is a negative only: nothing draws the two views of an unlabelled tile together.
+    Returns the mean, over the anchors that have a positive, of the (weighted) mean of -log p over their positives;
+    0, with a zero gradient, when no anchor has one.
     Source: Khosla et al. 2020, L_out, arXiv:2004.11362; MultiSupCon: Zaigrajew & Zięba 2022.
     """
     labels = targets.to(z.device).bool()
@@ -102,10 +98,8 @@ def supcon(z: Tensor, targets: Tensor, temperature: float, positives: Positives)
 def mulsupcon(z: Tensor, targets: Tensor, temperature: float) -> Tensor:
     """MulSupCon: each label of an anchor is a supervised contrastive task of its own.
 
-    z: (M,D) unnormalised projections; targets: (M,K) of 0 and 1, every view with its tile's labels; temperature > 0.
-    Returns, for each label of each anchor, the mean of -log p over the other rows with that label, summed and divided
-    by the number of ones in targets: a scalar in float32 (float64 for float64 z); 0, with a zero gradient, when no two
-    rows share a label. Rows without labels are negatives only.
+    z: (M,D); targets: (M,K). Returns, for each label of each anchor, the mean of -log p over the other rows with that
+    label, summed and divided by the number of ones in targets; 0, with a zero gradient, when no two rows share a label.
     Source: Zhang & Wu, "Multi-Label Supervised Contrastive Learning", AAAI 2024.
     """
     y = targets.to(z.device).bool().to(_dtype(z))
@@ -123,9 +117,9 @@ def mulsupcon(z: Tensor, targets: Tensor, temperature: float) -> Tensor:
 def mulsupcon_moco(q: Tensor, y: Tensor, keys: Tensor, key_targets: Tensor, temperature: float) -> Tensor:
     """MulSupCon against the keys of a momentum encoder, as its authors train it: no gradient goes to the keys.
 
-    q: (B,D) unnormalised projections with labels y (B,K); keys: (R,D) with labels (R,K), of this batch and of earlier
-    ones; temperature > 0. Returns, for each label of each row of q, the mean of -log p over the keys with that label,
-    summed and divided by the number of ones in y: a scalar in float32 (float64 for float64 q).
+    q: (B,D) with labels y (B,K); keys: (R,D) with labels (R,K), of this batch and of earlier ones. Returns, for each
+    label of each row of q, the mean of -log p over the keys with that label, summed and divided by the number of ones
+    in y.
     Source: Zhang & Wu, AAAI 2024; MoCo: He et al., arXiv:1911.05722.
     """
     with torch.autocast(q.device.type, enabled=False):
@@ -138,11 +132,10 @@ def mulsupcon_moco(q: Tensor, y: Tensor, keys: Tensor, key_targets: Tensor, temp
 def msc(z: Tensor, targets: Tensor, prototypes: Tensor, temperature: float, *, attract_only: bool = False) -> Tensor:
     """MSC: rows and one learnt prototype a label attract each other, label by label.
 
-    z: (M,D) unnormalised projections; targets: (M,K) of 0 and 1, every view with its tile's labels; prototypes: (K,D),
-    rows of their own with a single label each; temperature > 0. A label of an anchor shares a weight of 1/|yᵢ| among
-    the other rows j that have it, in proportion to |yᵢ∩yⱼ|/|yⱼ|. `attract_only` is the paper's regularised variant: no
-    positive is pushed away, that is, the part of its gradient that would do so is removed.
-    Returns the mean over the anchors that have a positive: a scalar in float32 (float64 for float64 z).
+    z: (M,D); targets: (M,K); prototypes: (K,D), rows of their own with a single label each. A label of an anchor shares
+    a weight of 1/|yᵢ| among the other rows j that have it, in proportion to |yᵢ∩yⱼ|/|yⱼ|. `attract_only` is the paper's
+    regularised variant: no positive is pushed away, that is, the part of its gradient that would do so is removed.
+    Returns the mean over the anchors that have a positive.
     Source: Audibert et al. 2024, arXiv:2412.00101 (with their exponent α = 1).
     """
     x = torch.cat([z.to(_dtype(z)), prototypes.to(_dtype(z))])
@@ -164,9 +157,9 @@ def msc(z: Tensor, targets: Tensor, prototypes: Tensor, temperature: float, *, a
 def mulcon(embeddings: Tensor, logits: Tensor, targets: Tensor, temperature: float, contrast_weight: float) -> Tensor:
     """MulCon: binary cross-entropy of each label, and contrast between the embeddings of the labels that are there.
 
-    embeddings: (M,K,D) unnormalised, one a label; logits: (M,K); targets: (M,K) of 0 and 1, every view with its tile's
-    labels; temperature > 0. Only the embeddings of labels that a tile has take part; those of one label are positives
-    of each other. Returns the mean cross-entropy + contrast_weight · the contrast, a scalar in float32.
+    embeddings: (M,K,D), one a label; logits: (M,K); targets: (M,K). Only the embeddings of labels that a tile has take
+    part; those of one label are positives of each other. Returns the mean cross-entropy + contrast_weight · the
+    contrast.
     Source: Dao et al. 2021, arXiv:2107.11626.
     """
     present = targets.bool()
@@ -180,9 +173,9 @@ def mulcon(embeddings: Tensor, logits: Tensor, targets: Tensor, temperature: flo
 def vicreg(z: Tensor) -> Tensor:
     """VICReg: the views of a tile agree, every dimension varies, and no two dimensions vary together.
 
-    z: (2B,D) projections, rows i and i+B are the views of tile i; B > 1. It needs no negatives, hence no large batch,
-    and has no temperature. Returns 25·invariance + 25·variance + covariance, a scalar in float32; invariance is a mean
-    over dimensions too, and variance one over views, as in the authors' code.
+    z: (2B,D), rows i and i+B are the views of tile i; B > 1. It needs no negatives, hence no large batch. Returns
+    25·invariance + 25·variance + covariance; invariance is a mean over dimensions too, and variance one over views, as
+    in the authors' code.
     Source: Bardes et al. 2022, arXiv:2105.04906.
     """
     with torch.autocast(z.device.type, enabled=False):
@@ -208,8 +201,7 @@ def _pair_loss(z: Tensor, weights: _Weights, temperature: float, attract_only: b
     cancels the derivative by Sᵢⱼ where that would push a positive away.
     """
     with torch.autocast(z.device.type, enabled=False):
-        x = normalize(z.to(_dtype(z)), dim=1)
-        loss: Tensor = _PairLoss.apply(x, weights, temperature, attract_only)
+        loss: Tensor = _PairLoss.apply(normalize(z.to(_dtype(z)), dim=1), weights, temperature, attract_only)
         return loss
 
 

@@ -24,7 +24,7 @@ Forward = Callable[[Tensor], Tensor]  # (rows,3,S,S) → z (rows,D)
 
 def build(config: Pretrain, model: nn.Sequential, labels: int) -> "Objective":
     """The objective that `config` names, for `model` (encoder and head, in training mode) and K labels."""
-    kind = {"msc": Prototypes, "msc_reg": Prototypes, "mulsupcon_moco": MomentumQueue, "mulcon": LabelWise}
+    kind = {"msc": Prototypes, "msc_reg": Prototypes, "mulsupcon_moco": MomentumQueue}
     return kind.get(config.objective, Objective)(config, model, labels)
 
 
@@ -44,7 +44,7 @@ class Objective(nn.Module):
         own, w = self.loss(targets, epoch, z), self.config.nt_xent_weight
         return w * losses.nt_xent(z, self.config.temperature) + (1 - w) * own if w else own
 
-    def loss(self, targets: Tensor, _epoch: int, z: Tensor) -> Tensor:
+    def loss(self, targets: Tensor, epoch: int, z: Tensor) -> Tensor:
         """The same without the share of NT-Xent that `nt_xent_weight` mixes in."""
         name, temperature = self.config.objective, self.config.temperature
         match name:
@@ -54,6 +54,11 @@ class Objective(nn.Module):
                 return losses.vicreg(z)
             case "mulsupcon":
                 return losses.mulsupcon(z, targets, temperature)
+            case "mulcon":  # contrast between label embeddings in the second half of the epochs
+                labels = targets.shape[1]
+                logits, embeddings = z[:, :labels], z[:, labels:].unflatten(1, (labels, -1))
+                weight = MULCON_CONTRAST if epoch >= self.config.epochs // 2 else 0.0
+                return losses.mulcon(embeddings, logits, targets, temperature, weight)
             case _:
                 return losses.supcon(z, targets, temperature, losses.POSITIVES[name])
 
@@ -118,16 +123,6 @@ class MomentumQueue(Objective):
         self.seen += len(keys)
 
 
-class LabelWise(Objective):
-    """MulCon: cross-entropy in the first half of the epochs, then contrast between label embeddings as well."""
-
-    def loss(self, targets: Tensor, epoch: int, z: Tensor) -> Tensor:
-        labels = targets.shape[1]
-        logits, embeddings = z[:, :labels], z[:, labels:].unflatten(1, (labels, -1))
-        weight = MULCON_CONTRAST if epoch >= self.config.epochs // 2 else 0.0
-        return losses.mulcon(embeddings, logits, targets, self.config.temperature, weight)
-
-
 class LabelHead(nn.Module):
     """MulCon's head: K learnt queries attend to the encoder's last feature map, one embedding a label.
 
@@ -165,9 +160,10 @@ class LabelHead(nn.Module):
         h = encoder.eval()(views.to(next(encoder.parameters()).device))
         for hook in hooks:
             hook.remove()
-        maps = [(m, x) for m, x in seen if isinstance(x, Tensor) and x.ndim == 4 and x.shape[1] == h.shape[1]]
+        maps = [(m, x) for m, x in seen if isinstance(x, Tensor) and x.ndim == 4 and x[0, 0].numel() > 1]
+        means = [(m, x.mean((2, 3))) for m, x in maps if x.shape[1] == h.shape[1]]
         near = 1e-3 * h.abs().max()  # relative: a random encoder's features may be tiny
-        layers = [m for m, x in maps if x.shape[2:].numel() > 1 and (x.mean((2, 3)) - h).abs().max() <= near]
+        layers = [m for m, mean in means if (mean - h).abs().max() <= near]
         if not layers:
             raise EncoderError(
                 "objective mulcon needs an encoder whose features average a map of more than one cell, such as a "

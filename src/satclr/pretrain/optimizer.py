@@ -1,8 +1,4 @@
-"""One step of training: the gradient of a batch, in the memory of a micro-batch, and what is done with it.
-
-Gradient caching (Gao et al., arXiv:2101.06983) takes a function that encodes a micro-batch and a loss of all
-projections, and leaves the gradients of the whole batch in the model. Then optimizers, and learning-rate schedules.
-"""
+"""One step of training: the gradient of a batch, in the memory of a micro-batch; optimizers; the learning rate."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -34,11 +30,11 @@ def cut(count: int, micro_batch_size: int | None) -> list[Part]:
     They are the same for any number of processes, which share each of them.
     """
     parts: list[Part] = []
-    start = 0
-    for tiles in distributed.shares(count, -(-count // (micro_batch_size or count))):
+    stop = 0
+    for tiles in distributed.shares(slice(0, count), -(-count // (micro_batch_size or count))):
         own = distributed.share(tiles)
-        parts.append(Part(tiles, own, slice(start, start + own.stop - own.start)))
-        start = parts[-1].local.stop
+        start, stop = stop, stop + own.stop - own.start
+        parts.append(Part(tiles, own, slice(start, stop)))
     return parts
 
 
@@ -47,9 +43,9 @@ def backward(model: nn.Module, encode: Encode, parts: Sequence[Part], loss_of: C
 
     `encode` must return the same z both times; `loss_of` maps z (2B,D), rows i and i+B views of tile i, to a scalar.
 
-    A single part is encoded and differentiated as usual. Several are encoded without a graph; the loss and its gradient
-    by z are computed once; then each part is encoded again and that gradient sent through it. BatchNorm normalises each
-    part by itself, and its running statistics move once, to the mean of where each part alone would have moved them.
+    Several parts are encoded without a graph; the loss and its gradient by z are computed once; then each part is
+    encoded again and that gradient sent through it (gradient caching: Gao et al., arXiv:2101.06983). BatchNorm
+    normalises each part by itself; its running statistics move once, to the mean of where the parts would move them.
     """
     if len(parts) == 1:
         loss = loss_of(distributed.gather(encode(parts[0]), parts[0].tiles).flatten(0, 1))
@@ -77,8 +73,7 @@ def _without_graph(model: nn.Module, encode: Encode, parts: Sequence[Part]) -> T
         z.append(distributed.gather(encode(part), part.tiles))
         for total, buffer in zip(totals, model.buffers(), strict=True):
             total.add_(buffer)
-    count = len(parts)
-    _set_buffers(model, [t / count if t.is_floating_point() else t // count for t in totals])
+    _set_buffers(model, [t / len(parts) if t.is_floating_point() else t // len(parts) for t in totals])
     return torch.cat(z, 1)
 
 
@@ -95,14 +90,6 @@ def build(model: nn.Module, config: Pretrain) -> torch.optim.Optimizer:
         return Lars(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     return kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, config: Pretrain, step: int, steps_per_epoch: int) -> float:
-    """Set and return the rate of the `step`-th step (from 0)."""
-    rate = learning_rate(config, step, steps_per_epoch)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    return rate
 
 
 def learning_rate(config: Pretrain, step: int, steps_per_epoch: int) -> float:
@@ -137,8 +124,6 @@ class Lars(torch.optim.Optimizer):
                 norm_w, norm_step = w.norm(), step.norm()
                 some = (norm_w > 0) & (norm_step > 0)
                 step = step * torch.where(some, 0.001 * norm_w / norm_step, 1.0)
-            state = self.state[w]
-            if "momentum" not in state:
+            if "momentum" not in (state := self.state[w]):
                 state["momentum"] = torch.zeros_like(w)
-            state["momentum"].mul_(0.9).add_(step)
-            w.add_(state["momentum"], alpha=-group["lr"])
+            w.add_(state["momentum"].mul_(0.9).add_(step), alpha=-group["lr"])

@@ -30,7 +30,7 @@ def table(runs: Iterable[Run]) -> list[tuple[str, ...]]:
 
 def _statistics(run: Run) -> str:
     try:
-        found = architectures.own_statistics(run.settings.pretrain, root=run.root)
+        found = architectures.own_statistics(run)
         mean, std = found or tiles.open_store(run.store).statistics(run.settings.pretrain.normalization)
     except tiles.TileError:
         return "run `satclr prepare`"

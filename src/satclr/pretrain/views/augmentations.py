@@ -6,7 +6,7 @@ in [0,1]. A blend makes x into clamp(gain·x + pixel·luma(x) + view·mean(luma(
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Self
 
@@ -49,8 +49,7 @@ class Parameters:
         return len(self.boxes)
 
     def __getitem__(self, rows: slice) -> Self:
-        columns = {field.name: getattr(self, field.name) for field in fields(self)}
-        chosen: dict[str, Any] = {name: v[rows] for name, v in columns.items() if isinstance(v, Tensor)}
+        chosen: dict[str, Any] = {name: v[rows] for name, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **chosen)
 
 
@@ -64,8 +63,7 @@ def draw(generator: torch.Generator, count: int, settings: Views, *, tile_px: in
         u = torch.rand(count, *columns, generator=generator, dtype=torch.float64)
         return u.mul_(high - low).add_(low)
 
-    ranges = (settings.brightness, settings.contrast, settings.saturation)
-    factors = [uniform(1 - x, 1 + x) for x in ranges]
+    factors = [uniform(1 - x, 1 + x) for x in (settings.brightness, settings.contrast, settings.saturation)]
     factors.append(uniform(-settings.hue, settings.hue))
     return Parameters(
         boxes=_boxes(uniform, settings.scale, settings.ratio, tile_px),
@@ -91,8 +89,7 @@ def _boxes(
     first = fits.to(torch.uint8).argmax(1)
     sides = sides[torch.arange(len(sides)), first]
     corners = uniform(0, 1, 2).mul_(tile_px + 1 - sides).floor_()
-    largest = torch.tensor([1 / max(1.0, ratio[0]), min(1.0, ratio[1])], dtype=torch.float64)
-    fallback = largest.mul_(tile_px).round_()
+    fallback = torch.tensor([1 / max(1.0, ratio[0]), min(1.0, ratio[1])], dtype=torch.float64).mul_(tile_px).round_()
     centred = ((tile_px - fallback) / 2).floor()
     found = fits.any(1, keepdim=True)
     return torch.cat([torch.where(found, corners, centred), torch.where(found, sides, fallback)], 1).long()
@@ -106,10 +103,6 @@ class Bands:
     starts: tuple[int, ...]
     height: int
     width: int
-
-    @classmethod
-    def dense(cls, out_px: int, in_px: int) -> Self:
-        return cls((0,), (0,), out_px, in_px)
 
     @classmethod
     def cover(cls, out_px: int, in_px: int, scales: tuple[float, float], reach_px: float) -> Self:

@@ -18,8 +18,7 @@ from torch import Tensor
 from satclr import files, randomness
 from satclr.data import pixels
 from satclr.params import Settings, Views
-from satclr.pretrain.views.augmentations import Parameters, draw
-from satclr.pretrain.views.rendering import evaluation_view, render
+from satclr.pretrain import views
 
 ROWS = ("crop", "flip", "jitter", "grayscale", "blur", "all")
 COLUMNS = 8
@@ -47,24 +46,23 @@ def contact_sheet(tile: Tensor, settings: Views, *, generator: torch.Generator) 
     step_px = side_px + _GAP_PX
     sheet = Image.new("RGB", (_LABEL_PX + (COLUMNS + 1) * step_px, _GAP_PX + len(ROWS) * step_px), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    original = evaluation_view(tile[None], crop_px=side_px, mean=_BLACK, std=_WHITE)
+    original = views.evaluation_view(tile[None], crop_px=side_px, mean=_BLACK, std=_WHITE)
     for row, name in enumerate(ROWS):
         top = _GAP_PX + row * step_px
         pen.text((_GAP_PX, top + side_px // 2), name, fill="black", font=font, anchor="lm")
-        parameters = _only(name, draw(generator, COLUMNS, settings, tile_px=len(tile)), tile_px=len(tile))
-        views = render(tile[None], parameters, crop_px=side_px, mean=_BLACK, std=_WHITE)
-        for column, view in enumerate(torch.cat([original, views])):
+        parameters = _only(name, views.draw(generator, COLUMNS, settings, tile_px=len(tile)), tile_px=len(tile))
+        drawn = views.render(tile[None], parameters, crop_px=side_px, mean=_BLACK, std=_WHITE)
+        for column, view in enumerate(torch.cat([original, drawn])):
             pixels = view.permute(1, 2, 0).mul(255).round().clamp(0, 255).byte().cpu().numpy()
             sheet.paste(Image.fromarray(pixels), (_LABEL_PX + column * step_px, top))
     return sheet
 
 
-def _only(name: str, parameters: Parameters, *, tile_px: int) -> Parameters:
+def _only(name: str, parameters: views.Parameters, *, tile_px: int) -> views.Parameters:
     """The same draws with one augmentation on in every row and the others off; "all" leaves them as drawn."""
     if name == "all":
         return parameters
-    whole = torch.tensor([0, 0, tile_px, tile_px]).expand_as(parameters.boxes)
-    boxes = parameters.boxes if name == "crop" else whole
-    switches = ("flip", "jitter", "grayscale", "blur")
-    on: dict[str, Any] = {switch: torch.full_like(parameters.flip, name == switch) for switch in switches}
-    return replace(parameters, boxes=boxes, **on)
+    only: dict[str, Any] = {row: torch.full_like(parameters.flip, name == row) for row in ROWS[1:-1]}
+    if name != "crop":
+        only["boxes"] = torch.tensor([0, 0, tile_px, tile_px]).expand_as(parameters.boxes)
+    return replace(parameters, **only)
