@@ -8,6 +8,7 @@ Exit code 1: a run failed; 2: bad input. Heavy imports are inside the commands, 
 import os
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -229,6 +230,8 @@ def main() -> None:
 
     # Before torch loads OpenMP: threads that wait by spinning halve the speed as soon as another process is busy.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # torch silences this itself, unless the thread that imports MLflow resets the filters meanwhile.
+    warnings.filterwarnings("ignore", "Warning only once for all operators", UserWarning)
     machine.stop.listen()
     try:
         app()

@@ -1,3 +1,4 @@
+import re
 import sys
 import urllib.error
 from pathlib import Path
@@ -104,6 +105,15 @@ def test_weights_come_from_a_local_file_with_or_without_head_and_prefix(
     assert not model.training
     said = capsys.readouterr().err
     assert said == (f"{path.name}: 120 tensors named {prefix}* are the encoder's\n" if prefix else "")
+
+
+def test_torchvisions_published_densenets_have_older_names(tmp_path: Path) -> None:
+    state = torchvision.models.densenet121(weights=None).state_dict()
+    older = {re.sub(r"(layer\d+\.(?:norm|conv))([12])", r"\1.\2", key): value for key, value in state.items()}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in older
+    torch.save(older, tmp_path / "densenet121.pth")
+    model, _ = encoder.initial("densenet121", "densenet121.pth", seed=0, root=tmp_path)
+    assert same(model, state)
 
 
 def test_a_vits_positions_are_interpolated_as_timm_does(tmp_path: Path) -> None:

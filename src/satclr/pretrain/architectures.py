@@ -7,6 +7,7 @@ architecture or an encoder's file asks for it.
 
 import difflib
 import json
+import re
 import sys
 import zipfile
 from collections import Counter
@@ -26,6 +27,7 @@ from satclr.project import Run
 HEADS = ("fc", "classifier", "head", "heads", "head_dist")
 TIMM = "timm/"
 AUXILIARY = {"googlenet", "inception_v3"}  # torchvision's with auxiliary heads
+OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")  # names in published files: norm.1 for norm1
 
 State = Mapping[str, torch.Tensor]
 
@@ -125,7 +127,10 @@ def named_file(arch: str, weights: str, *, root: Path) -> Path | None:
 def load_into(model: nn.Module, arch: str, weights: str, *, root: Path) -> None:
     """Load published weights or a file's. Raises `EncoderError` when they cannot be had or do not fit."""
     file = named_file(arch, weights, root=root)
-    state = _own_part(read_weights(file), model, file) if file else _published(arch, weights)
+    state = read_weights(file) if file else _published(arch, weights)
+    state = {OLD_DENSENET.sub(r"\1\2", key): value for key, value in state.items()}
+    if file:
+        state = _own_part(state, model, file)
     try:
         fitted = fitting(state, model, source=weights)
     except EncoderError:

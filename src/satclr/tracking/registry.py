@@ -238,7 +238,7 @@ class _Registry:
         delta, low, high = contrasts.gap(ours, theirs)
         over = "validation tiles" + (" and seeds" if len(ours + theirs) > 2 else "")
         interval = f"{who}: Δ validation mAP {delta:+.4f} [{low:+.4f}, {high:+.4f}] over {over}"
-        short = f"not shown to be better than {interval}, short by {-low:.4f}"
+        short = f"not shown to be better than {interval}, short by {abs(low):.4f}"
         return low > 0, f"better than {interval}" if low > 0 else short, delta, low, high
 
     def decision(self, outcome: Outcome, version: Any, champion: Any, reason: str, *difference: float) -> Decision:
