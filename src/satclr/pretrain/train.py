@@ -155,7 +155,7 @@ def train(
     bar = progress.bar("pretrain", steps * config.epochs, "steps", start=done)
     with bar as advance, machine.stop.deferred() as stop:
         for epoch in range(state.epoch, config.epochs):
-            started, first = time.monotonic(), state.step
+            began, first = time.monotonic(), state.step
             order = rows[randomness.permutation(len(rows), run.seed, "order", epoch).numpy()]
             batches = tiles.split_batches(order, size)[first:steps]
             own = [np.concatenate([batch[part.own] for part in parts]) for batch in batches]
@@ -165,14 +165,13 @@ def train(
                 source = randomness.generator(run.seed, "views", *at)
                 drawn = views.draw(source, 2 * size, run.settings.views, tile_px=pixels.shape[1])
                 targets = torch.from_numpy(store.targets[batch]).bool().to(device).repeat(2, 1)  # (2B,K)
-                rate = optimizers.learning_rate(config, epoch * steps + state.step, steps)
-                optimizer.param_groups[0]["lr"] = rate
+                rate = optimizer.param_groups[0]["lr"] = optimizers.learning_rate(config, done, steps)
                 optimizer.zero_grad(set_to_none=True)
                 encode = partial(project, forward, inputs, pixels, drawn, (run.seed, "dropout", *at))
                 loss = optimizers.backward(model, encode, parts, partial(objective, targets, epoch))
                 optimizer.step()
                 objective.after_step(model)
-                state.step += 1
+                state.step, done = state.step + 1, done + 1
                 unread.append((loss, batch))
                 last, due = state.step == steps, stop.requested is not None or checkpoints.due()
                 if last or due or device.type == "cpu" or len(unread) == LOSSES_AT_ONCE:
@@ -189,9 +188,8 @@ def train(
                     if leader and stop.requested is not None:  # the others stay: process 0 may need them for its step
                         progress.say(f"stopped {state}; the same command resumes from there")
                         stop.leave()
-            speed = (steps - first) * size / (time.monotonic() - started)
             if leader:
-                log(state.epoch, state.curve[-1] | {"tiles_per_s": speed})
+                log(state.epoch, state.curve[-1] | {"tiles_per_s": (steps - first) * size / (time.monotonic() - began)})
     checkpoint.require_finite(encoder.state_dict(), state)  # the last loss precedes the last update
     model.eval()
     return state.curve, _label_logits(model, store, run, inputs) if config.objective == "mulcon" else {}
