@@ -120,9 +120,10 @@ def objectives(report: dict[str, Any]) -> list[tuple[str, ...]]:
 def temperatures(report: dict[str, Any]) -> list[tuple[str, ...]]:
     """Validation mAP of each objective at each temperature, on the first seed."""
     tried = {arm: facts["temperatures"] for arm, facts in report["grid"].items() if "temperatures" in facts}
-    rows: list[tuple[str, ...]] = [("validation mAP", *(f"τ = {t}" for t in next(iter(tried.values()))))]
+    taus = sorted(next(iter(tried.values())), key=float)
+    rows: list[tuple[str, ...]] = [("validation mAP", *(f"τ = {t}" for t in taus))]
     for arm, at in tried.items():
-        values = [m["val_mAP"] for m in at.values()]
+        values = [at[t]["val_mAP"] for t in taus]
         rows.append((f"`{arm}`", *(f"**{v:.3f}**" if v == max(values) else f"{v:.3f}" for v in values)))
     return rows
 
