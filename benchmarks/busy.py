@@ -2,9 +2,9 @@
 
     python benchmarks/busy.py [--quick]
 
-OpenMP's threads spin while they wait, which on a busy core takes the time that the others need. `satclr` sets
-OMP_WAIT_POLICY=passive. Each way trains in a process of its own, quiet and beside a process that computes on one
-core; all ways take turns, so that a change of the machine's speed reaches each.
+OpenMP's threads spin while they wait, which on a busy core takes the time that the others need. Where others are busy
+as it starts, `satclr` sets OMP_WAIT_POLICY=passive. Each way trains in a process of its own, quiet and beside a process
+that computes on one core; all ways take turns, so that a change of the machine's speed reaches each.
 """
 
 from __future__ import annotations

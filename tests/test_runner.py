@@ -1,7 +1,7 @@
 import os
 import subprocess
 import sys
-import threading
+import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -48,23 +48,24 @@ def test_a_concurrent_run_of_a_stage_waits_and_prints_the_pid(tmp_path: Path) ->
         assert second.returncode == 0
 
 
-class AtOnce(threading.Timer):
-    def start(self) -> None:
-        self.function()
-
-
 @pytest.mark.parametrize(("others_s", "told"), [(4.0, ""), (9.0, "keep 0.9 of 2 cores busy")])
-def test_a_busy_machine_is_pointed_out(
+def test_a_busy_machine_is_pointed_out_and_threads_do_not_spin_there(
     others_s: float, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     times = namedtuple("times", "user idle iowait")  # noqa: PYI024 - as psutil has it
-    spent = iter([times(1.0, 2.0, 3.0), times(1.0 + others_s, 9.0, 3.0)])
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    later = times(1.0 + others_s, 9.0, 3.0)
+    spent, clock = iter([times(1.0, 2.0, 3.0), later, later]), iter([0.0, 10.0, 10.0])
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # and restore it afterwards
+        monkeypatch.delenv(name)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(psutil, "cpu_times", lambda: next(spent))
     monkeypatch.setattr(psutil.Process, "cpu_times", lambda _self: (0.0, 0.0))
-    monkeypatch.setattr(threading, "Timer", AtOnce)
-    runner._watch_others("embed")
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    others = runner._Others()
+    others.make_room()
+    assert os.environ.get("OMP_WAIT_POLICY") == ("passive" if told else None)
+    others.point_out("embed")
     printed = capsys.readouterr().err
     assert told in printed
     assert ("OMP_NUM_THREADS=1 may be faster" in printed) == bool(told)

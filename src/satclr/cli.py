@@ -228,8 +228,6 @@ def main() -> None:
     """Run a command; an error that a person can correct is one message, not a traceback."""
     from satclr import machine
 
-    # Before torch loads OpenMP: threads that wait by spinning halve the speed as soon as another process is busy.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # torch silences this itself, unless the thread that imports MLflow resets the filters meanwhile.
     warnings.filterwarnings("ignore", "Warning only once for all operators", UserWarning)
     machine.stop.listen()

@@ -6,6 +6,7 @@ Also how its errors read and which exit code they give.
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
@@ -62,7 +63,10 @@ def profile_stage(module: str, profile: str | None) -> None:
 
 def arm_stage(name: str, arm: str, profile: str | None, seed: int | None) -> None:
     """Run a stage of an arm: alone on its files, with what it logs and publishes."""
-    stage, run = ARM_STAGES[name], find_project(profile).run(arm, seed)
+    stage, others = ARM_STAGES[name], _Others()
+    run = find_project(profile).run(arm, seed)
+    if stage.shared:
+        others.make_room()
     if stage.publish:
         from satclr.tracking import runs, store
 
@@ -79,39 +83,46 @@ def arm_stage(name: str, arm: str, profile: str | None, seed: int | None) -> Non
         if stage.live and not idle and os.environ.get("RANK", "0") == "0":
             logged = import_module("satclr.tracking.live").live(run, name, fingerprint)
         if stage.shared:
-            _watch_others(name)
+            timer = threading.Timer(WATCH_S, _Others().point_out, (name,))
+            timer.daemon = True
+            timer.start()
         with logged as log:
             module.run(run, log)
         if stage.publish:
             runs.publish(run)
 
 
-def _watch_others(name: str) -> None:
-    """Say after WATCH_S if other processes keep cores busy: every step waits for the slowest thread."""
-    import psutil
+class _Others:
+    """What other processes take of this machine, from the moment at which this is made."""
 
-    from satclr import progress
+    def __init__(self) -> None:
+        self._began, self._before = time.monotonic(), self._spent_s()
 
-    own, cores = psutil.Process(), os.cpu_count() or 1
+    def make_room(self) -> None:
+        """Have threads wait without spinning where others keep cores busy. Has no effect once torch is loaded."""
+        if self._busy_cores() > BUSY_CORES:
+            os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-    def spent_s() -> tuple[float, float]:
-        """Processor time of the whole machine, and of this process."""
-        times = psutil.cpu_times()
-        return sum(times) - times.idle - getattr(times, "iowait", 0.0), sum(own.cpu_times()[:2])
+    def point_out(self, name: str) -> None:
+        """Say if others keep cores busy: every step waits for the slowest thread."""
+        from satclr import progress
 
-    before = spent_s()
-
-    def look() -> None:
-        machine_s, own_s = (now - then for now, then in zip(spent_s(), before, strict=True))
-        busy = (machine_s - own_s) / WATCH_S
+        busy, cores = self._busy_cores(), os.cpu_count() or 1
         if busy > BUSY_CORES and "OMP_NUM_THREADS" not in os.environ:
-            fewer = max(1, cores - round(busy))
-            others = f"other processes keep {busy:.1f} of {cores} cores busy and slow all threads"
-            progress.say(f"{name}: {others}; OMP_NUM_THREADS={fewer} may be faster")
+            slow = f"other processes keep {busy:.1f} of {cores} cores busy and slow all threads"
+            progress.say(f"{name}: {slow}; OMP_NUM_THREADS={max(1, cores - round(busy))} may be faster")
 
-    timer = threading.Timer(WATCH_S, look)
-    timer.daemon = True
-    timer.start()
+    def _busy_cores(self) -> float:
+        return (self._spent_s() - self._before) / (time.monotonic() - self._began)
+
+    @staticmethod
+    def _spent_s() -> float:
+        """Their processor time so far."""
+        import psutil
+
+        times = psutil.cpu_times()
+        own = sum(psutil.Process().cpu_times()[:2])
+        return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - own)
 
 
 @contextmanager
