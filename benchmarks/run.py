@@ -30,6 +30,7 @@ MODULES = (
     "views",
     "pretrain",
     "convolution",
+    "malloc",
     "busy",
     "ablation",
     "loss_memory",

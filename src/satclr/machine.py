@@ -3,13 +3,14 @@
 torch is imported inside functions, so that a stage that works on numbers starts quickly.
 """
 
+import ctypes
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -65,6 +66,17 @@ def autocast(where: "torch.device", computed: str) -> "torch.autocast":
     import torch
 
     return torch.autocast(where.type, torch.bfloat16, enabled=computed == "bfloat16")
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what tensors free for the next step; mapping pages anew is a good part of a step on a CPU.
+
+    `benchmarks/malloc.py` measures it. Does nothing with another C library.
+    """
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for a large tensor
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: nothing is given back
 
 
 @contextmanager

@@ -112,6 +112,7 @@ def pretrain(run: Run, folder: Path, log: Log) -> None:
     heads: dict[str, Tensor] = {}
     if config.objective != "none":
         progress.say("pretraining in {}: {}".format(*machine.precision(config.precision)))
+        machine.keep_freed_memory()
         curve, heads = train(store, encoder, width, run=run, folder=folder, log=log, save=save)
     if distributed.rank() > 0:
         return
