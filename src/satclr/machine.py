@@ -69,7 +69,7 @@ def autocast(where: "torch.device", computed: str) -> "torch.autocast":
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what tensors free, for the next step. Mapping new pages takes 4% of a step (benchmarks/malloc.py).
+    """Have glibc keep what tensors free, for the next step. Mapping new pages takes 4% of it (benchmarks/malloc.py).
 
     Does nothing with another C library.
     """
