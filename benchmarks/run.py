@@ -42,6 +42,7 @@ MODULES = (
     "tracking",
     "quality",
 )
+OWN_FILES = {"starts", "before"}  # compare checkouts, and run on their own
 BY_NAME_ALONE = {"quality"}  # takes as long as all others together
 TARGETS = {
     "views at 224 px against the paper's transform": 3.0,
@@ -115,7 +116,7 @@ def markdown(benchmark: str) -> str:
     """A benchmark's rows as the docs show them, the kinds of CPU on which it ran side by side."""
     kinds: dict[str, dict[str, Row]] = {}
     for kind, shown in KINDS.items():
-        path = RESULTS / (f"starts-{kind}.json" if benchmark == "starts" else f"{kind}.json")
+        path = RESULTS / (f"{benchmark}-{kind}.json" if benchmark in OWN_FILES else f"{kind}.json")
         rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
         if found := {row["name"]: row for row in rows if row["benchmark"] == benchmark}:
             kinds[shown] = found
