@@ -4,9 +4,9 @@ In: the model in training. Out: numbers for pretrain.csv and MLflow, and one war
 A measurement changes nothing of the training. Its views come from a generator of their own, the same in every epoch.
 """
 
-import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +40,8 @@ def after_epoch(
     """
     config, epoch = run.settings.pretrain, len(former) + 1
     rows = _some(store, "train", max(MIN_TILES, min(TILES, len(store.rows("train")) // SHARE)), run)
-    h, z = _encode_views(_still(model), store, rows, run, inputs)
+    with _still(model):
+        h, z = _encode_views(model, store, rows, run, inputs)
     values = measure(h, z, model)
     if config.knn_every_epochs and (epoch % config.knn_every_epochs == 0 or epoch == config.epochs):
         model.eval()  # with BatchNorm's running statistics, as the encoder will be used
@@ -95,13 +96,20 @@ def knn_scores(queries: Tensor, features: Tensor, targets: Tensor) -> Tensor:
     return torch.einsum("mk,mkl->ml", (near / TEMPERATURE).softmax(1), targets[rows])
 
 
-def _still(model: nn.Sequential) -> nn.Sequential:
-    """A copy without dropout, with BatchNorm by the batch: its running statistics lag behind in the first epochs."""
-    still = copy.deepcopy(model).eval()
-    for norm in still.modules():
-        if isinstance(norm, BatchNorm):
-            norm.running_mean = norm.running_var = None
-    return still
+@contextmanager
+def _still(model: nn.Module) -> Iterator[None]:
+    """No dropout, and BatchNorm by the batch: its running statistics lag behind in the first epochs, and stay."""
+    norms = [m for m in model.modules() if isinstance(m, BatchNorm)]
+    kept = [(norm.running_mean, norm.running_var) for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.running_mean = norm.running_var = None
+    try:
+        yield
+    finally:
+        for norm, (mean, var) in zip(norms, kept, strict=True):
+            norm.running_mean, norm.running_var = mean, var
+        model.train()
 
 
 def _encode_views(
