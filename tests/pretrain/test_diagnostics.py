@@ -101,7 +101,11 @@ def test_one_process_measures_by_the_batch_without_the_others() -> None:
     model, x = nn.Sequential(nn.BatchNorm1d(4)), torch.randn(6, 4)
     expected = model(x)
     model[0].__class__ = distributed.SyncBatchNorm  # as processes on CPUs have it
-    torch.testing.assert_close(diagnostics._still(model)(x), expected)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with diagnostics._still(model):
+        torch.testing.assert_close(model(x), expected)
+    assert model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 @pytest.mark.slow
