@@ -1,5 +1,8 @@
 """One reader for import, prepare and predict: bands, palettes, masks and depths of TIFFs."""
 
+import os
+import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +117,30 @@ def test_the_scale_is_the_percentiles_of_valid_pixels(tmp_path: Path) -> None:
     assert pixels.measured(sorted(tmp_path.iterdir())) == pytest.approx((low, high), rel=1e-3)
     save(tmp_path / "d.tif", RGB)
     assert pixels.measured([tmp_path / "d.tif"]) is None
+
+
+def test_a_tile_is_read_while_another_thread_ends_reading_and_restores_its_filters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = [threading.Event() for _ in range(3)]
+
+    def overlapping(source: Path) -> None:
+        """The first to begin is the first to end, and only then does the second meet a warning."""
+        begun, both, ended = order
+        if source.name == "first":
+            with pixels._reasons():
+                begun.set()
+                assert both.wait(9)
+            ended.set()
+        else:
+            assert begun.wait(9)
+            with pixels._reasons():
+                both.set()
+                assert ended.wait(9)
+                warnings.warn("no place on Earth", UserWarning, stacklevel=1)
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    before = list(warnings.filters)
+    with pixels.workers() as pool:
+        list(pool.map(overlapping, [tmp_path / "first", tmp_path / "second"]))
+    assert warnings.filters == before

@@ -9,9 +9,11 @@ Pixels of other than 8 bits are scaled: `scale` (low, high) becomes 0 to 255, ro
 """
 
 import io
+import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +74,16 @@ def _reasons() -> Iterator[None]:
         if isinstance(error, TileError) or (isinstance(error, OSError) and error.errno is not None):
             raise
         raise TileError(" ".join(str(error).split()) or type(error).__name__) from None
+
+
+@contextmanager
+def workers() -> Iterator[ThreadPoolExecutor]:
+    """Threads that read image files, a core each.
+
+    Warnings are off for all at once: filters belong to the process, and threads that set them restore each other's.
+    """
+    with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield pool
 
 
 def decode(

@@ -11,7 +11,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, compress
 from pathlib import Path
 from typing import Any, Final
@@ -199,7 +198,7 @@ def _pack(
     digest = hashlib.sha256()
     with (
         packed.open("wb") as file,
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        pixels.workers() as pool,
         progress.bar(f"decode {data.name}", len(sources)) as advance,
     ):
         np.lib.format.write_array_header_1_0(file, header)

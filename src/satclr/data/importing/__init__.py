@@ -11,16 +11,14 @@ resumes; one with invalid input leaves nothing behind.
 """
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
 from satclr import files, progress
-from satclr.data import labels
+from satclr.data import labels, pixels
 from satclr.data.importing import archives, bigearthnet, layout
 from satclr.data.importing.archives import SourceError
 from satclr.data.importing.plan import Plan
@@ -105,7 +103,7 @@ def _write(plan: Plan, target: Path, made: Path) -> None:
     pending = [(tile, path) for tile, path in everything if not path.exists()]
     archives.require_space(made, sum(tile.size for tile, _ in pending))
     with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        pixels.workers() as pool,
         progress.bar(f"import {target.name}", len(everything), start=len(everything) - len(pending)) as advance,
     ):
         for start in range(0, len(pending), CHUNK):
