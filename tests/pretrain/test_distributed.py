@@ -49,6 +49,7 @@ def losses_and_gradients() -> Results:
         model = net(norm)
         distributed.synchronize_batch_norm(model)
         loss, gradients = cached(model, x, y, name, size)
+        assert not any(buffer.requires_grad for buffer in model.buffers()), "running statistics keep no graph"
         results[f"{name} {norm} {size}"] = [loss, *gradients, *(b.double() for b in model.buffers())]
     return results
 

@@ -197,9 +197,10 @@ class _Normalize(torch.autograd.Function):
         mean = (parts * means).sum(0)
         var = (parts * (variances + (means - mean).square())).sum(0)
         y = nn.functional.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
-        ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt(), counts.sum())
-        ctx.mark_non_differentiable(mean, var)
-        return y, mean, var, counts.sum()
+        count = counts.sum()
+        ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt(), count)
+        ctx.mark_non_differentiable(mean, var, count)  # or running_var would keep the graph of every step
+        return y, mean, var, count
 
     @staticmethod
     @once_differentiable
