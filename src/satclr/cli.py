@@ -75,9 +75,9 @@ def arms(profile: Profile = None, encoders: Encoders = False) -> None:
     project = find_project(profile)
     runs, clashes = project.all_arms()
     if encoders:
-        from satclr.study import encoders as study
+        from satclr.pretrain import architectures
 
-        progress.print_table(study.table(runs.values()), header=study.COLUMNS)
+        progress.print_table(architectures.table(runs.values()), header=architectures.COLUMNS)
         return
     running = project.params.run
     reference, first = running[0], runs[running[0]].flat()

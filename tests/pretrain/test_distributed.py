@@ -35,6 +35,7 @@ TERMS = 2 * B * 36 + 216 + 2 * B  # longest sums: rows and pixels of a weight's 
 # learning rate whatever the gradient, make rounding visible. No blur: its sums depend on the chunk of views.
 CALM: dict[str, Any] = {"arch": "squeezenet1_1", "projection": {"batch_norm": False}, "optimizer": "lars"}
 CALM = {"views": {"blur_p": 0.0}, "pretrain": CALM | {"learning_rate": 1.0, "epochs": 3, "select": 2}}
+NORMED: dict[str, Any] = {"views": CALM["views"], "pretrain": {"optimizer": "lars", "knn_every_epochs": 1}}
 CALM_TERMS = 16 * 15 * 15 + 9 * 64 + 512  # views and pixels of the first layer, longest convolution, projection
 
 Results = dict[str, list[Tensor]]
@@ -59,6 +60,7 @@ def work(root: Path) -> None:
     with distributed.group("cpu"):
         torch.save(losses_and_gradients(), root / f"results-{distributed.rank()}.pt")
         train.run(make_run(root, **CALM), lambda epoch, _: (root / f"log-{distributed.rank()}-{epoch}").touch())
+        train.run(make_run(root, seed=1, **NORMED), lambda *_: None)
 
 
 def launch(
@@ -100,6 +102,14 @@ def test_two_processes_train_as_one(roots: tuple[Path, Path]) -> None:
     assert abs(one[-1] - one[0]) > 1e-3  # the weights did move
     assert [files.load_facts(make_run(root, **CALM).encoder)["epoch"] for root in roots] == ["2", "2"]
     assert sorted(path.name for path in roots[1].glob("log-*")) == ["log-0-1", "log-0-2", "log-0-3"]
+
+
+def test_diagnostics_of_two_processes_are_those_of_one(roots: tuple[Path, Path]) -> None:
+    one, two = (files.read_csv(make_run(root, seed=1).results / "pretrain.csv") for root in roots)
+    for a, b in zip(one, two, strict=True):
+        assert float(b["knn_val_mAP"]) > 0  # nearest neighbours of so small an encoder hang on rounding
+        for name in ("loss", "effective_rank", "projection_rank"):
+            assert float(b[name]) == pytest.approx(float(a[name]), rel=0.01), name
 
 
 def test_a_process_that_dies_ends_the_run_and_another_number_resumes_it(

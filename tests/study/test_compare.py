@@ -103,6 +103,8 @@ def test_results_that_are_damaged_missing_or_of_other_tiles_are_not_compared(tmp
         (other.results / name).write_text(content)
         refused(files.FileError, name)
         (other.results / name).write_bytes(before)
+    np.savez(other.results / "scores.npz", labels=np.array(measured.LABELS))
+    refused(files.FileError, r"scores\.npz lacks 'test_scores'; run `satclr evaluate`")
     (other.results / "scores.npz").unlink()
     refused(ProjectError, r"simclr-s0/scores\.npz does not exist")
     other.results.rename(tmp_path / "before")

@@ -95,6 +95,10 @@ def test_what_does_not_fit_is_named(measured: Path, tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(ProjectError, match=r"compare\.json does not exist"):
         reporting.run(Project(tmp_path / "copy"))
+    shutil.copy(measured / "reports/tiny/compare.json", path)
+    (tmp_path / "copy/build/tiny/audit.json").write_text('{"tiles": 3}')
+    with pytest.raises(FileError, match=r"audit\.json is of a `satclr prepare` that did not finish"):
+        reporting.run(Project(tmp_path / "copy"))
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,8 @@ def test_an_arm_run_shows_every_number_of_the_results(make: Make) -> None:
     audit = {"tiles": 1200, "findings": findings, "flagged": {"a.jpg": [], "b.jpg": []}}
     audit |= {"near_duplicates": {"groups_across_splits": 1}, "unlabelled": {"tiles": 9}}
     files.write_json(run.store / "audit.json", audit)
+    assert content.audit(run) == ({}, ""), "of a `prepare` that did not finish"
+    files.write_json(run.store / "audit.json", audit | {"split": {}})
     run_id = runs.publish(run)
     client = store.open_store(project.root, "tiny").client
     shown = client.get_run(run_id)

@@ -11,7 +11,7 @@ import re
 import sys
 import zipfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ HEADS = ("fc", "classifier", "head", "heads", "head_dist")
 TIMM = "timm/"
 AUXILIARY = {"googlenet", "inception_v3"}  # torchvision's with auxiliary heads
 OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")  # names in published files: norm.1 for norm1
+
+COLUMNS = ("encoder, weights", "parameters", "width", "crop_px", "normalization")  # of `table`
 
 State = Mapping[str, torch.Tensor]
 
@@ -165,6 +167,32 @@ def own_statistics(run: Run) -> Statistics | None:
     elif trained:
         found = torchvision.models.get_model_weights(name)[config.weights].transforms()
     return (tuple(found.mean), tuple(found.std)) if found else IMAGENET
+
+
+def table(runs: Iterable[Run]) -> list[tuple[str, ...]]:
+    """Each distinct encoder of the runs, by `COLUMNS`, or the reason why it cannot be built. Weights take no memory."""
+    rows: dict[tuple[object, ...], tuple[str, ...]] = {}
+    for run in runs:
+        config, crop_px = run.settings.pretrain, run.settings.views.crop_px
+        name = f"{config.arch}\n{config.weights}"
+        if (key := (name, crop_px, config.normalization)) in rows:
+            continue
+        try:
+            model = skeleton(config.arch, crop_px)
+            sizes = (sum(p.numel() for p in model.parameters()), feature_dim(model, config.arch, crop_px))
+            cells = (*(f"{size:,}" for size in sizes), str(crop_px), f"{config.normalization}\n{_statistics(run)}")
+        except EncoderError as error:
+            cells = ("", "", str(crop_px), str(error))
+        rows[key] = (name, *cells)
+    return list(rows.values())
+
+
+def _statistics(run: Run) -> str:
+    try:
+        mean, std = own_statistics(run) or input_statistics(run, tiles.open_store(run.store))
+    except tiles.TileError:
+        return "run `satclr prepare`"
+    return "mean {:.3f} {:.3f} {:.3f}\nstd {:.3f} {:.3f} {:.3f}".format(*mean, *std)
 
 
 def _published(arch: str, weights: str) -> State:

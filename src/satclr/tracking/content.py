@@ -11,7 +11,7 @@ import yaml
 
 from satclr import files
 from satclr.project import Run, leaves
-from satclr.study.results import Results, git_state
+from satclr.study.results import Results, git_state, read_json
 
 NUMBERS = ("test_mAP_sd", "test_mAP_bias", "val_mAP", "p_value", "p_holm", "labels_better", "labels_worse")
 ESTIMATES = [f"{kind}_{name}" for kind in ("test", "delta") for name in ("mAP", "converged_mAP", "within_category_mAP")]
@@ -194,11 +194,11 @@ def data_md5(run: Run) -> str | None:
 
 
 def audit(run: Run) -> tuple[dict[str, int], str]:
-    """The numbers of build/<profile>/audit.json, none if it does not exist, and its worst finding."""
+    """The numbers of build/<profile>/audit.json and its worst finding; none without one of a finished `prepare`."""
     file = run.store / "audit.json"
-    if not file.is_file():
+    tree = read_json(file) if file.is_file() else {}
+    if "split" not in tree:
         return {}, ""
-    tree = json.loads(file.read_text(encoding="utf-8"))
     levels = [finding["level"] for finding in tree["findings"]]
     numbers = {
         "tiles": tree["tiles"],

@@ -70,6 +70,8 @@ def look(
 
 def _plan(source: Path, scratch: Path, labels_source: Path | None, labels_from: str | None, unlabelled: bool) -> Plan:
     if bigearthnet.recognise(source):
+        if labels_source or labels_from == "folders":
+            raise SourceError(f"{source}: BigEarthNet has its labels in {bigearthnet.METADATA}; pass no others")
         return bigearthnet.plan(source, unlabelled=unlabelled)
     return layout.plan(source, scratch, labels_source=labels_source, labels_from=labels_from, unlabelled=unlabelled)
 

@@ -30,7 +30,8 @@ HARDEST, EXAMPLES = 6, 4  # labels; tiles of each kind for each
 def run(project: Project) -> Path:
     """Write report.html, print its path and size, and return the path.
 
-    Raises `files.FileError` where compare.json has other arms than params.yaml runs, and as `Results` does.
+    Raises `files.FileError` where compare.json has other arms than params.yaml runs and where `prepare` did not finish,
+    and as `Results` does.
     """
     arms = {seeds[0].arm: [Results(run) for run in seeds] for seeds in project.arms()}
     report = read_json(existing(project.reports / "compare.json", project.root))
@@ -60,6 +61,10 @@ def _render(project: Project, report: dict[str, Any], arms: Arms) -> tuple[str, 
     )  # fmt: skip
     store = tiles.open_store(project.store)
     audit = read_json(existing(store.folder / "audit.json", project.root))
+    if "split" not in audit:
+        raise files.FileError(
+            f"build/{project.profile}/audit.json is of a `satclr prepare` that did not finish; run it"
+        )
     entries, verdict = report["arms"], compare.answer(report)
     best = max(entries, key=lambda name: float(entries[name]["val_mAP"]))
     first = {name: seeds[0] for name, seeds in arms.items()}
