@@ -1,6 +1,8 @@
 import json
 import re
 import shutil
+import signal
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as nst
 from PIL import Image
 
-from satclr import files, randomness
-from satclr.data import prepare, splits, tiles
+from satclr import files, machine, randomness
+from satclr.data import duplicates, prepare, splits, tiles
 from tests.conftest import make_run, write_tile
 
 
@@ -53,6 +55,20 @@ def test_the_store_holds_every_tile_and_the_statistics_of_the_training_tiles(
     np.testing.assert_allclose(mean, pixels.mean(axis=(0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(std, pixels.std(axis=(0, 1, 2)), rtol=1e-12)
     assert store.statistics("imagenet") == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_a_stop_leaves_the_former_store_with_its_audit(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(data)
+    files_of = {path: path.read_bytes() for path in (data.parent / "build").iterdir()}
+
+    def stopped(*_: object) -> None:
+        monkeypatch.setattr(machine.stop, "requested", signal.SIGTERM)
+        sys.exit(143)
+
+    monkeypatch.setattr(duplicates, "pairs", stopped)
+    with pytest.raises(SystemExit):
+        run(data, tile_px=32)
+    assert {path: path.read_bytes() for path in (data.parent / "build").iterdir()} == files_of
 
 
 def sums_of(pixels: Any) -> prepare.Sums:

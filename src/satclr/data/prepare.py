@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from satclr import files, progress, randomness
+from satclr import files, machine, progress, randomness
 from satclr.data import audit, duplicates, labels, pixels, splits, tiles
 from satclr.params import Data
 from satclr.project import Project
@@ -92,7 +92,8 @@ def write_store(data: Path, out: Path, settings: Data) -> None:
             files.write_json(stats, facts | ({"scale": scale} if scale else {}))
             (out / "stats.json").unlink(missing_ok=True)
     finally:
-        files.write_json(out / "audit.json", record, allow_nan=True)
+        if not machine.stop.requested:  # else the former store stays, with its audit
+            files.write_json(out / "audit.json", record, allow_nan=True)
 
 
 def _training(data: Path, settings: Data, table: labels.Labels, labelled: list[tuple[int, Path]]) -> list[Path]:
