@@ -23,7 +23,7 @@ repro: setup         ## run the ablation: fetch the sample, run every stage that
 	$(RUN) dvc repro
 
 test: setup          ## run the default test suite
-	OMP_NUM_THREADS=1 $(RUN) pytest -m "not slow" --numprocesses auto --maxprocesses 4
+	$(RUN) pytest -m "not slow" --numprocesses auto --maxprocesses 4
 
 test-slow: setup     ## run the long tests: servers, browsers, real data
 	$(RUN) --group test-s3 pytest -m slow

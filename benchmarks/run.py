@@ -29,6 +29,7 @@ KINDS = {"avx512": "AVX512", "avx2": "AVX2"}  # files of results, as the docs' t
 MODULES = (
     "views",
     "pretrain",
+    "precision",
     "convolution",
     "malloc",
     "busy",
@@ -73,12 +74,14 @@ def main() -> None:
     if unknown:
         arguments.error(f"no benchmark is called {', '.join(sorted(unknown))}; there are {', '.join(MODULES)}")
     which = given.which or [name for name in MODULES if name not in BY_NAME_ALONE]
-    rows = [row for name in which for row in measured(name, quick=given.quick)]
-    if not given.quick:
-        rows = kept(set(which)) + rows
-        rows.sort(key=lambda row: MODULES.index(row["benchmark"]))
-        document = {"machine": common.machine(), "tiles": common.data().name, "rows": rows}
-        OUT.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    rows: list[Row] = []
+    for name in which:
+        found = measured(name, quick=given.quick)
+        rows += found
+        if not given.quick:  # each at once: a later one may fail
+            everything = sorted(kept(name) + found, key=lambda row: MODULES.index(row["benchmark"]))
+            document = {"machine": common.machine(), "tiles": common.data().name, "rows": everything}
+            OUT.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     show(rows)
 
 
@@ -99,12 +102,12 @@ def judged(row: Row) -> Row:
     return row if target is None else {**row, "target": target, "met": row["ratio"] >= target}
 
 
-def kept(measured_now: set[str]) -> list[Row]:
-    """Rows of the last run's other benchmarks, if that was on this kind of machine and these versions."""
+def kept(measured_now: str) -> list[Row]:
+    """Rows of the other benchmarks so far, if they were measured on this kind of machine and these versions."""
     if not OUT.exists():
         return []
     last: dict[str, Any] = json.loads(OUT.read_text(encoding="utf-8"))
-    rows = [row for row in last["rows"] if row["benchmark"] not in measured_now]
+    rows = [row for row in last["rows"] if row["benchmark"] != measured_now]
     threads = {"torch_threads": None}  # each benchmark's own affair
     if rows and last["machine"] | threads != common.machine() | threads:
         Console(stderr=True).print(f"{len(rows)} rows of another machine or other versions are dropped")

@@ -1,6 +1,11 @@
 """A tiny data set and a project around it, for tests that run stages for real."""
 
 import os
+
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before NumPy and torch: training amplifies rounding, which depends on it
+
 import shutil
 import subprocess
 import sys
@@ -92,7 +97,7 @@ def write_data(folder: Path, *, tiles_per_category: int = 16, seed: int = 0) -> 
 def tiny_params() -> dict[str, Any]:
     """The project's own params.yaml with one more profile, small enough for a test."""
     tree: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
-    tree["profile"] = "tiny"
+    tree |= {"profile": "tiny", "seeds": [0], "run": ["baseline", "simclr"]}
     tree["machine"]["deterministic"] = True
     tree["profiles"]["tiny"] = {
         "data": {"tile_px": 40},

@@ -89,7 +89,7 @@ def arms(profile: Profile = None, encoders: Encoders = False) -> None:
     rows = [(name, "yes" if name in running else "no", text) for name, text in (changes | clashes).items()]
     progress.print_table(rows, header=("arm", "runs", f"changes to {reference}"))
     typer.echo("\nFor the encoders' size and input statistics: satclr arms --encoders")
-    typer.echo("To try a value that an arm inherits: dvc exp run -S '+arms.simclr.pretrain.temperature=0.1'")
+    typer.echo("To try a value that an arm inherits: dvc exp run --temp -S '+arms.simclr.pretrain.temperature=0.1'")
 
 
 @app.command()
@@ -149,8 +149,8 @@ def import_(
     with runner.lock(project.root, f"import-{name}"):
         plan = importing.run(source, project.root / "data" / name, **given, confirm=ask)
     typer.echo(f"{plan}\nimported as data/{name}; data/{name}/import.json lists everything that was read and skipped")
-    profile = "" if name in project.params.profiles else f"add a profile {name!r} to params.yaml, then "
-    typer.echo(f"next: `dvc add data`, then {profile}`dvc exp run -S profile={name}`")
+    added = "" if name in project.params.profiles else f"add a profile {name!r} and "
+    typer.echo(f"next: run `dvc add data`, {added}set `profile: {name}` in params.yaml, and run `dvc repro`")
 
 
 @app.command()

@@ -106,11 +106,11 @@ def _check_names(params: Params) -> None:
         for name, sections in getattr(params, kind).items():
             for key in required:  # if only as `{}`: DVC stops at a missing parameter
                 if key not in sections:
-                    raise ParamsError(f"{kind}.{name}.{key} is missing; add `{key}: {{}}` to change nothing")
+                    raise ParamsError(f"{FILE}: {kind}.{name}.{key} is missing; add `{key}: {{}}` to change nothing")
             for key in sections:
                 if key not in allowed:
                     path = _printable(f"{kind}.{name}.{key}")
-                    raise ParamsError(f"{path}: unknown key; allowed are {', '.join(allowed)}")
+                    raise ParamsError(f"{FILE}: {path}: unknown key; allowed are {', '.join(allowed)}")
 
 
 def _validate(model: type[M], tree: Mapping[str, Any], *, sources: Mapping[str, Mapping[str, Any]]) -> M:

@@ -103,7 +103,7 @@ def test_what_is_damaged_is_named(download: Download, tmp_path: Path) -> None:
     source, rows, _ = download
     patch = rows[3]["patch_id"]
     for other in ({"labels_source": source}, {"labels_from": "folders"}):
-        with pytest.raises(importing.SourceError, match=r"has its labels in metadata\.parquet"):
+        with pytest.raises(importing.SourceError, match="has labels of its own"):
             importing.look(source, **other)
     band = source / "BigEarthNet-S2" / SCENES[1] / patch / f"{patch}_B03.tif"
     whole = band.read_bytes()

@@ -129,7 +129,7 @@ def test_an_encoder_without_a_feature_map_cannot_have_label_queries(arch: str, c
 
 
 def test_mulcon_is_scored_by_its_own_heads_beside_the_probe(root: Path, store: tiles.TileStore) -> None:
-    changes = {"epochs": 8, "learning_rate": 3e-3, "keep_epochs": [3]}
+    changes = {"epochs": 16, "learning_rate": 3e-3, "keep_epochs": [3]}
 
     def evaluated(select: str | int) -> tuple[Run, files.Arrays, str]:
         run = make_run(root, "mulcon", pretrain=changes | {"select": select}, views={"crop_px": 64})

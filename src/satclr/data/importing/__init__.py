@@ -25,6 +25,7 @@ from satclr.data.importing.plan import Plan
 
 __all__ = ["SourceError", "look", "run"]
 
+KNOWN: Final = (bigearthnet,)  # importers of their own: `recognise(source)` and `plan(source, unlabelled=)`
 CHUNK: Final = 1024  # tiles in flight
 SKIPPED_MAX: Final = 0.01  # a larger share of images and rows without partner is asked about
 
@@ -69,10 +70,12 @@ def look(
 
 
 def _plan(source: Path, scratch: Path, labels_source: Path | None, labels_from: str | None, unlabelled: bool) -> Plan:
-    if bigearthnet.recognise(source):
-        if labels_source or labels_from == "folders":
-            raise SourceError(f"{source}: BigEarthNet has its labels in {bigearthnet.METADATA}; pass no others")
-        return bigearthnet.plan(source, unlabelled=unlabelled)
+    for importer in KNOWN:
+        if importer.recognise(source):
+            if labels_source or labels_from == "folders":
+                raise SourceError(f"{source} has labels of its own; leave out --labels and --labels-from")
+            plan: Plan = importer.plan(source, unlabelled=unlabelled)
+            return plan
     return layout.plan(source, scratch, labels_source=labels_source, labels_from=labels_from, unlabelled=unlabelled)
 
 

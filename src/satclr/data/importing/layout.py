@@ -16,6 +16,7 @@ from satclr.data.importing import archives, reading, tables
 from satclr.data.importing.archives import Member, SourceError
 from satclr.data.importing.plan import SHOWN, Names, Plan, Row, Table, Tile, split_of
 from satclr.data.tiles import SUFFIXES, TileError
+from satclr.files import some
 
 KEPT: Final = frozenset({".jpg", ".jpeg", ".png"})  # other images of 8 bits become PNG, without loss
 DOCUMENTS: Final = frozenset(map(str.lower, labels.DOCUMENTS))
@@ -54,8 +55,11 @@ def plan(
             advice = "correct it, or pass `--labels-from folders` to label each tile by its folder"
             raise SourceError(f"no table labels these images: {files or 'the download has none'}; {advice}")
         labelled = _label_by_folder(images)
+        kinds = Counter(member.path.suffix.lower() or member.path.name for member in members)
+        rest = [f"{count:,} {kind}" for kind, count in kinds.items() if kind not in (*SUFFIXES, *tables.SUFFIXES)]
         reason = "labels from folders" if labels_from else "no label table"
-        notes.append(f"{reason}: each tile's only label is its folder")
+        found = f" (other files: {some(rest)})" if rest and not labels_from else ""
+        notes.append(f"{reason}{found}: each tile's only label is its folder")
     labelled = dict(sorted(labelled.items()))
     without = [image for i, image in enumerate(images) if i not in labelled]
     if labels_from is None:
@@ -86,7 +90,7 @@ def _images(members: Sequence[Member]) -> list[Tile]:
     found: list[Tile] = []
     for member, path, as_it_is, category, name in zip(members, paths, kept, categories, names, strict=True):
         size = 0 if as_it_is and member.unpacked else member.file.stat().st_size
-        write = partial(archives.copy if as_it_is else _to_png, member)
+        write = partial(archives.copy if as_it_is else to_png, member)
         found.append(Tile(category, name, path, size, write))
     return found
 
@@ -244,7 +248,7 @@ def _tables(labelled: Mapping[int, Row], images: Sequence[Tile]) -> dict[str, Ta
     return result
 
 
-def _to_png(member: Member, target: Path) -> None:
+def to_png(member: Member, target: Path) -> None:
     """Write an image of 8 bits as PNG, without data transparent."""
     with archives.complete(target) as part:
         try:
