@@ -50,13 +50,16 @@ def test_the_docs_show_the_committed_coverage() -> None:
     assert found["coverage_over_tiles"].keys() == committed["rows"][0]["coverage_over_tiles"].keys()
 
 
-@pytest.mark.parametrize("name", ["growth", "jobs", "shards"])
-def test_the_docs_show_the_committed_tables(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "doc"),
+    [("growth", "docs/scale.md"), ("jobs", "docs/scale.md"), ("shards", "docs/scale.md"), ("clone", "README.md")],
+)
+def test_the_docs_show_the_committed_tables(name: str, doc: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(FOLDER)
     benchmark = importlib.import_module(name)
     committed = json.loads(benchmark.OUT.read_text())
     assert committed.get("same_results", True)
-    assert benchmark.table(committed) in (FOLDER.parent / "docs" / "scale.md").read_text()
+    assert benchmark.table(committed) in (FOLDER.parent / doc).read_text()
 
 
 @pytest.mark.slow
