@@ -2,9 +2,8 @@
 
 import os
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # before NumPy and torch: training amplifies rounding, which depends on it
+# Before NumPy and torch are imported. Training amplifies rounding, which depends on the number of threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import shutil
 import subprocess
