@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import rasterio
 
 from satclr import files
 from satclr.data import tiles
 from tests.test_cli import STAGES, satclr, succeed
 
-rasterio = pytest.importorskip("rasterio")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*geotransform.*")
 
 SIDE = 48
@@ -68,6 +68,8 @@ def test_a_set_of_deep_geotiffs_goes_from_import_to_a_scenes_labels(
     assert len(list((root / "data/tiny/Images").rglob("*.tif"))) == 36, "not lessened to 8 bits"
     for command in (["prepare"], *([stage, "--arm", "baseline"] for stage in STAGES), ["register"]):
         succeed(*command, capsys=capsys)
+    (requirements,) = (root / "mlruns").rglob("requirements.txt")
+    assert f"rasterio=={rasterio.__version__}" in requirements.read_text().split()
     store = tiles.open_store(root / "build/tiny")
     low, high = store.stats["scale"]
     assert 200 < low < 600

@@ -9,7 +9,9 @@ from unittest.mock import Mock
 
 import numpy as np
 import openpyxl
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 from scipy.io import savemat
 
 from satclr.data import importing, labels
@@ -137,9 +139,8 @@ def test_no_damage_to_a_table_ends_in_a_traceback_or_in_folders_as_labels(tmp_pa
 
 
 def test_a_parquet_table_is_read(tmp_path: Path) -> None:
-    parquet: Any = pytest.importorskip("pyarrow.parquet")
     folder_of(tmp_path / "set", images())
-    parquet.write_table(pytest.importorskip("pyarrow").Table.from_pylist(RECORDS), tmp_path / "set" / "train.parquet")
+    parquet.write_table(pa.Table.from_pylist(RECORDS), tmp_path / "set" / "train.parquet")
     assert labels_of(importing.look(tmp_path / "set")) == EXPECTED
 
 

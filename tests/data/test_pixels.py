@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import rasterio
 from PIL import Image
 
 from satclr.data import pixels
 from satclr.data.tiles import TileError
 from satclr.tracking import predict
 
-rasterio = pytest.importorskip("rasterio")
 pytestmark = pytest.mark.filterwarnings("ignore:.*geotransform.*", "ignore::PendingDeprecationWarning")
 
 Array = npt.NDArray[Any]

@@ -173,7 +173,6 @@ def test_valid_pixels_and_the_scale_are_settings(data: Path) -> None:
     table.write_text(table.read_text().replace("road_00003.jpg", "road_00003.tif"))
     (data / "Images/road/road_00003.jpg").unlink()
     Image.fromarray(np.full((40, 40), 300, np.uint16)).save(data / "Images/road/road_00003.tif")
-    pytest.importorskip("rasterio")
     store = run(data, scale=[200, 400])
     assert np.unique(store.pixels[store.names.index("road_00003.tif")]).tolist() == [128]
     assert store.stats["scale"] == [200, 400]

@@ -1,6 +1,5 @@
 """Image files: a whole picture of 8 bits a channel is taken as it is, anything else is refused with its reason."""
 
-import importlib.util
 import io
 import struct
 import warnings
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -80,11 +80,7 @@ def whole() -> list[Picture]:
 
 
 def only_gdal() -> Iterator[Picture]:
-    """TIFFs that Pillow does not read; none without rasterio (`uv sync --group geo`)."""
-    if importlib.util.find_spec("rasterio") is None:
-        return
-    import rasterio
-
+    """TIFFs that Pillow does not read."""
     rgb = np.asarray(noise())
     infrared = np.concatenate([rgb, 255 - rgb[..., :1]], axis=2)
     ways: dict[str, tuple[Any, dict[str, Any]]] = {

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pytest
+import rasterio
 import torch
 
 from satclr import files
@@ -202,7 +203,6 @@ def test_a_damaged_or_foreign_champion_is_refused(
 
 @pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
 def test_a_scene_is_cut_into_located_tiles(tmp_path: Path) -> None:
-    rasterio = pytest.importorskip("rasterio")
     scene_pixels = np.random.default_rng(0).integers(0, 256, (3, 70, 100), np.uint8)
     transform = rasterio.transform.from_origin(500_000, 4_000_000, 2.0, 2.0)
     facts = {"driver": "GTiff", "width": 100, "height": 70, "count": 3, "dtype": "uint8", "crs": "EPSG:32633"}

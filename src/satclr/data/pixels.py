@@ -237,13 +237,9 @@ def _from_pillow(image: Image.Image) -> Raster:
 
 @contextmanager
 def _opened(source: bytes | Path) -> Iterator[Any]:
-    """An open rasterio data set of one image. Raises `TileError` without rasterio."""
-    try:
-        import rasterio
-    except ModuleNotFoundError:
-        raise TileError(
-            "more than 8 bits per channel, more bands or GDAL's tags: reading it requires rasterio, uv sync --group geo"
-        ) from None
+    """An open rasterio data set of one image."""
+    import rasterio
+
     driver = "GTiff" if _is_tiff(source) else "PNG"  # GDAL's others may name further files
     with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="TRUE"), rasterio.open(_file(source), driver=driver) as data:
         if (frames := len(data.subdatasets)) > 1:

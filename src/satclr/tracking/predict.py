@@ -14,14 +14,11 @@ import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from PIL import Image
 
 from satclr import files, progress
 from satclr.data import pixels
@@ -159,7 +156,7 @@ def find(paths: Iterable[str | Path], *, scene_tile_px: int = 256) -> list[Sourc
 
     A TIFF larger than `scene_tile_px` is a scene: it is cut into squares of that side, and those at its right and
     lower edge are moved inwards to stay whole. Pixels are read when the tile is.
-    Raises `TrackingError` for a path that does not exist, a folder without pictures, a scene without rasterio.
+    Raises `TrackingError` for a path that does not exist, a folder without pictures, a scene of too many tiles.
     """
     return [source for path in paths for file in _files(str(path)) for source in _tiles(file, scene_tile_px)]
 
@@ -183,14 +180,8 @@ def _tiles(file: Path, side_px: int) -> Iterator[Source]:
     if file.suffix.lower() not in SCENES:
         yield whole
         return
-    try:
-        import rasterio
-    except ModuleNotFoundError:
-        with suppress(OSError), Image.open(file) as image:  # a damaged file is reported when the tile is read
-            if max(image.size) > side_px:
-                raise TrackingError(f"{file} is a scene; cutting it requires rasterio: uv sync --group geo") from None
-        yield whole
-        return
+    import rasterio
+
     try:  # by content GDAL would open other formats too, some of which name further files to read
         with warnings.catch_warnings(action="ignore"), rasterio.open(file, driver="GTiff") as scene:
             width, height, transform, located = scene.width, scene.height, scene.transform, scene.crs is not None

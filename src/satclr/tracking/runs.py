@@ -158,6 +158,7 @@ def _log_model(store: Store, results: Results, probe: LinearProbe, run_id: str) 
     run, client = results.run, store.client
     facts = {"arm": run.arm, "seed": run.seed, "profile": run.profile, "digest": results.digest}
     packages = [*PACKAGES, *["timm"] * str(probe.encoder.get("arch")).startswith("timm/")]
+    packages += ["rasterio"] * ("scale" in probe.encoder)  # to read tiles of other than 8 bits
     model = client.create_logged_model(store.experiment_id, run.key, run_id)
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(action="ignore"):  # advice on type hints

@@ -37,7 +37,7 @@ def recognise(source: Path) -> bool:
 def plan(source: Path, *, unlabelled: bool = False) -> Plan:
     """Plan the import of those patches that are in `source`: all, or some acquisitions; unlabelled: see `layout.plan`.
 
-    Raises `SourceError` without any patch, for invalid metadata, and where pyarrow is not installed.
+    Raises `SourceError` without any patch, and for invalid metadata.
     """
     rows = _metadata(source / METADATA)
     root = source / FOLDER if (source / FOLDER).is_dir() else source
@@ -79,8 +79,6 @@ def _tile(root: Path, category: str, patch: str) -> Tile:
 def _metadata(path: Path) -> list[dict[str, Any]]:
     try:
         rows = tables.parquet(path)
-    except tables.UnreadError as error:
-        raise SourceError(f"{path}: {error}") from None
     except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
         raise SourceError(f"{path}: not a readable parquet file ({error}); download it again") from None
     for column in COLUMNS:

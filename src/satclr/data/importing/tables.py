@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -94,12 +93,10 @@ def _numbered(rows: Iterable[Sequence[Cell]], unit: str) -> list[Row]:
 
 
 def parquet(path: Path) -> list[dict[str, Any]]:
-    """The rows of a parquet file, without columns of bytes. Raises `UnreadError` without pyarrow."""
-    try:
-        reader = import_module("pyarrow.parquet")
-    except ImportError:
-        raise UnreadError("needs pyarrow; `uv sync --group geo` installs it") from None
-    with reader.ParquetFile(path) as file:
+    """The rows of a parquet file, without columns of bytes."""
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(path) as file:
         columns = [field.name for field in file.schema_arrow if "binary" not in str(field.type)]
         rows: list[dict[str, Any]] = file.read(columns).to_pylist()
     return rows
