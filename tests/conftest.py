@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from selenium import webdriver
 
 from satclr import files, machine
 from satclr.data import prepare, tiles
@@ -124,6 +125,25 @@ def make_run(root: Path = Path(), arm: str = "simclr", seed: int = 0, **changes:
     tree["profiles"]["tiny"] = merge(tree["profiles"]["tiny"], changes)
     settings = resolve_settings(Params.model_validate(tree), "tiny", arm)
     return Run(root, "tiny", arm, seed, settings, deterministic=True)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Chromium, for all tests of a module."""
+    chromium, driver = (shutil.which(name) for name in ("chromium", "chromedriver"))
+    if not chromium or not driver:
+        pytest.skip("no browser here: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
+    off = ("gpu", "dev-shm-usage", "quic", "background-networking", "component-update", "sync")
+    for switch in ("headless=new", "no-sandbox", "no-first-run", *(f"disable-{feature}" for feature in off)):
+        options.add_argument(f"--{switch}")
+    options.add_argument("--window-size=1500,950")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    window = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield window
+    window.quit()
 
 
 @pytest.fixture(scope="session")

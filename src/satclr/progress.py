@@ -73,15 +73,15 @@ def _speaks() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def print_table(rows: Sequence[tuple[str, ...]], *, header: tuple[str, ...]) -> None:
-    """Print rows under `header` on standard output."""
+def print_table(rows: Sequence[tuple[str, ...]], *, header: tuple[str, ...], width: int | None = None) -> None:
+    """Print rows under `header` on standard output, as wide as the terminal or `width`. Text is folded, never cut."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for i, title in enumerate(header):
         table.add_column(title, no_wrap=i == 0, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))  # not markup: [/] may be in a setting or a file's name
-    Console().print(table)
+    Console(width=width).print(table)

@@ -1,13 +1,11 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from selenium import webdriver
 from selenium.webdriver.support import ui as support
 
 from satclr.data import tiles
@@ -99,25 +97,6 @@ def test_what_does_not_fit_is_named(measured: Path, tmp_path: Path) -> None:
     (tmp_path / "copy/build/tiny/audit.json").write_text('{"tiles": 3}')
     with pytest.raises(FileError, match=r"audit\.json is of a `satclr prepare` that did not finish"):
         reporting.run(Project(tmp_path / "copy"))
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Chromium, without a network, for all tests of this file."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    chromium, driver = next(filter(None, map(shutil.which, names)), None), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("no Chromium with chromedriver on this machine")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
-    off = ("gpu", "dev-shm-usage", "quic", "background-networking", "component-update", "sync")
-    for switch in ("headless=new", "no-sandbox", "no-first-run", *(f"disable-{feature}" for feature in off)):
-        options.add_argument(f"--{switch}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield chrome
-    chrome.quit()
 
 
 def opened(browser: Any, path: Path, *, width_px: int = 1280, scheme: str = "light") -> None:

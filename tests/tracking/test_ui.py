@@ -1,7 +1,6 @@
 """The pages that people open, in a real browser (Debian's packages chromium and chromium-driver)."""
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +11,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from selenium.common.exceptions import StaleElementReferenceException
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
 
 from satclr.project import Project
 from satclr.tracking import registry
@@ -22,24 +24,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::R
 WAIT_S = 300
 SHOTS = "SATCLR_SCREENSHOTS"  # a folder to keep the pictures in
 PROJECT = "SATCLR_PROJECT"  # a project after `dvc repro`, to look at instead of a made-up one
-
-
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("no browser here: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    switches = ("headless=new", "no-sandbox", "disable-gpu", "disable-background-networking", "no-first-run")
-    for switch in (*switches, "window-size=1500,950"):
-        options.add_argument(f"--{switch}")
-    window = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    try:
-        yield window
-    finally:
-        window.quit()
 
 
 def made(folder: Path) -> Path:
@@ -72,10 +56,6 @@ def satclr_ui(project: Path) -> Iterator[str]:
 def test_a_browser_shows_arms_curves_and_champion(
     tmp_path: Path, browser: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from selenium.common.exceptions import StaleElementReferenceException
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.support.ui import WebDriverWait
-
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     project = made(tmp_path)
     shots = Path(os.environ.get(SHOTS, tmp_path))

@@ -22,6 +22,7 @@ from satclr.study.results import Arms, Results
 PAPER = {"mlrsnet": {"baseline": 0.6361, "simclr": 0.9133}}
 CURVES = {"train_loss": "training loss", "val_loss": "validation loss", "val_mAP": "validation mAP"}
 LABEL_COLUMNS = ("arm", "label", "AP", "AP_lo", "AP_hi", "delta_AP", "delta_AP_lo", "delta_AP_hi")
+TABLE_WIDTH = 120  # characters, on a narrower terminal too
 
 Row = tuple[str, ...]
 
@@ -60,7 +61,9 @@ def run(project: Project) -> dict[str, Any]:
     cells = [(n, *row) for n, table in by_label.items() for row in zip(test.labels, table.tolist(), strict=True)]
     rows = [[name, label, *("" if np.isnan(v) else v for v in values)] for name, label, values in cells]
     files.write_csv(out / "per_class_ap.csv", LABEL_COLUMNS, rows)
-    _print(arm_table(report), *other_tables(report))
+    for header, *lines in (arm_table(report), *other_tables(report)):
+        progress.print_table(lines, header=header, width=TABLE_WIDTH)
+        print()
     for note in probe_notes(report):
         print(note)
     return report
@@ -214,19 +217,3 @@ def probe_notes(report: Mapping[str, Any]) -> Iterator[str]:
 
 def _span(ends: Sequence[float], sign: str = "") -> str:
     return f"{ends[0]:{sign}.4f} to {ends[1]:{sign}.4f}"
-
-
-def _print(*tables: Sequence[Row]) -> None:
-    """Print tables to standard output, each under its header, with a blank line between them."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(markup=False, highlight=False, width=120)
-    for i, (header, *rows) in enumerate(tables):
-        if i:
-            console.print()
-        shown = Table(*header, box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-        shown.columns[0].no_wrap, shown.columns[0].min_width = True, max(len(row[0]) for row in rows)
-        for row in rows:
-            shown.add_row(*row)
-        console.print(shown)
