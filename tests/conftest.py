@@ -165,9 +165,9 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project folder with the store, models, results and comparison of three arms, all made up."""
     from satclr.study import compare
 
-    from .study import measured
+    from . import made_up
 
-    project = measured.project(tmp_path_factory.mktemp("measured"))
+    project = made_up.project(tmp_path_factory.mktemp("measured"))
     compare.run(project)
     return project.root
 

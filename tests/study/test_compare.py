@@ -15,8 +15,7 @@ from satclr.project import ProjectError
 from satclr.study import compare, contrasts
 from satclr.study import report as reporting
 from satclr.study.results import Results
-
-from . import measured
+from tests import made_up
 
 
 @pytest.fixture(autouse=True)
@@ -25,8 +24,8 @@ def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_contrasts_are_later_minus_earlier_with_paired_intervals(tmp_path: Path) -> None:
-    skills = {"baseline": 0.1, "simclr": 1.0, "random": 0.0}
-    report = compare.run(measured.project(tmp_path, skills, seeds=(0, 1, 2)))
+    skills = {"baseline": 0.35, "simclr": 3.5, "random": 0.0}
+    report = compare.run(made_up.project(tmp_path, skills, seeds=(0, 1, 2)))
     assert json.loads((tmp_path / "reports/tiny/compare.json").read_text()) == report
     arms = report["arms"]
     pairs = {(c["arm"], c["against"]): c for c in report["contrasts"]}
@@ -35,7 +34,7 @@ def test_contrasts_are_later_minus_earlier_with_paired_intervals(tmp_path: Path)
     assert won["delta_mAP"] == pytest.approx(arms["simclr"]["test_mAP"] - arms["baseline"]["test_mAP"])
     assert 0 < won["ci95"][0] < won["delta_mAP"] < won["ci95"][1]
     assert won["p_value"] < 0.03  # 100 resamples give no less than 0.02
-    assert (won["labels_better"], won["labels_worse"], lost["labels_better"]) == (3, 0, 0)
+    assert (won["labels_better"], won["labels_worse"], lost["labels_better"]) == (4, 0, 0)
     assert won["p_holm"] < 0.001 < lost["p_holm"] < 0.1
     assert won["depends_on_probe"]  # since the probe to convergence brings the arms together
     assert won["delta_mAP"] - won["delta_converged_mAP"] > won["delta_by_probe_ci95"][0] > 0
@@ -47,9 +46,9 @@ def test_contrasts_are_later_minus_earlier_with_paired_intervals(tmp_path: Path)
 
 
 def test_the_ladder_climbs_in_the_order_of_params(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    skills = {"simclr": 1.0, "baseline": 0.3, "baseline_batch_norm": 0.1}
+    skills = {"simclr": 3.5, "baseline": 1.0, "baseline_batch_norm": 0.3}
     rungs = ("baseline_as_released", "baseline_batch_norm", "baseline", "simclr")
-    steps = compare.run(measured.project(tmp_path, skills, ladder=rungs))["ladder"]
+    steps = compare.run(made_up.project(tmp_path, skills, ladder=rungs))["ladder"]
     assert [step["arm"] for step in steps] == ["baseline_batch_norm", "baseline", "simclr"]
     for below, step in pairwise(steps):
         assert step["against"] == below["arm"]
@@ -63,8 +62,8 @@ def test_the_ladder_climbs_in_the_order_of_params(tmp_path: Path, capsys: pytest
 def test_leakage_compares_an_arm_with_itself_without_near_duplicates(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    skills = {"simclr_by_group": 0.3, "baseline": 0.1, "simclr": 1.0, "baseline_by_group": 0.1}
-    report = compare.run(measured.project(tmp_path, skills, seeds=(0, 1)))
+    skills = {"simclr_by_group": 1.0, "baseline": 0.3, "simclr": 3.5, "baseline_by_group": 0.3}
+    report = compare.run(made_up.project(tmp_path, skills, seeds=(0, 1)))
     rows = {row["by_tile"]: row for row in report["leakage"]}
     by_group = {name: row["by_group"] for name, row in rows.items()}
     assert by_group == {"baseline": "baseline_by_group", "simclr": "simclr_by_group"}
@@ -76,22 +75,22 @@ def test_leakage_compares_an_arm_with_itself_without_near_duplicates(
 
 
 def test_an_undefined_ap_counts_as_zero_only_where_asked(tmp_path: Path) -> None:
-    run = measured.project(tmp_path, {"baseline": 0.5}).run("baseline")
-    for undefined_ap, share in (("exclude", 1.0), ("zero", 0.75)):
+    run = made_up.project(tmp_path, {"baseline": 1.5}).run("baseline")
+    for undefined_ap, share in (("exclude", 1.0), ("zero", 0.8)):
         settings = contrasts.changed(run.settings, "evaluate", "undefined_ap", undefined_ap)
         arms = {"baseline": [Results(replace(run, settings=settings))]}
-        measures = contrasts.measure(arms, ["scene"] * measured.TILES["test"])
+        measures = contrasts.measure(arms, ["scene"] * made_up.TILES["test"])
         entry, expected = contrasts.numbers(arms, measures)["arms"]["baseline"], arms["baseline"][0].metrics["test_mAP"]
         assert entry["test_mAP"] == pytest.approx(expected * share)
         assert entry["test_mAP_ci95"][0] < entry["test_mAP"] < entry["test_mAP_ci95"][1]
         assert entry["test_within_category_mAP"] == pytest.approx(expected)
-        alone = contrasts.measure(arms, [f"scene {i}" for i in range(measured.TILES["test"])])
+        alone = contrasts.measure(arms, [f"scene {i}" for i in range(made_up.TILES["test"])])
         assert np.isnan(contrasts.numbers(arms, alone)["arms"]["baseline"]["test_within_category_mAP"])
         assert np.isnan(contrasts.contrast(alone, "baseline", "baseline")["delta_within_category_mAP_ci95"]).all()
 
 
 def test_results_that_are_damaged_missing_or_of_other_tiles_are_not_compared(tmp_path: Path) -> None:
-    project = measured.project(tmp_path)
+    project = made_up.project(tmp_path)
     other = project.run("simclr")
 
     def refused(error: type[ValueError], message: str) -> None:
@@ -103,17 +102,17 @@ def test_results_that_are_damaged_missing_or_of_other_tiles_are_not_compared(tmp
         (other.results / name).write_text(content)
         refused(files.FileError, name)
         (other.results / name).write_bytes(before)
-    np.savez(other.results / "scores.npz", labels=np.array(measured.LABELS))
+    np.savez(other.results / "scores.npz", labels=np.array(made_up.LABELS))
     refused(files.FileError, r"scores\.npz lacks 'test_scores'; run `satclr evaluate`")
     (other.results / "scores.npz").unlink()
     refused(ProjectError, r"simclr-s0/scores\.npz does not exist")
     other.results.rename(tmp_path / "before")
-    measured.write_results(other, 1.0, tiles=50)
+    made_up.write(other, tiles=50)
     refused(files.FileError, "simclr-s0 and baseline-s0 differ")
 
 
 def test_changed_weights_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = measured.project(tmp_path, {"baseline": 0.5}).run("baseline")
+    run = made_up.project(tmp_path, {"baseline": 1.5}).run("baseline")
     settings = contrasts.changed(run.settings, "pretrain", "weights", "start.safetensors")
     everything = [Results(replace(run, settings=settings))]
     start = tmp_path / "start.safetensors"
@@ -128,7 +127,7 @@ def test_changed_weights_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFix
 
 SUFFIXES = {"statistics": "_statistics", "BatchNorm": "_batch_norm", "epoch": "_epoch"}
 SUBSETS = [s for n in range(4) for s in combinations(SUFFIXES, n)]
-SKILLS = (1.0, 0.3, 0.9, 0.8, 0.4, 0.1, 0.6, 0.2)  # each departure costs skill, more where the statistics are wrong
+SKILLS = (3.5, 1.0, 3.1, 2.8, 1.4, 0.3, 2.1, 0.7)  # each departure costs skill, more where the statistics are wrong
 CELLS = {f"baseline{''.join(SUFFIXES[name] for name in s)}": skill for s, skill in zip(SUBSETS, SKILLS, strict=True)}
 
 
@@ -158,7 +157,7 @@ def test_shapley_values_are_effects_averaged_over_orders(count: int, seed: int) 
 def test_eight_arms_are_attributed_with_the_intervals_of_the_contrasts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    project = measured.project(tmp_path, dict(reversed(CELLS.items())), seeds=(0, 1))
+    project = made_up.project(tmp_path, dict(reversed(CELLS.items())), seeds=(0, 1))
     report = json.loads(json.dumps(compare.run(project)))
     (found,) = report["factorial"]
     assert (found["arm"], found["against"]) == ("baseline_statistics_batch_norm_epoch", "baseline")
@@ -182,4 +181,4 @@ def test_eight_arms_are_attributed_with_the_intervals_of_the_contrasts(
 
 def test_a_missing_cell_leaves_no_factorial(tmp_path: Path) -> None:
     skills = {name: skill for name, skill in CELLS.items() if name != "baseline_batch_norm_epoch"}
-    assert compare.run(measured.project(tmp_path, skills))["factorial"] == []
+    assert compare.run(made_up.project(tmp_path, skills))["factorial"] == []

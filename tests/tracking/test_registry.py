@@ -145,7 +145,7 @@ def test_a_version_shows_its_origin(make: Make) -> None:
     version = store.open_store(project.root, "tiny").client.get_model_version_by_alias("satclr-tiny", "champion")
     assert version.tags["satclr.test_mAP"].startswith(f"{metrics['test_mAP']:.6f} [")
     assert {f"satclr.{key}" for key in ("arm", "seed", "data_md5", "commit", "fingerprint")} < set(version.tags)
-    parts = ("Intended use", "Data", "Limits", "Licence", "| parking lot | 0.", "unknown quality: tennis court")
+    parts = ("Intended use", "Data", "Limits", "Licence", "| parking lot | 0.", "unknown quality: never seen")
     assert not [part for part in parts if part not in version.description]
     assert len(version.description) < 5000
 
