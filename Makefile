@@ -12,9 +12,11 @@ help:                ## show this list
 
 setup: .venv/.ready  ## install everything into .venv
 
-.venv/.ready: uv.lock pyproject.toml
-	@test -x "$(UV)" || { python3 -m venv .cache/uv && .cache/uv/bin/pip install --quiet uv==$(UV_VERSION); } \
+$(UV):
+	@{ python3 -m venv .cache/uv && .cache/uv/bin/pip install --quiet uv==$(UV_VERSION); } \
 	  || { echo "error: uv could not be installed; install python3-venv, or uv itself"; exit 1; }
+
+.venv/.ready: uv.lock pyproject.toml | $(UV)
 	$(UV) sync --quiet --frozen --compile-bytecode
 	@touch $@
 

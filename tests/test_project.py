@@ -47,7 +47,7 @@ def project(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """A copy of the finished project in another folder, whose MLflow store is filled again."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     copy = Path(shutil.copytree(finished, tmp_path / "project", symlinks=True))
-    assert sh(copy, "satclr", "sync").startswith("2 arm runs in the store\nchampion restored")
+    assert sh(copy, "satclr", "sync").startswith("2 arm runs of tiny in the store\nchampion restored")
     return copy
 
 
@@ -102,9 +102,9 @@ def test_another_machine_pulls_syncs_and_predicts(project: Path, tmp_path: Path,
     assert not list((elsewhere / "mlruns").glob("*.db"))
     sh(elsewhere, "dvc", "pull", "--quiet")
     first = sh(elsewhere, "satclr", "sync")
-    assert first.startswith("2 arm runs in the store\nchampion restored")
+    assert first.startswith("2 arm runs of tiny in the store\nchampion restored")
     assert sorted(arm_runs(elsewhere).values()) == ["baseline-s0", "simclr-s0"]
-    assert sh(elsewhere, "satclr", "sync") == "2 arm runs in the store\n"
+    assert sh(elsewhere, "satclr", "sync") == "2 arm runs of tiny in the store\n"
     tile = str(project / TILE)
     here, there = (sh(folder, "satclr", "predict", "--json", tile) for folder in (project, elsewhere))
     assert json.loads(here)["probabilities"]

@@ -64,7 +64,7 @@ def test_a_set_of_deep_geotiffs_goes_from_import_to_a_scenes_labels(
     (source := tmp_path / "download").mkdir()
     download(source)
     out = succeed("import", str(source), "tiny", capsys=capsys)
-    assert "36 tiles, 3 categories, 3 labels" in out
+    assert "36 tiles, 3 categories (by folder), 3 labels" in out
     assert len(list((root / "data/tiny/Images").rglob("*.tif"))) == 36, "not lessened to 8 bits"
     for command in (["prepare"], *([stage, "--arm", "baseline"] for stage in STAGES), ["register"]):
         succeed(*command, capsys=capsys)

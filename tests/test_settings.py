@@ -62,7 +62,7 @@ def test_as_released_is_the_paper_but_for_the_notebooks_departures(arm: str, tex
         ({"arms": {"simclr": {"pretrain": {"objective": "simclr"}}}}, ["arms.simclr.pretrain.objective", "nt_xent"]),
         ({"arms": {"simclr": {"embed": {}}}}, ["arms.simclr.embed", "unknown key"]),
         ({"arms": {"Sim CLR": {"pretrain": {}}}}, ["Sim CLR"]),
-        ({"run": ["baseline", "moco"]}, ["moco", "baseline, simclr"]),
+        ({"run": ["baseline", "moco"]}, ["moco", "did you mean mulcon?"]),
         ({"run": []}, ["run"]),
         ({"seeds": [0, 0]}, ["seeds: duplicate entry 0"]),
         ({"seeds": [-1]}, ["seeds.0 = -1"]),

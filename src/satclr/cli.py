@@ -99,11 +99,11 @@ def views(
     profile: Profile = None,
     seed: Annotated[int, typer.Option(help="Seed of the random views.")] = 0,
 ) -> None:
-    """Draw a contact sheet of tiles' views: one row per augmentation, as pretraining sees them."""
+    """Draw a contact sheet of tiles' views: a row for each augmentation alone, then all as pretraining sees them."""
     from satclr.pretrain.views import sheet
 
     sheet.write(tiles, out, find_project(profile).settings, seed=seed)
-    typer.echo(f"{out}: {len(tiles)} tiles")
+    typer.echo(str(out))
 
 
 @app.command()
@@ -130,7 +130,9 @@ def import_(
     name: Annotated[str, typer.Argument(help="The data set's name; it becomes data/NAME.")],
     labels: Annotated[Path | None, typer.Option(help="The label table or tables, if apart from the images.")] = None,
     labels_from: Annotated[LabelsFrom | None, typer.Option(help="Labels from folders only, or tables only.")] = None,
-    unlabelled: Annotated[bool, typer.Option("--unlabelled", help="Keep images without a row.")] = False,
+    unlabelled: Annotated[
+        bool, typer.Option("--unlabelled", help="Keep images without a row, for pretraining: in data/NAME/Unlabelled.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be imported; write nothing.")] = False,
 ) -> None:
     """Convert a downloaded data set to the layout that `prepare` reads: data/NAME."""
@@ -149,15 +151,18 @@ def import_(
     with runner.lock(project.root, f"import-{name}"):
         plan = importing.run(source, project.root / "data" / name, **given, confirm=ask)
     typer.echo(f"{plan}\nimported as data/{name}; data/{name}/import.json lists everything that was read and skipped")
-    added = "" if name in project.params.profiles else f"add a profile {name!r} and "
-    typer.echo(f"next: run `dvc add data`, {added}set `profile: {name}` in params.yaml, and run `dvc repro`")
+    steps = ["run `dvc add data`"] + [f"add a profile {name!r}"] * (name not in project.params.profiles)
+    steps += ["set its data.split.file: split.csv"] * (plan.split is not None)
+    typer.echo(f"next: {', '.join(steps)}, set `profile: {name}` in params.yaml, and run `dvc repro`")
 
 
 @app.command()
 def predict(
     tiles: Annotated[list[str], typer.Argument(help="Tiles, folders, globs, or GeoTIFF scenes, which are cut up.")],
     profile: Profile = None,
-    top: Annotated[int, typer.Option(help="How many probabilities to show per tile.", min=1)] = 5,
+    top: Annotated[
+        int, typer.Option(help="Show at least so many labels: those of the tile, others in ( ).", min=1)
+    ] = 5,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per tile.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV with every label's probability.")] = False,
     scene_tile_px: Annotated[int, typer.Option(help="Side of the tiles that a scene is cut into.", min=8)] = 256,
@@ -165,6 +170,8 @@ def predict(
     """Label tiles with the registered champion."""
     from satclr.tracking import predict as serving
 
+    if json and csv:
+        raise typer.BadParameter("choose --json or --csv")
     form = "json" if json else "csv" if csv else "table"
     failed = serving.run(find_project(profile), tiles, form=form, top=top, scene_tile_px=scene_tile_px)
     sys.exit(1 if failed else 0)
@@ -180,11 +187,11 @@ def export(target: Annotated[Path, typer.Argument(help="The ONNX file to write."
 
 
 @app.command()
-def promote(version: str, profile: Profile = None) -> None:
+def promote(version: Annotated[str, typer.Argument(help="The version's number.")], profile: Profile = None) -> None:
     """Make a registered version champion, whatever the gate decided."""
     from satclr.tracking import registry
 
-    typer.echo(registry.promote(find_project(profile), version).reason)
+    typer.echo(registry.promote(find_project(profile), version))
 
 
 @app.command()
@@ -192,7 +199,7 @@ def rollback(profile: Profile = None) -> None:
     """Make the former champion champion again."""
     from satclr.tracking import registry
 
-    typer.echo(registry.rollback(find_project(profile)).reason)
+    typer.echo(registry.rollback(find_project(profile)))
 
 
 @app.command()
@@ -216,7 +223,7 @@ def sync(profile: Profile = None) -> None:
 
     project = find_project(profile)
     published, missing = runs.publish_all(project)
-    typer.echo(f"{len(published)} arm runs in the store")
+    typer.echo(f"{len(published)} arm runs of {project.profile} in the store")
     for line in missing:
         typer.echo(f"skipped: {line}", err=True)
     restored = registry.restore(project)

@@ -4,6 +4,7 @@ Only this module knows which file goes where; stages are handed a `Run` or a `Pr
 """
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -128,6 +129,11 @@ def home(root: Path) -> Path:
     """The project that a copy of it belongs to: `dvc exp run --temp` and `--queue` run in its .dvc/tmp/exps."""
     root = root.resolve()
     return next((p.parent for p in root.parents if p.name == ".dvc" and root.is_relative_to(p / "tmp" / "exps")), root)
+
+
+def experiment(root: Path) -> str | None:
+    """The name of the DVC experiment that runs in `root`, if it is a temporary copy of its project."""
+    return os.environ.get("DVC_EXP_NAME") if home(root) != root.resolve() else None
 
 
 def leaves(tree: Any, joint: str, name: str = "") -> Iterator[tuple[str, Any]]:

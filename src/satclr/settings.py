@@ -5,6 +5,7 @@ In: params.yaml. Out: `load` → Params, `resolve(params, profile, arm)` → Set
     satclr arms
 """
 
+import difflib
 import re
 import reprlib
 from collections.abc import Mapping
@@ -87,9 +88,11 @@ def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pick(table: Mapping[str, dict[str, Any]], name: str, kind: str) -> dict[str, Any]:
-    """The entry `name` of profiles or arms; raises `ParamsError` listing the known ones."""
+    """The entry `name` of profiles or arms; raises `ParamsError` with the nearest names, or all."""
     if name not in table:
-        raise ParamsError(f"unknown {kind} {_brief(name)}; {FILE} has {', '.join(table)}")
+        near = difflib.get_close_matches(str(name), table)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"{FILE} has {', '.join(table)}"
+        raise ParamsError(f"unknown {kind} {_brief(name)}; {hint}")
     return table[name]
 
 
@@ -133,6 +136,8 @@ def _sentence(problem: Any, model: type[Model], sources: Mapping[str, Mapping[st
     path = _origin(keys, sources)
     if problem["type"] == "extra_forbidden":
         return f"{path}: unknown key; allowed are {', '.join(_keys_at(model, loc[:-1]))}"
+    if problem["type"] == "string_pattern_mismatch":
+        message = "use lower-case letters, digits and _, beginning with a letter"
     if problem["type"] == "missing":
         return f"{path} is missing"
     return f"{path} = {_brief(problem['input'])}: {message}"

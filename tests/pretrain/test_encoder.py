@@ -216,7 +216,7 @@ def test_a_saved_encoder_comes_back(saved: Path) -> None:
     assert not model.training
     facts = files.load_facts(saved)
     assert (facts["arch"], facts["feature_dim"], facts["std"]) == ('"resnet18"', "512", "[0.2, 0.2, 0.2]")
-    with pytest.raises(encoder.EncoderError, match="is not a readable encoder"):
+    with pytest.raises(encoder.EncoderError, match="does not exist; run `satclr pretrain` first"):
         encoder.load(saved.with_name("none.safetensors"))
 
 

@@ -43,7 +43,7 @@ def test_the_page_is_one_file_that_loads_nothing(written: Path, measured: Path) 
 def test_the_page_shows_the_numbers_of_compare(written: Path, measured: Path, store: tiles.TileStore) -> None:
     report = json.loads((measured / "reports/tiny/compare.json").read_text())
     share = store.targets[store.rows("val")].mean(0)[store.labels.index("airplane")]
-    unlabelled = "7654 unlabelled tiles for pretraining, 32 of them near-duplicates of validation or test tiles"
+    unlabelled = "7,654 unlabelled tiles for pretraining, 32 of them near-duplicates of validation or test tiles"
     texts = {store.digest, unlabelled, "<h3>Leakage</h3>", "<td>4 of 40</td>", f"<td>{share:.2%}</td>"}
     texts |= {f"{entry['test_mAP']:.4f}" for entry in report["arms"].values()}
     texts |= {f"{entry['seeds']['0']['test_knn_mAP']:.4f}" for entry in report["arms"].values()}

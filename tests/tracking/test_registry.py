@@ -34,7 +34,7 @@ def test_a_better_candidate_becomes_champion_until_a_rollback(make: Make, capsys
     project = make("baseline")
     write(project.run("baseline"))
     assert registry.run(project).decision == "champion"
-    assert capsys.readouterr().out == "the first version\n"
+    assert capsys.readouterr().out.startswith("satclr-tiny version 1 (baseline-s0, validation mAP 0.")
     project = make_project(project.root, "baseline", "simclr", "baseline_as_released")
     write(project.run("baseline_as_released"), skill=9)  # on batch statistics: cannot be served
     write(project.run("simclr"), skill=3)
@@ -48,7 +48,9 @@ def test_a_better_candidate_becomes_champion_until_a_rollback(make: Make, capsys
     assert registry.rollback(project).version == "1"
     assert aliases(project) == {"champion": "1"}
     assert registry.run(project).decision == "kept"
-    assert registry.promote(project, "2").decision == "promoted"
+    assert str(registry.promote(project, "2")).endswith("is now champion: by hand")
+    with pytest.raises(store.TrackingError, match="version 2 is the champion already"):
+        registry.promote(project, "2")
     assert aliases(project) == {"champion": "2", "previous": "1"}
     assert history(project) == [("champion", "1"), ("champion", "2"), ("rolled back", "1"), ("promoted", "2")]
 
@@ -101,7 +103,7 @@ def test_below_the_minimum_nothing_is_registered(make: Make) -> None:
         registry.run(project)
     write(project.run("baseline"))
     assert registry.run(project).decision == "rejected"
-    with pytest.raises(store.TrackingError, match="has no version '1'; it has none"):
+    with pytest.raises(store.TrackingError, match="has no versions; run `satclr register`"):
         registry.promote(project, "1")
     with pytest.raises(store.TrackingError, match="no former champion"):
         registry.rollback(project)
@@ -145,7 +147,7 @@ def test_a_version_shows_its_origin(make: Make) -> None:
     version = store.open_store(project.root, "tiny").client.get_model_version_by_alias("satclr-tiny", "champion")
     assert version.tags["satclr.test_mAP"].startswith(f"{metrics['test_mAP']:.6f} [")
     assert {f"satclr.{key}" for key in ("arm", "seed", "data_md5", "commit", "fingerprint")} < set(version.tags)
-    parts = ("Intended use", "Data", "Limits", "Licence", "| parking lot | 0.", "unknown quality: never seen")
+    parts = ("Intended use", "Data", "Limits", "Licence", "| parking lot&emsp; | 0.", "unknown quality: never seen")
     assert not [part for part in parts if part not in version.description]
     assert len(version.description) < 5000
 

@@ -107,7 +107,7 @@ def test_a_report_is_published_once(make: Make) -> None:
     assert run.data.metrics["maps_knn/simclr/a"] == 1
     assert run.data.metrics["test_mAP_hi/category_prior"] == 0.6
     assert run.data.metrics["test_within_category_mAP/category_prior"] == 0.2
-    assert "+0.2000 | +0.1000 to +0.3000" in run.data.tags["mlflow.note.content"]
+    assert "+0.2000&emsp; | +0.1000 to +0.3000" in run.data.tags["mlflow.note.content"]
     client = store.open_store(project.root, "tiny").client
     figures = [file.path for file in client.list_artifacts(run_id, "report/figures")]
     assert figures == ["report/figures/ladder.png"]
@@ -137,13 +137,21 @@ def test_a_temporary_copy_uses_the_projects_store(make: Make, monkeypatch: pytes
     shutil.copytree(project.root, temporary, ignore=shutil.ignore_patterns("mlruns", ".dvc"))
     copy = Project(temporary)
     monkeypatch.chdir(temporary)
+    monkeypatch.setenv("DVC_EXP_NAME", "cold")
     write(copy.run("simclr"))
     assert registry.run(copy).decision == "champion"
     shutil.rmtree(temporary / "results")
     write(copy.run("simclr"), skill=3)
     assert registry.run(copy).against == "1", "the gate sees the project's champion"
     assert not (temporary / "mlruns").exists()
-    assert len(stored(project, "tags.`satclr.kind` = 'arm'")) == 2
+    assert sorted(states(project).values()) == [
+        ("simclr-s0 (cold)", "current"),
+        ("simclr-s0 (cold) (superseded)", "superseded"),
+    ]
+    write(project.run("simclr"), skill=2)
+    runs.publish(project.run("simclr"))
+    current = sorted(name for name, state in states(project).values() if state == "current")
+    assert current == ["simclr-s0", "simclr-s0 (cold)"], "an experiment supersedes its own runs alone"
 
 
 def test_an_old_schema_is_one_sentence_with_the_command(make: Make) -> None:

@@ -25,6 +25,7 @@ from rich.text import Text
 from satclr.data import checks
 from satclr.data.checks import Finding, Rows
 from satclr.data.labels import LabelError, Labels, read
+from satclr.files import counted
 
 LEVELS: Final = {"error": "bold red", "suspect": "bold yellow", "notice": "bold cyan"}
 EXTREMES: Final = 5
@@ -172,7 +173,7 @@ def render(report: Audit) -> RenderableType:
     parts: list[RenderableType] = [
         Text.assemble(
             (f"{len(labels.tiles):,} tiles", "bold"),
-            f", {len(labels.columns)} categories, {len(labels.names)} labels; ",
+            f", {counted(len(labels.columns), 'category', 'categories')}, {counted(len(labels.names), 'label')}; ",
             f"{counts.mean():.2f} labels per tile ({counts.min()} to {counts.max()}). ",
             (f"{flagged:,} tiles flagged ({flagged / len(counts):.2%})", "bold"),
             "; data.labels.on_problem: drop leaves them out." if flagged else ".",

@@ -62,7 +62,7 @@ class Finding:
 def lost(labels: Labels, namesakes: Mapping[str, str]) -> Iterator[Finding]:
     """Find categories whose tiles lack the label that the category is named after; `namesakes` are known ones."""
     gone, likely = dict[str, Rows](), dict[str, Rows]()
-    slips, partly = list[Rows](), list[Rows]()
+    slips, partly = dict[str, Rows](), dict[str, Rows]()
     for category, rows, _ in tables(labels):
         known = namesakes.get(category)
         name, certain = (known, True) if known else namesake(category, labels.names)
@@ -74,7 +74,7 @@ def lost(labels: Labels, namesakes: Mapping[str, str]) -> Iterator[Finding]:
         if share <= LOST_MAX:
             (gone if certain else likely)[line] = missing
         elif certain and len(missing):
-            (slips if share >= RARELY_MISSING else partly).append(missing)
+            (slips if share >= RARELY_MISSING else partly)[line] = missing
     title = f"The label their name stands for is lost: {counted(len(gone), 'category', 'categories')}"
     advice = "Their rows are wrong: restore the column from an earlier release, or drop them."
     yield from _finding(labels, "lost-label", "error", gone, title, advice, count_tiles=False)
@@ -84,7 +84,7 @@ def lost(labels: Labels, namesakes: Mapping[str, str]) -> Iterator[Finding]:
     title = f"Their category's own label is missing, which {RARELY_MISSING:.0%} there have"
     advice = "Look at them; add the label if visible."
     yield from _finding(labels, "missing-namesake", "suspect", slips, title, advice)
-    title = "Their category's own label is missing, as on many tiles there"
+    title = "Their category's own label is missing, and not on them alone"
     advice = "Look at a few: either the label is not visible there, or it was lost."
     yield from _finding(labels, "missing-namesake", "notice", partly, title, advice, flagged=False)
 

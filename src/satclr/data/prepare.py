@@ -54,6 +54,9 @@ def write_store(data: Path, out: Path, settings: Data) -> None:
     if not data.is_dir():
         layout = "put Images/<category>/*.jpg and Labels/<category>.csv there"
         raise PrepareError(f"no data: {data} does not exist; {layout} (`dvc pull` fetches the sample)")
+    if settings.split.file is not None and not (data / settings.split.file).is_file():
+        advice = "put the split there, or set data.split.file to another file, or to null to draw one"
+        raise splits.SplitError(f"{data / settings.split.file} does not exist; {advice}")
     found = audit.audit(data / "Labels")
     table = found.labels
     images, problems = _match(data, table)

@@ -146,7 +146,7 @@ def column(
     try:
         (_, header), *body = list(labels.rows(path)) or [(0, [])]
     except OSError as error:
-        raise SplitError(f"{path} cannot be read ({error})") from None
+        raise SplitError(f"{path} cannot be read ({error.strerror})") from None
     keys = [cell.strip().casefold() for cell in header]
     if not {"image", wanted} <= set(keys):
         raise SplitError(f"{path} has the columns {keys}; image and {wanted} are needed")

@@ -49,6 +49,6 @@ def run(run: Run, _log: object) -> None:
                 advance(1)
         mean = float(np.mean([value for each in tested.values() for value in each.values()]))
         drop = 1 - mean / clean
-        print(f"{run.key}: test mAP {clean:.4f}, {mean:.4f} under corruption, {100 * drop:.1f}% less")
+        print(f"{run.key}: test mAP {clean:.4f}, {mean:.4f} under corruption ({-drop:+.1%})")
     result = {"clean_mAP": clean, "mean_corruption_mAP": mean, "relative_drop": drop, "corruptions": tested}
     files.write_json(run.results / "robustness.json", result)

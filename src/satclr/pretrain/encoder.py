@@ -119,6 +119,8 @@ def save(model: nn.Module, path: Path, *, arch: str, width: int, heads: State | 
 
 def load(path: Path) -> tuple[nn.Module, int]:
     """The encoder that `save` wrote, in eval mode, and its D. Raises `EncoderError` if it is not one."""
+    if not path.is_file():
+        raise EncoderError(f"{path} does not exist; run `satclr pretrain` first")
     try:
         facts, (arrays, _) = load_facts(path), files.load_tensors(path)
         arch = str(facts["arch"])

@@ -171,7 +171,7 @@ def arm_table(report: Mapping[str, Any]) -> list[Row]:
         row: Row = (name, f"{arm['test_mAP']:.4f}{sd}", _span(arm["test_mAP_ci95"]), f"{arm['test_mAP_bias']:+.3f}")
         row += (f"{arm['test_within_category_mAP']:.4f}", f"{arm['val_mAP']:.4f}")
         if c := against.get(name):
-            row += (f"{c['delta_mAP']:+.4f}", _span(c["ci95"], "+"), f"{c['p_holm']:.3f}")
+            row += (f"{c['delta_mAP']:+.4f}", _span(c["ci95"], "+"), _p(c["p_holm"]))
         rows.append(row)
     return rows
 
@@ -186,7 +186,7 @@ def other_tables(report: Mapping[str, Any]) -> Iterator[list[Row]]:
     for step in report["ladder"]:
         change = (f"{step['delta_mAP']:+.4f}", _span(step["delta_ci95"], "+")) if "against" in step else ()
         rows.append((step["arm"], f"{step['test_mAP']:.4f}", _span(step["ci95"]), *change))
-    if report["ladder"]:
+    if len(report["ladder"]) > 2 or report["paper"]:  # two rungs say what the arms' table says
         yield rows + [(f"paper, {name} (MLRSNet)", f"{value:.4f}") for name, value in report["paper"].items()]
     for f in report["factorial"]:
         rows = [("departure", "alone", "after the others", "Shapley value", "95% interval")]
@@ -213,6 +213,10 @@ def probe_notes(report: Mapping[str, Any]) -> Iterator[str]:
                 f"{c['arm']} against {reference} depends on the probe: {c['delta_mAP']:+.4f} with the paper's, "
                 f"{c['delta_converged_mAP']:+.4f} with one trained to convergence"
             )
+
+
+def _p(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _span(ends: Sequence[float], sign: str = "") -> str:

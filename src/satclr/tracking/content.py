@@ -73,14 +73,19 @@ def report_metrics(report: Mapping[str, Any], per_class: Path) -> list[Number]:
 
 def report_note(report: Mapping[str, Any]) -> str:
     """Contrasts and references as Markdown tables."""
-    lines = ["| arm | against | Δ test mAP | 95% interval | p (Holm) |", "| --- | --- | --- | --- | --- |"]
+    lines = [_cells("arm", "against", "Δ test mAP", "95% interval", "p (Holm)"), "| --- | --- | --- | --- | --- |"]
     for c in report["contrasts"]:
         interval = f"{c['ci95'][0]:+.4f} to {c['ci95'][1]:+.4f}"
-        lines.append(f"| {c['arm']} | {c['against']} | {c['delta_mAP']:+.4f} | {interval} | {c['p_holm']:.4g} |")
-    lines += ["", "| | test mAP | within category |", "| --- | --- | --- |"]
+        lines.append(_cells(c["arm"], c["against"], f"{c['delta_mAP']:+.4f}", interval, f"{c['p_holm']:.4g}"))
+    lines += ["", _cells("", "test mAP", "within category"), "| --- | --- | --- |"]
     for name, entry in {**report["arms"], **report["references"]}.items():
-        lines.append(f"| {name} | {entry['test_mAP']:.4f} | {entry['test_within_category_mAP']:.4f} |")
+        lines.append(_cells(name, f"{entry['test_mAP']:.4f}", f"{entry['test_within_category_mAP']:.4f}"))
     return "\n".join(lines)
+
+
+def _cells(*texts: str) -> str:
+    """A row of a Markdown table, with room between columns: MLflow's pages leave none."""
+    return f"| {' | '.join(f'{text}&emsp;' for text in texts)} |"
 
 
 def metric_name(text: str) -> str:
@@ -154,10 +159,10 @@ positives, hence of unknown quality: {without}. Chosen by validation mAP {result
 **Licence.** Code MIT. The weights are subject to the terms of their training data and initial weights.
 
 """
-    lines = ["| label | test AP | 95% interval | positives |", "| --- | --- | --- | --- |"]
+    lines = [_cells("label", "test AP", "95% interval", "positives"), "| --- | --- | --- | --- |"]
     for row in results.per_class:
         ap, low, high = (f"{float(row[key]):.3f}" if row[key] else "–" for key in ("AP", "AP_lo", "AP_hi"))
-        lines.append(f"| {row['label']} | {ap} | {low} to {high} | {row['positives']} |")
+        lines.append(_cells(row["label"], ap, f"{low} to {high}", row["positives"]))
     while len(head) + len("\n".join(lines)) > CARD_LENGTH - 60:
         lines = [*lines[:-2], "(more in the run's per_class_ap.csv)"]
     return head + "\n".join(lines)

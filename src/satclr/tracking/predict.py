@@ -2,7 +2,8 @@
 
     satclr predict TILE... [--json | --csv]
 
-The table has a line per tile: the labels above their threshold, most probable first, then the next ones in parentheses.
+The table has a line per tile: its labels, those at or above their threshold, most probable first; then others of high
+probability in parentheses. Each label has a threshold of its own, tuned on validation tiles.
 """
 
 import csv
@@ -115,7 +116,7 @@ def _say_problems(predictions: Sequence[Prediction]) -> None:
 def _print_json(predictions: Sequence[Prediction], top: int) -> None:
     """A line per tile, without what it does not have."""
     for p in predictions:
-        best = dict(islice(p.probabilities.items(), top))
+        best = {name: v for i, (name, v) in enumerate(p.probabilities.items()) if i < top or name in p.labels}
         row: dict[str, Any] = {"tile": p.source.name, "probabilities": best, "labels": p.labels}
         row |= {"bounds": p.source.bounds, "polygon": p.source.polygon, "error": p.error}
         print(json.dumps({k: v for k, v in row.items() if v not in ({}, None, "")}, ensure_ascii=False))
@@ -131,8 +132,8 @@ def _print_csv(labels: Sequence[str], predictions: Sequence[Prediction]) -> None
 
 
 def _print_table(predictions: Sequence[Prediction], top: int) -> None:
-    """A line per tile, within the terminal's width (80 off a terminal); a long path loses its start."""
-    columns = shutil.get_terminal_size().columns
+    """A line per tile; on a terminal within its width, where a long path loses its start."""
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     names = [prediction.source.name for prediction in predictions]
     width = min(max(map(len, names), default=0), max(columns // 4, 12))
     for name, prediction in zip(names, predictions, strict=True):

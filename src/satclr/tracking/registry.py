@@ -31,6 +31,10 @@ CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 OVER, ROLLED_BACK, FILES = "satclr.promoted_over", "satclr.rolled_back", "satclr.files"
 SEEDS = "satclr.seed_runs"  # the MLflow runs of all seeds of a version's arm
 Outcome = Literal["champion", "challenger", "kept", "rejected", "promoted", "rolled back", "restored"]
+BECAME = {
+    "champion": "is now champion", "promoted": "is now champion", "challenger": "is now challenger",
+    "rolled back": "is champion again", "restored": "is champion again",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,12 @@ class Decision:
     delta_lo: float | None
     delta_hi: float | None
     reason: str
+
+    def __str__(self) -> str:
+        """The decision for a person."""
+        name = f"{self.model} version {self.version}" if self.version else f"not registered in {self.model}"
+        became = f" {BECAME[self.decision]}" if self.decision in BECAME else ""
+        return f"{name} ({self.arm}-s{self.seed}, validation mAP {self.val_mAP:.4f}){became}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -90,7 +100,7 @@ def run(project: Project) -> Decision:
         decision = registry.decide(ranking[0])
         champion = registry.by_alias(CHAMPION)
     _write_champion(project, decision, ranking, champion)
-    print(decision.reason)
+    print(decision)
     return decision
 
 
@@ -99,9 +109,10 @@ def promote(project: Project, version: str) -> Decision:
     registry = _Registry(project)
     champion, known = registry.by_alias(CHAMPION), registry.versions()
     if version not in known:
-        numbers = ", ".join(sorted(known, key=int)) or "none; run `satclr register`"
-        raise TrackingError(f"{registry.name} has no version {version!r}; it has {numbers}")
-    if champion is not None and champion.version == version:
+        numbers = ", ".join(sorted(known, key=int))
+        other = f"version {version!r}; it has {numbers}" if known else "versions; run `satclr register`"
+        raise TrackingError(f"{registry.name} has no {other}")
+    if champion is not None and str(champion.version) == version:  # the file store's versions are numbers
         raise TrackingError(f"{registry.name} version {version} is the champion already")
     registry.client.delete_model_version_tag(registry.name, version, ROLLED_BACK)
     return registry.set_champion("promoted", known[version], champion, "by hand")

@@ -19,7 +19,7 @@ from typing import Any
 
 from satclr import files, progress
 from satclr.evaluation.linear import LinearProbe
-from satclr.project import PACKAGE, Project, ProjectError, Run
+from satclr.project import PACKAGE, Project, ProjectError, Run, experiment
 from satclr.study.results import Results, read_json
 from satclr.tracking import content
 from satclr.tracking.store import Store, load_mlflow, log, mark_killed, open_store, owner, stamped, tag
@@ -34,7 +34,8 @@ def publish(run: Run) -> str:
     """Log the arm run of what the stages wrote, unless the store has it; return its id.
 
     It is recognised by the digest of its files and parameters. Other runs of the arm and seed are marked superseded,
-    and the live runs of its stages become its children. Raises `ProjectError` naming a missing file.
+    but for those of other DVC experiments, and the live runs of its stages become its children. Raises `ProjectError`
+    naming a missing file.
     """
     results, store = Results(run), open_store(run.root, run.profile)
     mark_killed(store)
@@ -73,12 +74,14 @@ def publish_report(project: Project) -> str:
     if run_id is None:
         report = read_json(folder / "compare.json")
         tags = {"satclr.kind": "compare", "satclr.profile": project.profile, "satclr.digest": digest}
-        run_id = _create(store, "compare", tags | {"mlflow.note.content": content.report_note(report)})
+        run_id = _create(
+            store, "compare", experiment(project.root), tags | {"mlflow.note.content": content.report_note(report)}
+        )
         log(store, run_id, metrics=stamped(content.report_metrics(report, folder / "per_class_ap.csv")))
         for path in found:
             store.client.log_artifact(run_id, str(path), str("report" / path.parent.relative_to(folder)))
         store.client.set_terminated(run_id)
-    _make_current(store, run_id, tag("kind", "compare"))
+    _make_current(store, run_id, experiment(project.root), tag("kind", "compare"))
     return run_id
 
 
@@ -94,7 +97,7 @@ def parameters(results: Results) -> dict[str, str]:
 def _publish(store: Store, results: Results, digest: str) -> str:
     own = (tag("arm", results.run.arm), tag("seed", results.run.seed))
     run_id = _finished(store, digest) or _log(store, results, digest)
-    _make_current(store, run_id, tag("kind", "arm"), *own)
+    _make_current(store, run_id, experiment(results.run.root), tag("kind", "arm"), *own)
     for child in store.search(tag("kind", "live"), *own):
         if "mlflow.parentRunId" not in child.data.tags:
             store.client.set_tag(child.info.run_id, "mlflow.parentRunId", run_id)
@@ -109,7 +112,7 @@ def _log(store: Store, results: Results, digest: str) -> str:
     run, client = results.run, store.client
     probe, (audit, _) = LinearProbe.load(run.probe), content.audit(run)
     tags = content.tags(results, str(probe.encoder.get("fingerprint", "unknown")))
-    run_id = _create(store, run.key, tags | {"satclr.digest": digest})
+    run_id = _create(store, run.key, experiment(run.root), tags | {"satclr.digest": digest})
     try:
         _log_data(store, results, run_id, audit)
         log(store, run_id, params=parameters(results))
@@ -127,8 +130,12 @@ def _log(store: Store, results: Results, digest: str) -> str:
     return run_id
 
 
-def _create(store: Store, name: str, tags: Mapping[str, str]) -> str:
-    return str(store.client.create_run(store.experiment_id, run_name=name, tags={**tags, **owner()}).info.run_id)
+def _create(store: Store, name: str, trial: str | None, tags: Mapping[str, str]) -> str:
+    """Create a run. trial: the DVC experiment that it is of."""
+    own = {"satclr.experiment": trial} if trial else {}
+    name = f"{name} ({trial})" if trial else name
+    created = store.client.create_run(store.experiment_id, run_name=name, tags={**tags, **own, **owner()})
+    return str(created.info.run_id)
 
 
 def _log_data(store: Store, results: Results, run_id: str, audit: Mapping[str, int]) -> None:
@@ -208,11 +215,11 @@ def _finished(store: Store, digest: str) -> str | None:
     return None
 
 
-def _make_current(store: Store, run_id: str, *conditions: str) -> None:
-    """Mark a run current, and the others that were superseded."""
+def _make_current(store: Store, run_id: str, trial: str | None, *conditions: str) -> None:
+    """Mark a run current, and the others that were superseded. trial: the DVC experiment that says so."""
     client = store.client
     for run in store.search(*conditions, tag("state", "current")):
-        if run.info.run_id != run_id:
+        if run.info.run_id != run_id and run.data.tags.get("satclr.experiment") == trial:
             log(store, run.info.run_id, tags={"satclr.state": "superseded", "satclr.superseded_by": run_id})
             client.update_run(run.info.run_id, name=f"{run.info.run_name} (superseded)")
     tags = client.get_run(run_id).data.tags

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import shlex
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -185,8 +186,9 @@ def serve(project: Project, *, port: int, browser: bool) -> int:
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store.uri, "--artifacts-destination"]
     command += [(store.folder / "artifacts").as_uri(), "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--uvicorn-opts", "--log-level warning"]
-    environment = QUIET | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | os.environ
-    with subprocess.Popen(command, env=environment, cwd=store.folder) as server:
+    environment = QUIET | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"} | os.environ
+    # In a session of its own, Ctrl-C reaches this process alone, which ends the server without its traceback.
+    with subprocess.Popen(command, env=environment, cwd=store.folder, start_new_session=True) as server:
         try:
             _wait_for(server, base)
             print(page, flush=True)
@@ -196,7 +198,8 @@ def serve(project: Project, *, port: int, browser: bool) -> int:
         except KeyboardInterrupt:
             return 0
         finally:
-            server.terminate()
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGTERM)
 
 
 def _wait_for(server: subprocess.Popen[bytes], base: str) -> None:

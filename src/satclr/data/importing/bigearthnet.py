@@ -62,6 +62,7 @@ def plan(source: Path, *, unlabelled: bool = False) -> Plan:
         images_without_row=[] if unlabelled else without,
         notes=[f"{absent:,} of {len(rows):,} patches are missing"] if absent else [],
         unlabelled=[_tile(root, "tiles", patch) for patch in without] if unlabelled else [],
+        by="country",
     )
 
 

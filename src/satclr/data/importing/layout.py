@@ -75,6 +75,7 @@ def plan(
         notes=notes,
         read=[reading.text for reading in readings],
         unlabelled=without if unlabelled else [],
+        by=" or ".join(sorted({_named_by(image) for image in images})),
     )
 
 
@@ -135,6 +136,11 @@ def _categories(paths: Sequence[PurePosixPath]) -> list[str]:
         path.parent.name if _is_category(path.parent.name) else stem if telling and stem else "tiles"
         for stem, path in zip(stems, paths, strict=True)
     ]
+
+
+def _named_by(image: Tile) -> str:
+    """Where the name of an image's category is from."""
+    return "folder" if _is_category(image.path.parent.name) else "default" if image.category == "tiles" else "file name"
 
 
 def _is_category(folder: str) -> bool:

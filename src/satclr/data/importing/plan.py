@@ -45,7 +45,8 @@ class Plan:
     """A data set in the layout of `prepare`, before it is written.
 
     tables: each category's. split: train, val or test of each tile's name, if the data set has one. documents: files to
-    copy. notes: for the user. read: how each table was read. unlabelled: images without a row to keep.
+    copy. notes: for the user. read: how each table was read. unlabelled: images without a row to keep. by: what tells
+    categories apart.
     """
 
     tiles: list[Tile]
@@ -57,6 +58,7 @@ class Plan:
     notes: list[str] = field(default_factory=list)
     read: list[str] = field(default_factory=list)
     unlabelled: list[Tile] = field(default_factory=list)
+    by: str = "folder"
 
     @property
     def skipped(self) -> float:
@@ -81,7 +83,8 @@ class Plan:
         if more := self.read[SHOWN:]:
             lines.append(f"and {counted(len(more), 'more table')}")
         counts = (counted(len(self.tiles), "tile"), counted(len(self.tables), "category", "categories"))
-        lines.append(f"{', '.join(counts)}, {counted(len(self.names), 'label')}: {some(self.names, SHOWN)}")
+        labels_ = f"{counted(len(self.names), 'label')}: {some(self.names, SHOWN)}"
+        lines.append(f"{', '.join(counts)} (by {self.by}), {labels_}")
         if self.splits:
             sizes = ", ".join(f"{size:,} {name}" for name, size in self.splits.items())
             lines.append(f"official split: {sizes} (set data.split.file: split.csv to use it)")

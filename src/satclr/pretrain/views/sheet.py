@@ -17,6 +17,7 @@ from torch import Tensor
 
 from satclr import files, randomness
 from satclr.data import pixels
+from satclr.data.tiles import TileError
 from satclr.params import Settings, Views
 from satclr.pretrain import views
 
@@ -30,7 +31,10 @@ def write(tiles: Sequence[Path], out: Path, settings: Settings, *, seed: int) ->
     """Draw the sheets of several tiles one below the other. Raises `TileError` for a file that is not a tile."""
     sheets = []
     for i, path in enumerate(tiles):
-        tile = torch.from_numpy(pixels.decode(path, settings.data.tile_px, scale=settings.data.scale).copy())
+        try:
+            tile = torch.from_numpy(pixels.decode(path, settings.data.tile_px, scale=settings.data.scale).copy())
+        except TileError as error:
+            raise TileError(f"{path}: {error}") from None
         sheet = contact_sheet(tile, settings.views, generator=randomness.generator(seed, "sheet", i))
         sheets.append(np.asarray(sheet))
     with files.replacing(out) as part:
