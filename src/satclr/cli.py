@@ -160,9 +160,7 @@ def import_(
 def predict(
     tiles: Annotated[list[str], typer.Argument(help="Tiles, folders, globs, or GeoTIFF scenes, which are cut up.")],
     profile: Profile = None,
-    top: Annotated[
-        int, typer.Option(help="Show at least so many labels: those of the tile, others in ( ).", min=1)
-    ] = 5,
+    top: Annotated[int, typer.Option(help="Labels to show at least; in ( ): below their threshold.", min=1)] = 5,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per tile.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV with every label's probability.")] = False,
     scene_tile_px: Annotated[int, typer.Option(help="Side of the tiles that a scene is cut into.", min=8)] = 256,

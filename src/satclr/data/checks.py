@@ -81,10 +81,10 @@ def lost(labels: Labels, namesakes: Mapping[str, str]) -> Iterator[Finding]:
     title = f"The label their name may stand for is absent: {counted(len(likely), 'category', 'categories')}"
     advice = "Look at a few tiles; where the label is visible, restore the column."
     yield from _finding(labels, "lost-label", "suspect", likely, title, advice, flagged=False, count_tiles=False)
-    title = f"Their category's own label is missing, which {RARELY_MISSING:.0%} there have"
+    title = f"Without their category's own label, which over {RARELY_MISSING:.0%} of its tiles have"
     advice = "Look at them; add the label if visible."
     yield from _finding(labels, "missing-namesake", "suspect", slips, title, advice)
-    title = "Their category's own label is missing, and not on them alone"
+    title = "Without their category's own label"
     advice = "Look at a few: either the label is not visible there, or it was lost."
     yield from _finding(labels, "missing-namesake", "notice", partly, title, advice, flagged=False)
 

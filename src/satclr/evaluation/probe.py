@@ -25,7 +25,7 @@ from satclr.evaluation import metrics
 from satclr.evaluation.linear import LinearProbe
 from satclr.evaluation.metrics import decisions
 from satclr.progress import Log
-from satclr.project import Run
+from satclr.project import ProjectError, Run
 
 COLUMNS = ("epoch", "train_loss", "val_loss", "val_mAP")
 
@@ -110,9 +110,14 @@ def new_layer(width: int, labels: int, *, seed: int) -> nn.Linear:
 
 
 def fingerprint(run: Run) -> str:
-    """SHA-256 of the encoder, the settings of embedding and probing, and the seed."""
+    """SHA-256 of the encoder, the settings of embedding and probing, and the seed.
+
+    Raises `ProjectError` without an encoder.
+    """
     settings = run.settings
-    encoder = files.sha256(run.encoder) if run.encoder.exists() else ""
+    if not run.encoder.is_file():  # before MLflow has a run of it
+        raise ProjectError(f"{run.encoder} does not exist; run `satclr pretrain` first")
+    encoder = files.sha256(run.encoder)
     facts = [settings.probe.model_dump(mode="json"), settings.evaluate.undefined_ap, run.seed, encoder]
     facts.append(machine.precision(settings.embed.precision)[0])
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
