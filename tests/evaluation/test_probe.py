@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -11,6 +9,7 @@ from satclr.data import tiles
 from satclr.evaluation import probe
 from satclr.evaluation.linear import LinearProbe
 from satclr.evaluation.metrics import decisions
+from satclr.project import ProjectError
 
 from .conftest import MakeRun, log
 
@@ -67,7 +66,10 @@ def test_the_selected_epoch_is_saved_with_its_curve(run_of: MakeRun, store: tile
 
 def test_the_fingerprint_tells_settings_seeds_and_encoders_apart(run_of: MakeRun) -> None:
     run = run_of()
-    found = {probe.fingerprint(each) for each in (run, run_of(), run_of(probe={"epochs": 9}), replace(run, seed=1))}
+    found = {probe.fingerprint(each) for each in (run, run_of(), run_of(probe={"epochs": 9}), run_of(seed=1))}
     run.encoder.write_bytes(b"another")
     assert len(found) == 3
     assert probe.fingerprint(run) not in found
+    run.encoder.unlink()
+    with pytest.raises(ProjectError, match="run `satclr pretrain` first"):
+        probe.fingerprint(run)
