@@ -61,9 +61,9 @@ def run(project: Project) -> dict[str, Any]:
     cells = [(n, *row) for n, table in by_label.items() for row in zip(test.labels, table.tolist(), strict=True)]
     rows = [[name, label, *("" if np.isnan(v) else v for v in values)] for name, label, values in cells]
     files.write_csv(out / "per_class_ap.csv", LABEL_COLUMNS, rows)
-    for header, *lines in (arm_table(report), *other_tables(report)):
+    for i, (header, *lines) in enumerate((arm_table(report), *other_tables(report))):
+        print("\n" * (i > 0), end="")
         progress.print_table(lines, header=header, width=TABLE_WIDTH)
-        print()
     for note in probe_notes(report):
         print(note)
     return report

@@ -112,7 +112,7 @@ def promote(project: Project, version: str) -> Decision:
         numbers = ", ".join(sorted(known, key=int))
         other = f"version {version!r}; it has {numbers}" if known else "versions; run `satclr register`"
         raise TrackingError(f"{registry.name} has no {other}")
-    if champion is not None and str(champion.version) == version:  # the file store's versions are numbers
+    if champion is not None and str(champion.version) == version:  # a number in MLflow's SQL store
         raise TrackingError(f"{registry.name} version {version} is the champion already")
     registry.client.delete_model_version_tag(registry.name, version, ROLLED_BACK)
     return registry.set_champion("promoted", known[version], champion, "by hand")

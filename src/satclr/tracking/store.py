@@ -187,6 +187,8 @@ def serve(project: Project, *, port: int, browser: bool) -> int:
     command += [(store.folder / "artifacts").as_uri(), "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--uvicorn-opts", "--log-level warning"]
     environment = QUIET | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"} | os.environ
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # a terminal that closes ends the server too
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     # In a session of its own, Ctrl-C reaches this process alone, which ends the server without its traceback.
     with subprocess.Popen(command, env=environment, cwd=store.folder, start_new_session=True) as server:
         try:
